@@ -1,0 +1,134 @@
+"""Attend, Infer, Repeat: the inference half (Eslami et al. 2016, arXiv 1603.08575, section 2.1)."""
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from guides.baselines import NeuralBaseline
+from pplmodels.air import bernoulli_while_present
+from pplmodels.nn import ContextLSTMCell, mlp, read_window
+from pplmodels.pretrained import Half
+
+
+class AIRGuide(Half):
+    """A recurrent network that looks at one object a step and decides after each whether to go on.
+
+    .. code-block:: text
+
+        q(z | x) = prod_{t=1..T} q(z_pres_t | h_t, z_pres_{t-1}) [q(z_where_t | h_t) q(z_what_t | glimpse_t)]^{z_pres_t}
+
+        h_t       = LSTM([embed(x), z_{t-1}], h_{t-1}),  z_t = z_pres_t [1, z_where_t, z_what_t]
+        glimpse_t = read(x, z_where_t)
+
+    ==========  ============  ===========  ===========  ===================================
+    site        support       batch shape  event shape  in the paper
+    ==========  ============  ===========  ===========  ===================================
+    z_pres_t    {0, 1}        (B)          ()           Bern(pi^t z_pres^{t-1}), REINFORCE
+    z_where_t   real          (B)          (3)          Normal, reparameterised
+    z_what_t    real          (B)          (D)          Normal, reparameterised
+    ==========  ============  ===========  ===========  ===================================
+
+    To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
+
+    Deviations: the recurrent network reads an embedding of the image, computed once, together with
+    its share of the gates; the paper feeds the pixels again at each step. The logit of pi^t is the network's output plus
+    the prior's ``log_k``, as in Bayes' rule: the network learns the evidence for an object, which does not depend on
+    the prior, so that the posterior follows while the prior is annealed instead of staying where a
+    permissive one has pushed it. The baseline shares no weight with the guide; it reads the pixels and,
+    detached, the recurrent state, which knows z_{<t}.
+
+    Arguments:
+        canvas, num_steps, what_dim: as the model's.
+        window: side of the glimpse in pixels.
+        embed_dim: size of the image's embedding.
+        hidden_dim: size of the LSTM's state.
+        predict_dim: hidden layer between the state and the parameters of z_pres and z_where.
+        encoder_dims: hidden layers from the glimpse to z_what.
+        where_loc: where the windows start, usually the prior's mean.
+        where_scale: initial standard deviation of (log s, x, y).
+        presence_bias: initial evidence for an object, in nats: above ``-log_k`` the guide begins by looking everywhere.
+        log_k: as the model's: a buffer that training anneals together with the model's.
+    """
+
+    role = "guide"
+
+    def __init__(
+        self,
+        canvas: Sequence[int] = (1, 50, 50),
+        num_steps: int = 3,
+        what_dim: int = 50,
+        window: int = 28,
+        embed_dim: int = 256,
+        hidden_dim: int = 256,
+        predict_dim: int = 200,
+        encoder_dims: Sequence[int] = (200,),
+        where_loc: Sequence[float] = (math.log(0.35), 0.0, 0.0),
+        where_scale: Sequence[float] = (0.1, 0.3, 0.3),
+        presence_bias: float = 4.0,
+        log_k: float = math.log(0.1),
+    ):
+        super().__init__("air_guide")
+        pixels = math.prod(canvas)
+        z_dim = 1 + 3 + what_dim
+        self.num_steps = num_steps
+        self.window = window
+        self.hidden_dim = hidden_dim
+        self.z_dim = z_dim
+        self.embed = mlp(pixels, (embed_dim,))
+        self.lstm = ContextLSTMCell(embed_dim, z_dim, hidden_dim)
+        self.predict = mlp(hidden_dim, (predict_dim,))
+        self.presence = nn.Linear(predict_dim, 1)
+        self.where = nn.Linear(predict_dim, 6)
+        self.encoder = mlp(canvas[0] * window**2, encoder_dims, 2 * what_dim)
+        self.baseline = NeuralBaseline(pixels, hidden_dim)
+        self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
+        with torch.no_grad():
+            self.presence.bias.fill_(presence_bias)
+            self.where.bias.copy_(torch.tensor([*where_loc, *(math.log(math.expm1(s)) for s in where_scale)]))
+            self.where.weight.mul_(0.1)  # windows start together, at where_loc
+
+    @pyro_method
+    def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
+        """q(z_pres_t | h_t, z_pres_{t-1}) from ``features (..., B, predict_dim)`` of h_t and ``present (..., B)``."""
+        return bernoulli_while_present(self.presence(features).squeeze(-1) + self.log_k, present)
+
+    @pyro_method
+    def q_z_where(self, features: Tensor) -> dist.Distribution:
+        """q(z_where_t | h_t), event shape (3), from ``features (..., B, predict_dim)`` of h_t."""
+        loc, raw = self.where(features).chunk(2, -1)
+        return dist.Normal(loc, softplus(raw)).to_event(1)
+
+    @pyro_method
+    def q_z_what(self, glimpse: Tensor) -> dist.Distribution:
+        """q(z_what_t | glimpse_t), event shape (D), from ``glimpse (..., B, C, window, window)``."""
+        loc, raw = self.encoder(glimpse.flatten(-3)).chunk(2, -1)
+        return dist.Normal(loc, softplus(raw)).to_event(1)
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
+        """Sample the latents of the scenes ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
+        if x is None:
+            raise ValueError("AIRGuide infers objects from scenes: x is required")
+        pixels = x.flatten(-3)
+        gates = self.lstm.gates(self.embed(pixels))  # (B, 4H), the same at every step
+        context = self.baseline.context(pixels)
+        present = x.new_ones(len(x))
+        state = (x.new_zeros(len(x), self.hidden_dim),) * 2
+        z = x.new_zeros(len(x), self.z_dim)
+        with pyro.plate("data", len(x), dim=-1):
+            for t in range(1, self.num_steps + 1):
+                state = self.lstm(gates, z, state)
+                features = self.predict(state[0])
+                infer = self.baseline.control(context, state[0], present)
+                present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
+                seen = present > 0
+                z_where = pyro.sample(f"z_where_{t}", self.q_z_where(features).mask(seen))
+                glimpse = read_window(x, z_where, self.window)  # (..., B, C, window, window)
+                z_what = pyro.sample(f"z_what_{t}", self.q_z_what(glimpse).mask(seen))
+                pres = present[..., None]
+                z = torch.cat([pres, pres * z_where, pres * z_what], -1)

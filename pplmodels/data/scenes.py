@@ -1,0 +1,153 @@
+"""Scenes of a few objects on a black canvas, with known counts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pplmodels.data.arrays import read_npz, to_pixels
+from pplmodels.data.images import Images
+from pplmodels.data.objects import ink_extent, load_objects
+from pplmodels.errors import InputError
+from pplmodels.nn import write_window
+
+CHUNK = 4096  # scenes rendered at a time: the canvases of a chunk stay in the cache
+TRIES = 100  # places tried for one object before its scene is begun anew
+RESTARTS = 20  # times a scene is begun anew before the objects are said not to fit
+JITTER = 0.1 / 1.3  # relative deviation of an object's size, as in Pyro's multi-MNIST scenes
+
+
+def make_scenes(
+    objects: Images,
+    num_scenes: int,
+    *,
+    canvas: int = 50,
+    counts: Sequence[int] = (0, 1, 2),
+    object_size: float = 28 / 1.3,
+    seed: int = 0,
+) -> Images:
+    """Scenes ``(num_scenes, C, canvas, canvas)`` whose counts are drawn evenly from ``counts``.
+
+    Objects are drawn with replacement, scaled to ``object_size`` pixels (with a jitter of 8 %), and placed anywhere inside
+    the canvas where no pixel becomes brighter than full. Deterministic in ``seed``, whatever the device.
+    The defaults are the scenes of the AIR literature (28-pixel digits at scale 1/1.3 on 50x50).
+    """
+    largest = max(counts)
+    if object_size * (1 + 2 * JITTER) > canvas:
+        raise InputError(f"objects of {object_size:g} pixels (up to {1 + 2 * JITTER:.0%}) do not fit a canvas of {canvas}.")
+    generator = torch.Generator().manual_seed(seed)
+    choices = torch.tensor(counts)
+    chosen = choices[torch.randint(len(choices), (num_scenes,), generator=generator)]
+    pixels = torch.cat(
+        [
+            _compose(objects, part, largest, canvas, object_size, generator).mul_(255).round_().byte()
+            for part in chosen.split(CHUNK)
+        ]
+    )
+    return Images(pixels, chosen)
+
+
+def _compose(
+    objects: Images, counts: Tensor, largest: int, canvas: int, object_size: float, generator: torch.Generator
+) -> Tensor:
+    """Scenes with the given counts, ``(len(counts), C, canvas, canvas)`` in [0, 1]."""
+    scenes = torch.zeros(len(counts), objects.shape[0], canvas, canvas)
+    todo = torch.arange(len(counts))
+    for _ in range(RESTARTS):
+        scenes[todo] = 0
+        failed = torch.zeros(len(counts), dtype=torch.bool)
+        for number in range(largest):
+            waiting = todo[(counts[todo] > number) & ~failed[todo]]
+            failed[_place(scenes, waiting, objects, object_size, generator)] = True
+        todo = failed.nonzero().squeeze(1)
+        if not len(todo):
+            return scenes
+    raise InputError(f"{largest} objects of {object_size:g} pixels do not fit a canvas of {canvas} without overlap.")
+
+
+def _place(
+    scenes: Tensor, waiting: Tensor, objects: Images, object_size: float, generator: torch.Generator
+) -> Tensor:
+    """Add one object to each scene in ``waiting``; returns those where no free place was found."""
+    canvas = scenes.shape[-1]
+    chosen = torch.randint(len(objects), (len(waiting),), generator=generator)
+    for _ in range(TRIES):
+        if not len(waiting):
+            break
+        jitter = 1 + JITTER * torch.randn(len(waiting), generator=generator).clamp(-2, 2)
+        scale = object_size * jitter / canvas
+        centre = (2 * torch.rand(len(waiting), 2, generator=generator) - 1) * (1 - scale)[:, None]
+        where = torch.cat([scale.log()[:, None], centre], 1)
+        both = scenes[waiting] + write_window(objects[chosen], where, canvas, canvas)
+        fits = both.flatten(1).amax(1) <= 1 + 1e-6
+        scenes[waiting[fits]] = both[fits].clamp(max=1)
+        waiting, chosen = waiting[~fits], chosen[~fits]
+    return waiting
+
+
+def load_scenes(path: str | Path) -> tuple[Images, Images]:
+    """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and true counts ``n_train``, ``n_test`` if known."""
+    arrays = read_npz(path, required=("x_train", "x_test"), optional=("n_train", "n_test"))
+    halves = []
+    for half in ("train", "test"):
+        pixels = to_pixels(arrays[f"x_{half}"], f"x_{half} in {path}")
+        counts = arrays.get(f"n_{half}")
+        if counts is not None:
+            if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
+                raise InputError(f"n_{half} in {path} must hold one whole number from 0 for each image of x_{half}.")
+            counts = torch.from_numpy(counts.astype("int64"))
+        halves.append(Images(pixels, counts))
+    train, test = halves
+    if train.shape != test.shape:
+        raise InputError(f"x_train and x_test in {path} differ in size: {train.shape} and {test.shape}.")
+    return train, test
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Training and held-out scenes, and the side of their objects' bounding boxes in pixels (on average)."""
+
+    train: Images
+    test: Images
+    object_side: float
+
+    def window_prior(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of (log s, x, y) for windows a little wider than the objects, anywhere on the canvas."""
+        side = self.object_side / min(self.train.shape[1:])
+        reach = max(0.1, (1 - side) / math.sqrt(3))  # the deviation of an even spread over the places inside
+        return [math.log(min(1.0, 1.2 * side)), 0.0, 0.0], [0.1, reach, reach]
+
+
+def scene_set(
+    data: str,
+    data_dir: str | Path = "data",
+    *,
+    ready_made: bool = False,
+    canvas: int | None = None,
+    max_objects: int = 2,
+    object_size: float | None = None,
+    num_train: int = 60_000,
+    num_test: int = 10_000,
+    seed: int = 0,
+) -> SceneSet:
+    """Scenes of 0 to ``max_objects`` objects from a data set that :func:`pplmodels.data.load_objects` knows.
+
+    Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for the small
+    built-in digits to 32 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size`` says
+    how large their objects are (default: 0.4 of the canvas).
+    """
+    if ready_made:
+        if not data.endswith(".npz"):
+            raise InputError(f"ready-made scenes come from an .npz file, not from {data}.")
+        train, test = load_scenes(data)
+        return SceneSet(train.head(num_train), test.head(num_test), object_size or 0.4 * min(train.shape[1:]))
+    usual_canvas, usual_size = (32, 13.0) if data == "digits" else (50, 28 / 1.3)
+    canvas, object_size = canvas or usual_canvas, object_size or usual_size
+    train, test = load_objects(data, data_dir)
+    options = {"canvas": canvas, "counts": range(max_objects + 1), "object_size": object_size, "seed": seed}
+    return SceneSet(
+        make_scenes(train, num_train, **options), make_scenes(test, num_test, **options), object_size * ink_extent(train)
+    )

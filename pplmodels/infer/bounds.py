@@ -1,0 +1,69 @@
+"""Bounds on log p(x), evaluated on a whole data set and split by site."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pplmodels.infer.parameters import module_owned_parameters
+
+
+def log_probs(model, guide, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values."""
+    with module_owned_parameters():
+        guide_trace = poutine.trace(guide).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    for trace in (model_trace, guide_trace):
+        trace.compute_log_prob()
+    log_p, log_q = (
+        {name: site["log_prob"] for name, site in trace.nodes.items() if _is_random(site)}
+        for trace in (model_trace, guide_trace)
+    )
+    return log_p, log_q, {name: guide_trace.nodes[name]["value"] for name in log_q}
+
+
+def _is_random(site) -> bool:
+    return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("is_auxiliary")
+
+
+@torch.no_grad()
+def elbo_terms(model, guide, batches: Iterable[Tensor]) -> dict[str, float]:
+    """The bound (K = 1) over all images of ``batches``, in nats per image, and where it comes from.
+
+    Returns ``elbo``, ``reconstruction`` (log-probability of the observed sites), ``kl``, and ``kl/<site>`` with the
+    steps of a site added up ("z_where_1" and "z_where_2" count for "kl/z_where"). Each KL is log q - log p at the
+    guide's sample, so ``elbo = reconstruction - kl`` holds exactly. beta is 1, no image is left out, and
+    the sums are kept in float64.
+    """
+    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    images = 0
+    for x in batches:
+        log_p, log_q, _ = log_probs(model, guide, x)
+        images += len(x)
+        for site in log_p.keys() | log_q.keys():
+            if site in log_q:
+                kl = (log_q[site] - log_p[site]).sum(dtype=torch.float64).cpu()
+                totals["kl"] += kl
+                totals["kl/" + re.sub(r"_\d+$", "", site)] += kl
+            else:
+                totals["reconstruction"] += log_p[site].sum(dtype=torch.float64).cpu()
+    totals["elbo"] = totals["reconstruction"] - totals["kl"]
+    return {name: float(total) / images for name, total in sorted(totals.items())}
+
+
+@torch.no_grad()
+def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
+    """The sites whose log-probability is infinite or NaN for some image of ``x``, guide sites first."""
+    with pyro.validation_enabled(False):
+        log_p, log_q, _ = log_probs(model, guide, x)
+    return [
+        f"{site} in the {half}"
+        for half, terms in (("guide", log_q), ("model", log_p))
+        for site, term in terms.items()
+        if not term.isfinite().all()
+    ]

@@ -1,0 +1,29 @@
+"""Optimizers over the parameters of a pair."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def adam(
+    model: nn.Module, guide: nn.Module, lr: float, lr_of: Mapping[nn.Module, float] | None = None, **options
+) -> torch.optim.Adam:
+    """One fused Adam over a pair: a group for what ``lr_of`` does not name, then one for each module it names.
+
+    Learning rates are tensors on the parameters' device, so that a schedule can write to them in place
+    (:class:`pplmodels.infer.Annealed`). ``options`` go to :class:`torch.optim.Adam`.
+    """
+    groups = [{"params": list(module.parameters()), "lr": rate} for module, rate in (lr_of or {}).items()]
+    named = {id(p) for group in groups for p in group["params"]}
+    rest = [p for half in (model, guide) for p in half.parameters() if id(p) not in named]
+    device = rest[0].device
+    groups = [{"params": rest, "lr": lr}, *groups]
+    for group in groups:
+        group["lr"] = torch.tensor(group["lr"], device=device)
+    return torch.optim.Adam(groups, fused=True, **options)
+
+
+def learning_rates(optim: torch.optim.Optimizer) -> list[Tensor]:
+    """The learning-rate tensors of the groups of :func:`adam`, in their order."""
+    return [group["lr"] for group in optim.param_groups]

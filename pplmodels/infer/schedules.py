@@ -1,0 +1,38 @@
+"""Annealed quantities: a tensor that a program reads, and a function of the step that says its value."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Schedule = Callable[[int], float]
+
+
+def linear(start: float, end: float, begin: int, finish: int) -> Schedule:
+    """``start`` until step ``begin``, along a line to ``end`` at step ``finish``, then ``end``."""
+    return lambda step: start + (end - start) * _progress(step, begin, finish)
+
+
+def cosine(start: float, end: float, begin: int, finish: int) -> Schedule:
+    """``start`` until step ``begin``, half a cosine wave to ``end`` at step ``finish``, then ``end``."""
+    return lambda step: end + (start - end) * (1 + math.cos(math.pi * _progress(step, begin, finish))) / 2
+
+
+def _progress(step: int, begin: int, finish: int) -> float:
+    return 1.0 if step >= finish else max(0.0, (step - begin) / (finish - begin))
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """A tensor (a buffer of a model, a learning rate) that follows a schedule.
+
+    It is written in place, so whoever holds the tensor, a traced program too, sees the new value.
+    """
+
+    tensor: Tensor
+    schedule: Schedule
+
+    def set(self, step: int) -> None:
+        """Give the tensor its value for ``step``, counted from 0."""
+        self.tensor.fill_(self.schedule(step))

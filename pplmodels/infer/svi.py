@@ -1,0 +1,111 @@
+"""Stochastic variational inference with module-owned parameters and a torch optimizer."""
+
+import math
+
+import pyro
+import torch
+from pyro.infer import TraceGraph_ELBO
+from pyro.infer.elbo import ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.optim import PyroOptim
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pplmodels.infer.parameters import module_owned_parameters
+
+
+class SVI(pyro.infer.SVI):
+    """:class:`pyro.infer.SVI` with the same constructor and methods, for pairs that own their parameters.
+
+    With a :class:`torch.optim.Optimizer` over the pair's parameters (:func:`pplmodels.infer.adam` builds one):
+
+    - the parameters stay in the modules and nothing enters Pyro's global param store, so two pairs live
+      in one process and a notebook cell can be run again;
+    - the gradients are those of the stock class; with ``clip_norm`` each parameter group's gradient of the loss *per
+      image* is scaled down to that norm;
+    - losses are returned per image (over the plate named "data"; in total where a pair has none), in nats, as
+      tensors on the device: the device is waited for only where a number is read with ``float``;
+    - after a loss or a gradient that is not finite the parameters stop moving and :attr:`failed` is true, so the
+      weights that led there can be looked at and the last good ones are not lost;
+    - the arguments of distributions are validated in the first step only: the checks read values back.
+
+    With a :class:`pyro.optim.PyroOptim` everything is the stock class's, including its totals and its param store.
+
+    Arguments:
+        model, guide: callables with Pyro primitives; with a torch optimizer, modules.
+        optim: a torch optimizer or a PyroOptim.
+        loss: an ELBO, by default ``TraceGraph_ELBO()``.
+        clip_norm: largest gradient norm a parameter group, in nats per image per unit; None for no limit.
+    """
+
+    def __init__(self, model, guide, optim, loss: ELBO | None = None, *, clip_norm: float | None = None):
+        loss = TraceGraph_ELBO() if loss is None else loss
+        if isinstance(optim, PyroOptim):
+            if clip_norm is not None:
+                raise ValueError("clip_norm works with a torch optimizer; a PyroOptim clips by its own clip_args")
+            super().__init__(model, guide, optim, loss)
+            return
+        if not isinstance(optim, torch.optim.Optimizer):
+            raise ValueError(f"optim is a torch.optim.Optimizer or a pyro.optim.PyroOptim, not {optim!r}")
+        if not (hasattr(loss, "_loss_and_surrogate_loss") or hasattr(loss, "differentiable_loss")):
+            raise ValueError(f"{type(loss).__name__} has no differentiable loss: use it with a pyro.optim optimizer")
+        super(pyro.infer.SVI, self).__init__()  # the stock constructor wants a PyroOptim
+        self.model, self.guide, self.optim = model, guide, optim
+        self.elbo = loss
+        self.loss, self.loss_and_grads = loss.loss, loss.loss_and_grads
+        self.clip_norm = clip_norm
+        self.failed = torch.zeros((), dtype=torch.bool, device=optim.param_groups[0]["params"][0].device)
+        self._validated = False
+
+    def step(self, *args, **kwargs) -> Tensor | float:
+        """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
+        if isinstance(self.optim, PyroOptim):
+            return super().step(*args, **kwargs)
+        self.optim.zero_grad(set_to_none=True)
+        with pyro.validation_enabled(is_validation_enabled() and not self._validated):
+            loss, surrogate, images = self._losses(*args, **kwargs)
+        self._validated = True
+        surrogate.backward()
+        loss = loss.detach() / images
+        self._update(loss, images)
+        return loss
+
+    def evaluate_loss(self, *args, **kwargs) -> Tensor | float:
+        """The loss per image in nats, from one sample of the guide, without gradients."""
+        if isinstance(self.optim, PyroOptim):
+            return super().evaluate_loss(*args, **kwargs)
+        with torch.no_grad():
+            loss, _, images = self._losses(*args, **kwargs)
+        return loss / images
+
+    def _losses(self, *args, **kwargs) -> tuple[Tensor, Tensor, int]:
+        """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
+        with module_owned_parameters(), _DataPlate() as plate:
+            if hasattr(self.elbo, "_loss_and_surrogate_loss"):
+                elbo, surrogate = self.elbo._loss_and_surrogate_loss(self.model, self.guide, args, kwargs)
+                return -elbo, surrogate, plate.size
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            return loss, loss, plate.size
+
+    def _update(self, loss: Tensor, images: int) -> None:
+        limit = math.inf if self.clip_norm is None else self.clip_norm * images
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], limit) for group in self.optim.param_groups]
+        self.failed |= ~torch.stack([loss, *norms]).isfinite().all()
+        if getattr(self.optim, "_step_supports_amp_scaling", False):
+            # Fused optimizers skip a step by a flag on the device, as torch.amp.GradScaler asks them to.
+            self.optim.found_inf = self.failed.float()
+            self.optim.grad_scale = None
+        elif self.failed:
+            return
+        self.optim.step()
+
+
+class _DataPlate(Messenger):
+    """Notes the length of the plate named "data"; 1 where there is none."""
+
+    size = 1
+
+    def _pyro_sample(self, msg) -> None:
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == "data":
+                self.size = frame.size

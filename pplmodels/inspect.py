@@ -1,0 +1,67 @@
+"""Looking at what a trained pair believes: traces of the guide, replays of the model, as plain tensors."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pplmodels.infer.parameters import module_owned_parameters
+
+
+@dataclass(frozen=True)
+class SceneView:
+    """One posterior sample of a batch of scenes, as a person would look at it.
+
+    scenes, reconstruction: (B, C, H, W); z_pres: (B, T) of 0 and 1; z_where: (B, T, 3), (log s, x, y).
+    """
+
+    scenes: Tensor
+    reconstruction: Tensor
+    z_pres: Tensor
+    z_where: Tensor
+
+
+@torch.no_grad()
+def view_scenes(model, guide, scenes: Tensor) -> SceneView:
+    """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and let the model draw them."""
+    with module_owned_parameters():
+        guide_trace = poutine.trace(guide).get_trace(scenes)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(scenes)
+    z_pres, z_where = steps(guide_trace, "z_pres"), steps(guide_trace, "z_where")
+    return SceneView(scenes, model_trace.nodes["x"]["fn"].mean, torch.stack(z_pres, -1), torch.stack(z_where, -2))
+
+
+@torch.no_grad()
+def sample_scenes(model, n: int) -> Tensor:
+    """``n`` scenes from the prior, without pixel noise, ``(n, C, H, W)``."""
+    with module_owned_parameters():
+        trace = poutine.trace(model).get_trace(n=n)
+    return trace.nodes["x"]["fn"].mean
+
+
+@torch.no_grad()
+def infer_counts(guide, batches: Iterable[Tensor]) -> Tensor:
+    """How many objects one sample of the guide finds in each scene, int64 ``(N)``."""
+    found = []
+    for scenes in batches:
+        with module_owned_parameters():
+            trace = poutine.trace(guide).get_trace(scenes)
+        found.append(torch.stack(steps(trace, "z_pres")).sum(0).long())
+    return torch.cat(found)
+
+
+def steps(trace, name: str) -> list[Tensor]:
+    """The values of the sites ``name_1``, ``name_2``, ... of a trace, in the order of their numbers."""
+    pattern = re.compile(rf"{re.escape(name)}_(\d+)$")
+    numbered = [(int(match[1]), site) for site in trace.nodes if (match := pattern.match(site))]
+    return [trace.nodes[site]["value"] for _, site in sorted(numbered)]
+
+
+def count_metrics(true: Tensor, inferred: Tensor, most_inferred: int) -> dict:
+    """``count_accuracy``, and ``confusion`` with a row a true count and a column an inferred count from 0."""
+    shape = int(true.max()) + 1, most_inferred + 1
+    confusion = torch.bincount(true * shape[1] + inferred, minlength=shape[0] * shape[1]).view(shape)
+    return {"count_accuracy": float((true == inferred).double().mean()), "confusion": confusion.tolist()}

@@ -1,0 +1,7 @@
+"""Plain torch networks; nothing here knows Pyro."""
+
+from pplmodels.nn.mlp import mlp
+from pplmodels.nn.recurrent import ContextLSTMCell
+from pplmodels.nn.spatial_transformer import read_window, write_window
+
+__all__ = ["ContextLSTMCell", "mlp", "read_window", "write_window"]

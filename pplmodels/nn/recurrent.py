@@ -1,0 +1,32 @@
+"""Recurrent cells."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ContextLSTMCell(nn.Module):
+    """An LSTM cell whose input is [context, input], where the context is the same at every step.
+
+    The context's share of the gates, usually by far the larger matrix product, is computed once
+    by :meth:`gates` and added at each step. Equal to :class:`torch.nn.LSTMCell` on the concatenation
+    (Hochreiter & Schmidhuber 1997; gates in torch's order: input, forget, cell, output).
+    """
+
+    def __init__(self, context_dim: int, input_dim: int, hidden_dim: int):
+        super().__init__()
+        self.context = nn.Linear(context_dim, 4 * hidden_dim)
+        self.recurrent = nn.Linear(input_dim + hidden_dim, 4 * hidden_dim, bias=False)
+        with torch.no_grad():  # remember by default: the forget gate starts open
+            self.context.bias[hidden_dim : 2 * hidden_dim] += 1.0
+
+    def gates(self, context: Tensor) -> Tensor:
+        """The context's share of the gates, ``(..., context_dim) -> (..., 4 * hidden_dim)``."""
+        return self.context(context)
+
+    def forward(self, gates: Tensor, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """One step: ``gates`` from :meth:`gates`, ``input (..., input_dim)``, ``state`` = (h, c)."""
+        h, c = state
+        h = h.expand(*input.shape[:-1], -1)  # the first state may not know of leading dimensions yet
+        i, f, g, o = (gates + self.recurrent(torch.cat([input, h], -1))).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c

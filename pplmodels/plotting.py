@@ -1,0 +1,80 @@
+"""Pictures; everything here takes arrays and knows no model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+STEP_COLOURS = ("tab:red", "tab:green", "tab:blue", "tab:orange", "tab:purple", "tab:cyan")
+
+
+def image_rows(rows: Sequence[np.ndarray], labels: Sequence[str], inches: float = 1.1) -> Figure:
+    """Rows of images, each ``(B, C, H, W)`` in [0, 1], with a label a row."""
+    columns = len(rows[0])
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(inches * columns + 0.3, inches * len(rows)), squeeze=False, layout="constrained"
+    )
+    for row, label, line in zip(rows, labels, axes, strict=True):
+        line[0].set_ylabel(label)
+        for image, axis in zip(row, line, strict=True):
+            _show_image(axis, image)
+    return figure
+
+
+def scenes_with_windows(
+    scenes: np.ndarray, reconstruction: np.ndarray, z_pres: np.ndarray, z_where: np.ndarray, counts: np.ndarray | None
+) -> Figure:
+    """Scenes with their inferred windows, numbered and coloured by step, above what the model draws for them.
+
+    ``scenes, reconstruction (B, C, H, W)``, ``z_pres (B, T)``, ``z_where (B, T, 3)``; ``counts (B)`` are the true ones.
+    """
+    figure = image_rows([scenes, reconstruction], ["scene", "reconstruction"])
+    top = figure.axes[: len(scenes)]
+    for i, axis in enumerate(top):
+        for t in np.flatnonzero(z_pres[i]):
+            _draw_window(axis, z_where[i, t], t, *scenes.shape[2:])
+        found = int(z_pres[i].sum())
+        wrong = counts is not None and found != counts[i]
+        title = f"{found}" if counts is None else f"{found} of {counts[i]}"
+        axis.set_title(title, fontsize=8, color="tab:red" if wrong else "black")
+    return figure
+
+
+def _draw_window(axis, where: np.ndarray, step: int, height: int, width: int) -> None:
+    scale, x, y = np.exp(where[0]), where[1], where[2]
+    left, top = ((centre - scale + 1) * size / 2 - 0.5 for centre, size in ((x, width), (y, height)))
+    colour = STEP_COLOURS[step % len(STEP_COLOURS)]
+    axis.add_patch(Rectangle((left, top), scale * width, scale * height, fill=False, color=colour, clip_on=False))
+    axis.text(left, top, str(step + 1), color=colour, fontsize=7, va="bottom", clip_on=False)
+
+
+def _show_image(axis, image: np.ndarray) -> None:
+    axis.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+
+
+def curves(metrics: Sequence[dict], groups: Sequence[Sequence[str]], x: str = "step") -> Figure:
+    """One panel a group of metric names, against step or seconds, from the lines of metrics.jsonl."""
+    figure, axes = plt.subplots(1, len(groups), figsize=(4 * len(groups), 3), squeeze=False, layout="constrained")
+    for names, axis in zip(groups, axes[0], strict=True):
+        for name in names:
+            points = [(line[x], line[name]) for line in metrics if name in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name)
+        axis.set_xlabel(x)
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG and let go of it."""
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

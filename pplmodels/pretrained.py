@@ -1,0 +1,67 @@
+"""Saving one half of a pair so that it can be rebuilt without its training script."""
+
+import inspect
+import json
+from pathlib import Path
+
+import torch
+from pyro.nn import PyroModule
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pplmodels.errors import InputError
+from pplmodels.files import replace_file
+
+
+class Half(PyroModule):
+    """One half of a pair, a model or a guide: a named PyroModule that remembers its constructor arguments.
+
+    ``role`` ("model" or "guide") names the half's two files in a folder: ``<role>.safetensors`` holds the
+    weights and buffers, ``<role>.json`` the class name and the constructor arguments. Neither file can run
+    code when it is loaded.
+    """
+
+    role: str
+
+    def __new__(cls, *args, **kwargs):  # noqa: D102 - records what __init__ is about to receive
+        self = super().__new__(cls)
+        bound = inspect.signature(cls).bind_partial(*args, **kwargs)
+        object.__setattr__(self, "_arguments", dict(bound.arguments))
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the weights and the constructor arguments into ``folder`` (made if missing)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {"class": type(self).__name__, "arguments": self._arguments}
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        replace_file(folder / f"{self.role}.json", lambda path: path.write_text(json.dumps(described, indent=2)))
+        replace_file(folder / f"{self.role}.safetensors", lambda path: save_file(weights, path))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Half":
+        """Rebuild what :meth:`save_pretrained` wrote, on the CPU.
+
+        Raises :class:`InputError` when the files are missing, cut short or of another class.
+        """
+        description, weights = (Path(folder) / f"{cls.role}.{ending}" for ending in ("json", "safetensors"))
+        try:
+            described = json.loads(description.read_text())
+            name, arguments = described["class"], described["arguments"]
+        except OSError as error:
+            raise InputError(f"{description} cannot be read ({error.strerror}).") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{description} is not a description of a {cls.role}.") from error
+        if name != cls.__name__:
+            raise InputError(f"{description} describes a {name}, not a {cls.__name__}.")
+        try:
+            half = cls(**arguments)
+            half.load_state_dict(load_file(weights))
+        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"{weights} does not hold the weights of the {name} in {description}.") from error
+        return half
+
+
+def count_parameters(*modules: torch.nn.Module) -> int:
+    """How many numbers the modules learn."""
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,30 @@
+"""What a script measures and draws of a trained pair: inspection on one side, pictures on the other."""
+
+from pathlib import Path
+
+from pplmodels import inspect, plotting
+from pplmodels.data import Images
+from pplmodels.infer import elbo_terms
+
+BATCH = 500  # images evaluated at a time
+
+
+def scene_metrics(model, guide, scenes: Images) -> dict:
+    """The bound split by site and, where the true counts are known, count accuracy and confusion; one guide sample."""
+    metrics = elbo_terms(model, guide, scenes.batches(BATCH))
+    if scenes.counts is not None:
+        inferred = inspect.infer_counts(guide, scenes.batches(BATCH))
+        metrics |= inspect.count_metrics(scenes.counts.cpu(), inferred.cpu(), model.num_steps)
+    return metrics
+
+
+def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
+    """Write scenes.png (windows and reconstructions), samples.png (from the prior) and curves.png."""
+    view = inspect.view_scenes(model, guide, scenes[:])
+    arrays = [tensor.cpu().numpy() for tensor in (view.scenes, view.reconstruction, view.z_pres, view.z_where)]
+    counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
+    plotting.save(plotting.scenes_with_windows(*arrays, counts), folder / "scenes.png")
+    samples = inspect.sample_scenes(model, len(scenes)).clamp(0, 1).cpu().numpy()
+    plotting.save(plotting.image_rows([samples], ["prior"]), folder / "samples.png")
+    groups = [["elbo", "train_elbo"], ["count_accuracy"], ["kl/z_pres", "kl/z_where", "kl/z_what"]]
+    plotting.save(plotting.curves(metrics, groups), folder / "curves.png")

@@ -1,0 +1,6 @@
+"""The training loop, its run folder and its command line; nothing here imports a model."""
+
+from pplmodels.training.loop import fit
+from pplmodels.training.run import Run
+
+__all__ = ["Run", "fit"]

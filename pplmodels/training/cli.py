@@ -1,0 +1,132 @@
+"""What the command lines of all training scripts share."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from pplmodels.errors import InputError, NonFiniteLoss
+from pplmodels.training.run import Run
+
+# What may differ when a run is resumed: none of it changes what is computed.
+FREE = ("out", "resume", "device", "data_dir")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one sentence and exit code 2."""
+
+    def error(self, message: str) -> None:
+        """Say what is wrong and leave."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def training_parser(description: str, *, steps: int | None, batch_size: int, lr: float, eval_every: int) -> Parser:
+    """A parser with the options that every training script has."""
+    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="digits", metavar="NAME|FILE.npz", help="digits (built in), mnist, or a file")
+    data.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=positive_int, default=steps, help="gradient steps")
+    training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
+    training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
+    training.add_argument("--seed", type=natural_int, default=0, help="of weights, noise, scenes and order")
+    training.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
+    output.add_argument("--resume", action="store_true", help="continue the run in --out from its checkpoint")
+    output.add_argument("--eval-every", type=positive_int, default=eval_every, help="steps between evaluations")
+    return parser
+
+
+def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
+    """The options, and with ``--resume`` the run to continue, whose options then hold."""
+    options = parser.parse_args(argv)
+    if not options.resume:
+        return options, None
+    if options.out is None:
+        raise InputError("--resume needs the run's folder: --out DIR.")
+    run = Run.open(options.out)
+    given = _given(parser, argv)
+    for name, value in vars(options).items():
+        if name in FREE:
+            continue
+        if name not in run.config:
+            raise InputError(f"{options.out} holds a run of another script.")
+        stored = run.config[name]
+        if name in given and value != stored:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
+        setattr(options, name, stored)
+    return options, run
+
+
+def _given(parser: Parser, argv: list[str] | None) -> set[str]:
+    """The names of the options that were typed."""
+    defaults = {action.dest: action.default for action in parser._actions}
+    unset = object()
+    parser.set_defaults(**dict.fromkeys(defaults, unset))
+    typed = parser.parse_args(argv)
+    parser.set_defaults(**defaults)
+    return {name for name, value in vars(typed).items() if value is not unset}
+
+
+def open_run(options: argparse.Namespace, script: str) -> Run:
+    """A new run folder for ``options``."""
+    folder = options.out
+    if folder is None:
+        data = Path(options.data).stem
+        folder = Path("runs") / f"{script}-{data}" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Run.create(folder, {name: value for name, value in vars(options).items() if name not in ("out", "resume")})
+
+
+def find_device(name: str) -> torch.device:
+    """The device that ``--device`` names."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no CUDA device here.")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's ``main``: one sentence and exit code 2 for bad input, 1 for a failed training, 130 for Ctrl-C."""
+    try:
+        main()
+    except InputError as error:
+        _leave(2, str(error))
+    except NonFiniteLoss as error:
+        _leave(1, f"training stopped: {error} The last good checkpoint is kept.")
+    except KeyboardInterrupt:
+        _leave(130, "stopped; continue with the same command and --resume --out FOLDER.")
+
+
+def _leave(code: int, sentence: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def positive_int(text: str) -> int:
+    """A whole number from 1."""
+    return _number(text, int, 1, "a whole number from 1")
+
+
+def natural_int(text: str) -> int:
+    """A whole number from 0."""
+    return _number(text, int, 0, "a whole number from 0")
+
+
+def positive_float(text: str) -> float:
+    """A number above 0."""
+    return _number(text, float, sys.float_info.min, "a number above 0")
+
+
+def _number(text: str, kind: type, least: float, wanted: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not least <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value

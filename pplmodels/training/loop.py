@@ -1,0 +1,146 @@
+"""The training loop: batches in, steps, evaluations, checkpoints."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pplmodels.data import Images
+from pplmodels.errors import NonFiniteLoss
+from pplmodels.infer import SVI, Annealed
+from pplmodels.infer.bounds import nonfinite_sites
+from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
+from pplmodels.training.run import Run
+
+POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
+
+
+def fit(
+    svi: SVI,
+    images: Images,
+    run: Run,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    annealed: Sequence[Annealed] = (),
+    evaluate: Callable[[], dict],
+    eval_every: int,
+    shown: Sequence[str] = ("elbo",),
+    resume: bool = False,
+) -> float:
+    """Take ``steps`` SVI steps over shuffled batches of ``images``; returns the seconds spent, of all sittings.
+
+    Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, from a fixed
+    random state of its own so that looking does not change the training; then a checkpoint is written. An epoch's last
+    batch may be smaller; no image is left out. With ``resume`` the run continues from its checkpoint.
+    On Ctrl-C or SIGTERM the current step is finished, a checkpoint is written and ``KeyboardInterrupt`` raised.
+
+    Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
+    """
+    start, earlier = load_checkpoint(run.folder, svi) if resume else (0, 0.0)
+    if resume:
+        run.forget_after(start)
+    begun = time.perf_counter()
+    recent: list[Tensor] = []  # batches since the last look, to find out what went wrong in them
+    losses: list[Tensor] = []  # since the last evaluation; they stay on the device
+    metrics: dict = run.metrics[-1] if run.metrics else {}
+
+    def seconds() -> float:
+        return earlier + time.perf_counter() - begun
+
+    with _progress(start, steps) as bar, _stop_requests() as stop_requested:
+        batches = _batches(images, batch_size, seed, start)
+        for step in range(start, steps):
+            for quantity in annealed:
+                quantity.set(step)
+            recent.append(next(batches))
+            losses.append(svi.step(recent[-1]))
+            done = step + 1
+            evaluating = done % eval_every == 0 or done == steps
+            if evaluating or done % POLL == 0:
+                if svi.failed:
+                    raise NonFiniteLoss(_what_failed(svi, recent, done))
+                recent.clear()
+                _show(bar, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
+            bar.update()
+            if evaluating:
+                metrics = {"train_elbo": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
+                losses.clear()
+                run.log(done, seconds(), metrics)
+                report = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown)
+                bar.write(f"step {done:>6}  {seconds():6.0f} s  {report}", file=sys.stderr)
+            if evaluating or stop_requested():
+                save_checkpoint(run.folder, svi, done, seconds())
+            if stop_requested():
+                run.close()
+                raise KeyboardInterrupt
+    return seconds()
+
+
+def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
+    """Endless shuffled batches from step ``start`` on; an epoch's order depends on the seed and its number only."""
+    per_epoch = -(-len(images) // batch_size)
+    epoch, position = divmod(start, per_epoch)
+    while True:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(images), generator=generator).to(images.pixels.device)
+        for indices in order.split(batch_size)[position:]:
+            yield images[indices]
+        epoch, position = epoch + 1, 0
+
+
+def _undisturbed(evaluate: Callable[[], dict]) -> dict:
+    """Call ``evaluate`` from a fixed random state and put the generators back."""
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        return evaluate()
+
+
+def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
+    steps = f"between step {done - len(recent) + 1} and step {done}"
+    for x in recent:
+        if sites := nonfinite_sites(svi.model, svi.guide, x):
+            return f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}."
+    return f"the loss or its gradient became infinite or NaN {steps}; every site's log-probability is finite again now."
+
+
+def _progress(start: int, steps: int) -> tqdm:
+    quiet = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a moving bar
+    return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=30 if quiet else 0.5)
+
+
+def _show(bar: tqdm, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
+    elbo = -float(torch.stack(losses[-POLL:]).mean())
+    state = bar.format_dict
+    rate = (state["n"] - state["initial"]) * batch_size / max(state["elapsed"], 1e-9)
+    fields = {"elbo": f"{elbo:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
+    bar.set_postfix({**fields, "images/s": f"{rate:.0f}"}, refresh=False)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C or SIGTERM has come; a second one of them acts as usual."""
+    received = []
+
+    def note(number, frame) -> None:
+        received.append(number)
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+    previous = {}
+    try:
+        previous = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's business
+        pass
+    try:
+        yield lambda: bool(received)
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)

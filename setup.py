@@ -1,0 +1,27 @@
+"""Installs the packages ``pplmodels`` (models and engine) and ``guides`` (their guides)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pplmodels",
+    version="0.1.0",
+    description="Deep latent-variable models as Pyro model/guide pairs",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["pplmodels", "pplmodels.*", "guides", "guides.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "pyro-ppl>=1.9.1",
+        "numpy>=1.24",
+        "matplotlib>=3.7",
+        "scikit-learn>=1.3",
+        "safetensors>=0.4.3",
+        "tensorboard>=2.14",
+        "tqdm>=4.65",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff>=0.6"],
+        "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
+    },
+)

@@ -1,0 +1,264 @@
+"""Our SVI: the same numbers as the stock class, on pairs of ours and of others."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule, PyroParam
+
+from guides import NeuralBaseline
+from pplmodels.infer import NVIL_ELBO, SVI, adam
+
+PRIOR, OBSERVED = (0.4, 0.3, 0.2), 1.7
+
+
+def chain(prior, present, site, infer=None):
+    """One step of three: Bern(p) while the last step said yes, else certainly no."""
+    mask = present > 0
+    return present * pyro.sample(site, dist.Bernoulli(prior).mask(mask), infer=infer or {})
+
+
+def counting_model(n):
+    """n ~ three Bernoulli steps that stop at the first no; x ~ N(n, 0.5)."""
+    with pyro.plate("data", n):
+        present, total = torch.ones(n), torch.zeros(n)
+        for t, p in enumerate(PRIOR):
+            present = chain(torch.tensor(p), present, f"z_{t}")
+            total = total + present
+        pyro.sample("x", dist.Normal(total, 0.5), obs=torch.full((n,), OBSERVED))
+
+
+class CountingGuide(PyroModule):
+    """Independent logits for the three steps; optionally a baseline that knows the step's number."""
+
+    def __init__(self, baseline=False):
+        super().__init__("counting_guide")
+        self.logits = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.5]))
+        self.baseline = NeuralBaseline(1, 1, hidden_dim=4) if baseline else None
+
+    def forward(self, n):
+        with pyro.plate("data", n):
+            present = torch.ones(n)
+            for t, logit in enumerate(self.logits):
+                infer = {}
+                if self.baseline is not None:
+                    context = self.baseline.context(torch.zeros(n, 1))
+                    infer = self.baseline.control(context, torch.full((n, 1), float(t)), present)
+                present = chain(logit.sigmoid(), present, f"z_{t}", infer)
+
+
+class Nothing(PyroModule):
+    """A module around a function, so that it has a place for parameters it does not have."""
+
+    def __init__(self, function):
+        super().__init__("nothing")
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def enumerated(logits):
+    """The bound as a sum over the four counts."""
+    bound = 0.0
+    for n in range(4):
+        steps = [1.0] * n + [0.0] * (n < 3)
+        log_p = dist.Normal(float(n), 0.5).log_prob(torch.tensor(OBSERVED))
+        log_q = torch.zeros(())
+        for z, p, logit in zip(steps, PRIOR, logits, strict=False):
+            log_p = log_p + dist.Bernoulli(p).log_prob(torch.tensor(z))
+            log_q = log_q + dist.Bernoulli(logits=logit).log_prob(torch.tensor(z))
+        bound = bound + log_q.exp() * (log_p - log_q)
+    return bound
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_three_bernoullis_agree_with_enumeration(float64, baseline):
+    """Mean over 40 x 5,000 samples within four standard errors of the exact bound and gradient."""
+    guide = CountingGuide(baseline)
+    exact = enumerated(guide.logits)
+    exact_gradient = torch.autograd.grad(exact, guide.logits)[0]
+    assert float(exact.detach()) == pytest.approx(-3.7565, abs=5e-5)
+    torch.testing.assert_close(exact_gradient, torch.tensor([0.8110, -0.3217, -0.3091]), atol=5e-5, rtol=0)
+
+    svi = SVI(counting_model, guide, torch.optim.SGD(guide.parameters(), lr=0.0))
+    bounds, gradients = [], []
+    for _ in range(40):
+        bounds.append(-svi.step(5000))
+        gradients.append(-guide.logits.grad / 5000)
+    for samples, expected in ((bounds, exact.detach()), (gradients, exact_gradient)):
+        samples = torch.stack(samples)
+        error = samples.std(0) / len(samples) ** 0.5
+        assert ((samples.mean(0) - expected).abs() < 4 * error).all()
+
+
+def test_nvil_divides_the_score_function_gradient_and_nothing_else(float64):
+    """Here the whole gradient of the logits is score function: it is the stock one over the signal's scale."""
+    gradients, losses = [], []
+    for loss in (TraceGraph_ELBO(), NVIL_ELBO()):
+        pyro.set_rng_seed(1)
+        guide = CountingGuide(baseline=True)
+        svi = SVI(counting_model, guide, torch.optim.SGD(guide.parameters(), lr=0.0), loss)
+        losses.append(svi.step(500))
+        gradients.append([p.grad for p in guide.parameters()])
+        scales = guide.baseline.signal_scale()
+    assert losses[0] == losses[1]
+    assert scales > 1.5
+    # the scale grows while the three sites are observed one after another; all three use the last one or an earlier
+    ratio = gradients[0][0] / gradients[1][0]
+    assert (ratio > 1.5).all()
+    assert ratio[-1] == pytest.approx(float(scales), rel=1e-9)
+    for stock, ours in zip(gradients[0][1:], gradients[1][1:], strict=True):
+        torch.testing.assert_close(stock, ours)
+
+
+def test_nvil_is_tracegraph_while_the_signals_are_small(float64):
+    """Below one nat nothing is divided: the same gradients to the bit."""
+    gradients = []
+    for loss in (TraceGraph_ELBO(), NVIL_ELBO()):
+        pyro.set_rng_seed(1)
+        guide = CountingGuide(baseline=True)
+        guide.baseline.signal_scale = lambda: torch.ones(())
+        svi = SVI(counting_model, guide, torch.optim.SGD(guide.parameters(), lr=0.0), loss)
+        svi.step(100)
+        gradients.append([p.grad for p in guide.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+class GaussianModel(PyroModule):
+    """z ~ N(0, 1), x ~ N(z, scale)."""
+
+    def __init__(self):
+        super().__init__("gaussian")
+        self.scale = PyroParam(torch.tensor(0.7), dist.constraints.positive)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            return pyro.sample("x", dist.Normal(z, self.scale), obs=x)
+
+
+class GaussianGuide(PyroModule):
+    """z ~ N(a x, s)."""
+
+    def __init__(self, slope=0.1):
+        super().__init__("gaussian_guide")
+        self.slope = torch.nn.Parameter(torch.tensor(slope))
+        self.scale = PyroParam(torch.tensor(0.9), dist.constraints.positive)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", dist.Normal(self.slope * x, self.scale))
+
+
+@pytest.mark.parametrize("loss", [TraceGraph_ELBO, TraceMeanField_ELBO, pyro.infer.Trace_ELBO])
+def test_the_exact_posterior_gives_the_evidence(float64, loss):
+    model, guide = GaussianModel(), GaussianGuide()
+    variance = model.scale.detach() ** 2
+    with torch.no_grad():
+        guide.slope.copy_(1 / (1 + variance))
+    guide.scale = (variance / (1 + variance)).sqrt()
+    x = torch.randn(5)
+    svi = SVI(model, guide, torch.optim.SGD(model.parameters(), lr=0.0), loss(num_particles=2))
+    evidence = dist.Normal(0.0, (1 + variance).sqrt()).log_prob(x).mean()
+    if loss is not TraceMeanField_ELBO:  # whose reconstruction is a sample while its KL is exact
+        torch.testing.assert_close(-svi.evaluate_loss(x), evidence)
+    model.zero_grad()
+    steps = torch.stack([-svi.step(x) for _ in range(4000 if loss is TraceMeanField_ELBO else 2)])
+    error = steps.std() / len(steps) ** 0.5
+    assert (steps.mean() - evidence).abs() <= 4 * error + 1e-10
+
+
+def test_constrained_parameters_train_and_the_store_stays_empty():
+    model, guide = GaussianModel(), GaussianGuide()
+    svi = SVI(model, guide, adam(model, guide, 0.05))
+    x = 2 * torch.randn(200)
+    first = float(svi.step(x))
+    for _ in range(200):
+        last = svi.step(x)
+    assert last < first - 0.3
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_a_wrapped_model_trains_too():
+    """Handlers around a module hide it: its parameters still belong to it."""
+    model, guide = GaussianModel(), GaussianGuide()
+    scaled = pyro.poutine.scale(model, 0.5)
+    svi = SVI(scaled, pyro.poutine.scale(guide, 0.5), adam(model, guide, 0.05))
+    before = model.scale_unconstrained.detach().clone()
+    svi.step(torch.randn(7))
+    assert not torch.equal(model.scale_unconstrained, before)
+
+
+def test_clipping_is_a_norm_per_image_and_group():
+    x = 10 + torch.randn(50)
+    norms = []
+    for clip in (None, 0.25):
+        pyro.set_rng_seed(3)
+        model, guide = GaussianModel(), GaussianGuide()
+        svi = SVI(model, guide, adam(model, guide, 0.0, {guide: 0.0}), clip_norm=clip)
+        svi.step(x)
+        norms.append([torch.stack([p.grad.norm() for p in half.parameters()]).norm() / 50 for half in (model, guide)])
+    assert all(norm > 1 for norm in norms[0])
+    assert [float(norm) for norm in norms[1]] == pytest.approx([0.25, 0.25], rel=1e-4)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_loss_that_is_not_finite_moves_nothing_and_is_remembered(fused):
+    model, guide = GaussianModel(), GaussianGuide()
+    optim = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=0.1, fused=fused)
+    svi = SVI(model, guide, optim)
+    x = torch.randn(5)
+    svi.step(x)
+    before = [p.detach().clone() for p in (*model.parameters(), *guide.parameters())]
+    svi.step(torch.tensor([1.0, float("inf")]))
+    svi.step(x)
+    assert svi.failed
+    after = [*model.parameters(), *guide.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_pyro_optimizer_makes_it_the_stock_class():
+    x = torch.randn(5)
+    results = []
+    for kind in (SVI, pyro.infer.SVI):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = kind(GaussianModel(), GaussianGuide(), pyro.optim.Adam({"lr": 0.1}), pyro.infer.TraceGraph_ELBO())
+        results.append([svi.step(x), svi.step(x), svi.evaluate_loss(x)])
+    assert results[0] == results[1]
+
+
+def test_what_cannot_be_used_is_refused_by_name():
+    model, guide = GaussianModel(), GaussianGuide()
+    with pytest.raises(ValueError, match=r"optim is a torch\.optim\.Optimizer"):
+        SVI(model, guide, "adam")
+    with pytest.raises(ValueError, match="clip_args"):
+        SVI(model, guide, pyro.optim.Adam({"lr": 1.0}), clip_norm=1.0)
+    with pytest.raises(ValueError, match="RenyiELBO has no differentiable loss"):
+        SVI(model, guide, adam(model, guide, 1.0), pyro.infer.RenyiELBO())
+
+
+def test_wrong_shapes_are_found_in_the_first_step():
+    """Validation is on for the first step, whatever it is afterwards."""
+
+    class Wrong(GaussianGuide):
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                return pyro.sample("z", dist.Normal(self.slope * x, -self.scale))
+
+    model, guide = GaussianModel(), Wrong()
+    with pytest.raises(ValueError, match="scale"):
+        SVI(model, guide, adam(model, guide, 0.1)).step(torch.randn(3))
+
+
+def test_a_pair_without_the_plate_reports_its_total():
+    def model(x):
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    guide = GaussianGuide()
+    svi = SVI(model, Nothing(lambda x: None), torch.optim.SGD(guide.parameters(), lr=0.0))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        svi.step(torch.zeros(4))
+    assert float(svi.evaluate_loss(torch.zeros(4))) == pytest.approx(-4 * float(dist.Normal(0.0, 1.0).log_prob(torch.zeros(()))))

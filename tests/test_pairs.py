@@ -1,0 +1,191 @@
+"""The contract that every model/guide pair keeps."""
+
+import inspect
+
+import pyro
+import pytest
+import torch
+from pairs import PAIRS
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+
+import guides
+import pplmodels
+from pplmodels.errors import InputError
+from pplmodels.infer import NVIL_ELBO, SVI, adam, elbo_terms
+from pplmodels.pretrained import Half
+
+LOSSES = {"trace": Trace_ELBO, "tracegraph": TraceGraph_ELBO, "nvil": NVIL_ELBO}
+
+
+@pytest.fixture(params=PAIRS, ids=str)
+def pair(request):
+    return PAIRS[request.param]
+
+
+def parameters(*halves):
+    return {f"{half.role}.{name}": p for half in halves for name, p in half.named_parameters()}
+
+
+def test_the_table_holds_every_public_pair(pair):
+    public = {
+        thing for package in (pplmodels, guides) for name in package.__all__
+        if issubclass(thing := getattr(package, name), Half)
+    }
+    assert public == {type(half) for row in PAIRS.values() for half in row.build()}
+
+
+def test_halves_share_a_signature_and_have_names_of_their_own(pair):
+    model, guide = pair.build()
+    assert list(inspect.signature(model.forward).parameters) == ["x", "n"]
+    assert list(inspect.signature(guide.forward).parameters) == ["x", "n"]
+    assert model._pyro_name and guide._pyro_name and model._pyro_name != guide._pyro_name
+
+
+def test_sites_agree_and_every_one_is_independent_over_images(pair):
+    model, guide = pair.build()
+    x = pair.batch(3)
+    guide_trace = poutine.trace(guide).get_trace(x)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    latent = {name for name in model_trace.stochastic_nodes if name != "data"}
+    assert latent == {name for name in guide_trace.stochastic_nodes if name != "data"}
+    for trace in (model_trace, guide_trace):
+        trace.compute_log_prob()
+        for name in trace.stochastic_nodes + trace.observation_nodes:
+            if name != "data":
+                assert trace.nodes[name]["log_prob"].shape == (3,), name
+                assert [frame.name for frame in trace.nodes[name]["cond_indep_stack"]] == ["data"]
+
+
+def test_the_model_draws_as_many_images_as_asked_for(pair):
+    model, _ = pair.build()
+    assert model(n=4).shape == pair.batch(4).shape
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_every_parameter_moves_in_one_step(pair, loss):
+    model, guide = pair.build()
+    svi = SVI(model, guide, adam(model, guide, 1e-2), loss())
+    before = {name: p.detach().clone() for name, p in parameters(model, guide).items()}
+    svi.step(pair.batch(16))
+    baselines_learn = loss is not Trace_ELBO
+    still = [n for n, p in parameters(model, guide).items() if torch.equal(p, before[n])]
+    assert [name for name in still if baselines_learn or "baseline" not in name] == []
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_trains_under_stock_svi_too(pair):
+    model, guide = pair.build()
+    before = {name: p.detach().clone() for name, p in parameters(model, guide).items()}
+    stock = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), TraceGraph_ELBO())
+    assert isinstance(stock.step(pair.batch(16)), float)
+    assert [name for name, p in parameters(model, guide).items() if torch.equal(p, before[name])] == []
+
+
+def test_stock_svi_gives_the_same_loss_and_gradients(pair):
+    model, guide = pair.build()
+    x = pair.batch(6)
+    pyro.set_rng_seed(1)
+    ours = SVI(model, guide, torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.0))
+    loss = ours.step(x)
+    gradients = {name: p.grad.clone() for name, p in parameters(model, guide).items()}
+    for p in parameters(model, guide).values():
+        p.grad = None
+    pyro.set_rng_seed(1)
+    elbo = TraceGraph_ELBO()
+    stock = elbo.loss_and_grads(model, guide, x)  # what the stock class steps with
+    assert float(loss) * 6 == pytest.approx(stock, rel=1e-6)
+    for name, p in parameters(model, guide).items():
+        torch.testing.assert_close(gradients[name], p.grad, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_a_batch_is_its_images_one_by_one(pair, float64):
+    """log p and log q of each image, at the same latents, do not depend on its neighbours."""
+    model, guide = pair.build()
+    x = pair.batch(4)
+    trace = poutine.trace(guide).get_trace(x)
+    latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name != "data"}
+    for half in (model, guide):
+        together = poutine.trace(poutine.condition(half, data=latents)).get_trace(x)
+        together.compute_log_prob()
+        for i in range(4):
+            one = {name: value[i : i + 1] for name, value in latents.items()}
+            alone = poutine.trace(poutine.condition(half, data=one)).get_trace(x[i : i + 1])
+            alone.compute_log_prob()
+            for name in alone.observation_nodes:
+                torch.testing.assert_close(together.nodes[name]["log_prob"][i : i + 1], alone.nodes[name]["log_prob"])
+
+
+def test_many_particles_at_once_give_the_bound_of_many_single_ones(pair):
+    """Leading dimensions are free: a plate of particles outside the data."""
+    model, guide = pair.build()
+    x = pair.batch(4)
+    vectorised = TraceGraph_ELBO(num_particles=3000, vectorize_particles=True, max_plate_nesting=1)
+    one_by_one = torch.tensor([-TraceGraph_ELBO().loss(model, guide, x) for _ in range(300)])
+    error = one_by_one.std() / 300**0.5
+    assert -vectorised.loss(model, guide, x) == pytest.approx(float(one_by_one.mean()), abs=4 * float(error))
+    few = NVIL_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    assert SVI(model, guide, adam(model, guide, 1e-3), few).step(x).isfinite()
+
+
+def test_two_pairs_in_one_process_both_train(pair):
+    x = pair.batch(16)
+    for _ in range(2):
+        model, guide = pair.build()
+        svi = SVI(model, guide, adam(model, guide, 1e-2))
+        before = {name: p.detach().clone() for name, p in parameters(model, guide).items()}
+        svi.step(x)
+        assert not any(torch.equal(p, before[name]) for name, p in parameters(model, guide).items())
+
+
+def test_a_smaller_last_batch_trains(pair):
+    model, guide = pair.build()
+    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
+    assert all(torch.isfinite(svi.step(pair.batch(size))) for size in (8, 8, 3, 1, 8))
+
+
+def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
+    model, guide = pair.build()
+    x = pair.batch(5)
+    SVI(model, guide, adam(model, guide, 1e-2), NVIL_ELBO()).step(x)
+    for half in (model, guide):
+        half.save_pretrained(tmp_path)
+    again = [type(half).from_pretrained(tmp_path) for half in (model, guide)]
+    losses = []
+    for halves in ((model, guide), again):
+        pyro.set_rng_seed(2)
+        losses.append(TraceGraph_ELBO().loss(*halves, x))
+        pyro.clear_param_store()
+    assert losses[0] == losses[1]
+
+
+def test_weights_that_are_cut_short_or_of_another_class_are_refused(pair, tmp_path):
+    model, guide = pair.build()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"guide\.json cannot be read"):
+        type(guide).from_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(InputError, match="does not hold the weights"):
+        type(model).from_pretrained(tmp_path)
+
+
+def test_the_bound_splits_into_its_sites(pair):
+    model, guide = pair.build()
+    terms = elbo_terms(model, guide, pair.batch(50).split(17))
+    assert terms["elbo"] == pytest.approx(terms["reconstruction"] - terms["kl"], rel=1e-12)
+    assert terms["kl"] == pytest.approx(sum(v for name, v in terms.items() if name.startswith("kl/")), rel=1e-9)
+
+
+@pytest.mark.gpu
+def test_trains_on_cuda(pair):
+    model, guide = (half.cuda() for half in pair.build())
+    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
+    x = pair.batch(8).cuda()
+    svi.step(x)
+    torch.cuda.set_sync_debug_mode("error")  # any wait for the device inside a step raises
+    try:
+        loss = svi.step(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
