@@ -7,12 +7,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import pyro_method
+from pyro.ops.provenance import extract_provenance, track_provenance
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from guides.baselines import NeuralBaseline
 from pplmodels.air import bernoulli_while_present
-from pplmodels.nn import ContextLSTMCell, mlp, read_window
+from pplmodels.nn import ContextLSTMCell, leash, mlp, read_window
 from pplmodels.pretrained import Half
 
 
@@ -36,12 +37,12 @@ class AIRGuide(Half):
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
 
-    Deviations: the recurrent network reads an embedding of the image, computed once, together with
-    its share of the gates; the paper feeds the pixels again at each step. The logit of pi^t is the network's output plus
-    the prior's ``log_k``, as in Bayes' rule: the network learns the evidence for an object, which does not depend on
-    the prior, so that the posterior follows while the prior is annealed instead of staying where a
-    permissive one has pushed it. The baseline shares no weight with the guide; it reads the pixels and,
-    detached, the recurrent state, which knows z_{<t}.
+    Deviations. The recurrent network reads an embedding of the image, computed once together with its share of the
+    gates; the paper feeds the pixels again at each step. The logit of pi^t is the network's output plus the prior's
+    ``log_k``, as in Bayes' rule: the network learns the evidence for an object, which does not depend on the prior, so
+    that the posterior follows while the prior is annealed instead of staying where a permissive one has pushed it. The
+    logit is held within +-``presence_limit``, so that every decision is still tried both ways now and then. The
+    baseline shares no weight with the guide; it reads the pixels and, detached, the recurrent state (so z_{<t}).
 
     Arguments:
         canvas, num_steps, what_dim: as the model's.
@@ -52,8 +53,10 @@ class AIRGuide(Half):
         encoder_dims: hidden layers from the glimpse to z_what.
         where_loc: where the windows start, usually the prior's mean.
         where_scale: initial standard deviation of (log s, x, y).
-        presence_bias: initial evidence for an object, in nats: above ``-log_k`` the guide begins by looking everywhere.
-        log_k: as the model's: a buffer that training anneals together with the model's.
+        presence_bias: initial logit of z_pres: above 0 the guide begins by looking, and learns when to stop.
+        log_k: the model's, a buffer that training anneals together with the model's.
+        presence_limit: largest absolute logit of z_pres; a buffer. At 4.6 a decision that has become sure is tried the
+            other way once in a hundred, without which it could not be unlearned.
     """
 
     role = "guide"
@@ -70,8 +73,9 @@ class AIRGuide(Half):
         encoder_dims: Sequence[int] = (200,),
         where_loc: Sequence[float] = (math.log(0.35), 0.0, 0.0),
         where_scale: Sequence[float] = (0.1, 0.3, 0.3),
-        presence_bias: float = 4.0,
+        presence_bias: float = 2.0,
         log_k: float = math.log(0.1),
+        presence_limit: float = 4.6,
     ):
         super().__init__("air_guide")
         pixels = math.prod(canvas)
@@ -88,15 +92,18 @@ class AIRGuide(Half):
         self.encoder = mlp(canvas[0] * window**2, encoder_dims, 2 * what_dim)
         self.baseline = NeuralBaseline(pixels, hidden_dim)
         self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
+        self.register_buffer("presence_limit", torch.tensor(presence_limit, dtype=torch.get_default_dtype()))
         with torch.no_grad():
-            self.presence.bias.fill_(presence_bias)
+            self.presence.bias.fill_(presence_bias - log_k)
             self.where.bias.copy_(torch.tensor([*where_loc, *(math.log(math.expm1(s)) for s in where_scale)]))
             self.where.weight.mul_(0.1)  # windows start together, at where_loc
 
     @pyro_method
     def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
         """q(z_pres_t | h_t, z_pres_{t-1}) from ``features (..., B, predict_dim)`` of h_t and ``present (..., B)``."""
-        return bernoulli_while_present(self.presence(features).squeeze(-1) + self.log_k, present)
+        evidence, provenance = extract_provenance(self.presence(features).squeeze(-1))
+        logits = leash(evidence + self.log_k, self.presence_limit)
+        return bernoulli_while_present(track_provenance(logits, provenance), present)
 
     @pyro_method
     def q_z_where(self, features: Tensor) -> dist.Distribution:

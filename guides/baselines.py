@@ -52,13 +52,13 @@ class NeuralBaseline(nn.Module):
         return value
 
     def control(self, context: Tensor, state: Tensor, active: Tensor) -> dict:
-        """The ``infer`` argument of the choice's ``pyro.sample``: this baseline's prediction, and who keeps the moments."""
+        """The ``infer`` argument of the choice's ``pyro.sample``: the prediction, and who keeps the moments."""
         value = self(context, state, active)
         return {"baseline": {"baseline_value": value}, "learning_signal": {"keeper": self, "active": active}}
 
     @torch.no_grad()
     def observe(self, cost: Tensor, signal: Tensor, active: Tensor) -> None:
-        """Move the running moments towards those of a batch of costs, and of cost minus prediction, where ``active``."""
+        """Move the running moments towards those of a batch's costs, and of cost minus prediction, where ``active``."""
         number = active.sum()
         weight = active / number.clamp(min=1)
         any_active = (number > 0).to(cost.dtype)

@@ -1,5 +1,6 @@
 """Train AIR (Attend, Infer, Repeat) to find, count and draw the objects of scenes."""
 
+import argparse
 import math
 
 import pyro
@@ -7,7 +8,8 @@ import torch
 
 from guides import AIRGuide
 from pplmodels import AIR
-from pplmodels.data import scene_set
+from pplmodels.data import SceneSet, scene_set
+from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, Annealed, adam, cosine, linear
 from pplmodels.report import scene_metrics, scene_pictures
 from pplmodels.training import cli, fit
@@ -33,44 +35,97 @@ def parser() -> cli.Parser:
     learning = parser.add_argument_group("learning to count")
     learning.add_argument("--baseline-lr", type=cli.positive_float, default=1e-3, help="the baseline's learning rate")
     learning.add_argument("--clip-norm", type=cli.positive_float, default=100.0, help="of a gradient, nats per image")
-    learning.add_argument("--count-ratio", type=cli.positive_float, nargs=2, default=[0.1, 1e-6], metavar=("K0", "K1"),
-                          help="the prior's p(n+1)/p(n), annealed from permissive to strict")
-    learning.add_argument("--count-steps", type=cli.natural_int, nargs=2, default=[300, 2500], metavar=("BEGIN", "END"),
-                          help="the steps between which that ratio moves, geometrically")
+    learning.add_argument(
+        "--count-ratio",
+        type=cli.positive_float,
+        nargs=2,
+        default=[0.1, 1e-6],
+        metavar=("K0", "K1"),
+        help="the prior's p(n+1)/p(n), annealed from permissive to strict",
+    )
+    learning.add_argument(
+        "--count-steps",
+        type=cli.natural_int,
+        nargs=2,
+        default=[300, 2500],
+        metavar=("BEGIN", "END"),
+        help="the steps between which that ratio moves, geometrically",
+    )
+    learning.add_argument("--presence-bias", type=float, default=2.0, help="initial logit of going on to an object")
+    learning.add_argument(
+        "--explore",
+        type=cli.positive_float,
+        nargs=2,
+        default=[1e-2, 1e-4],
+        metavar=("P0", "P1"),
+        help="least probability of stopping and of going on, until and after those steps",
+    )
     return parser
 
 
-def main() -> None:
+def scenes_of(options: argparse.Namespace) -> SceneSet:
+    """The training and held-out scenes that a run's options name."""
+    return scene_set(
+        options.data,
+        options.data_dir,
+        ready_made=options.scenes,
+        canvas=options.canvas,
+        max_objects=options.max_objects,
+        object_size=options.object_size,
+        num_train=options.train_scenes,
+        num_test=options.test_scenes,
+        seed=options.seed,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
-    options, run = cli.parse(parser())
+    options, run = cli.parse(parser(), argv)
     device = cli.find_device(options.device)
     options.steps = options.steps or STEPS.get(options.data, 6000)
     options.num_steps = options.num_steps or options.max_objects + 1
-    scenes = scene_set(
-        options.data, options.data_dir, ready_made=options.scenes, canvas=options.canvas, seed=options.seed,
-        max_objects=options.max_objects, object_size=options.object_size,
-        num_train=options.train_scenes, num_test=options.test_scenes,
-    )
+    if not all(p < 0.5 for p in options.explore):
+        raise InputError("--explore: the probabilities must be below 0.5.")
+    scenes = scenes_of(options)
     train, test = scenes.train.to(device), scenes.test.to(device)
     run = run or cli.open_run(options, "air")
 
     pyro.set_rng_seed(options.seed)
-    sizes = {"canvas": train.shape, "num_steps": options.num_steps, "what_dim": options.what_dim, "window": options.window}
+    sizes = {
+        "canvas": train.shape,
+        "num_steps": options.num_steps,
+        "what_dim": options.what_dim,
+        "window": options.window,
+    }
     where_loc, where_scale = scenes.window_prior()
     model = AIR(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
-    guide = AIRGuide(**sizes, where_loc=where_loc).to(device)
+    guide = AIRGuide(
+        **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=math.log(options.count_ratio[0])
+    ).to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
     svi = SVI(model, guide, optim, NVIL_ELBO(), clip_norm=options.clip_norm)
     log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
+    limit = linear(
+        *(math.log(1 / p - 1) for p in options.explore), options.count_steps[1], options.count_steps[1] + 500
+    )
     decay = (options.steps // 2, options.steps)
     annealed = [
         *(Annealed(half.log_k, log_k) for half in (model, guide)),
+        Annealed(guide.presence_limit, limit),
         Annealed(optim.param_groups[0]["lr"], cosine(options.lr, options.lr / 100, *decay)),
         Annealed(optim.param_groups[1]["lr"], cosine(options.baseline_lr, options.baseline_lr / 100, *decay)),
     ]
     seconds = fit(
-        svi, train, run, steps=options.steps, batch_size=options.batch_size, seed=options.seed, annealed=annealed,
-        evaluate=lambda: scene_metrics(model, guide, test.head(2000)), eval_every=options.eval_every, shown=SHOWN,
+        svi,
+        train,
+        run,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        annealed=annealed,
+        evaluate=lambda: scene_metrics(model, guide, test.head(2000)),
+        eval_every=options.eval_every,
+        shown=SHOWN,
         resume=options.resume,
     )
     model.save_pretrained(run.folder)
@@ -79,7 +134,10 @@ def main() -> None:
     metrics = scene_metrics(model, guide, test)
     scene_pictures(model, guide, test.head(12), run.metrics, run.folder)
     run.finish(seconds, device, metrics)
-    print(f"held out, {len(test)} scenes: " + ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics))
+    print(
+        f"held out, {len(test)} scenes: "
+        + ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    )
     print(f"everything is in {run.folder}")
 
 

@@ -24,11 +24,11 @@ class FixedGuide(AIRGuide):
 
     @pyro_method
     def q_z_where(self, features):
-        return dist.Delta(torch.tensor([-0.4, 0.2, -0.1]).expand(features.shape[:-1] + (3,)), event_dim=1)
+        return dist.Delta(torch.tensor([-0.4, 0.2, -0.1]).expand((*features.shape[:-1], 3)), event_dim=1)
 
     @pyro_method
     def q_z_what(self, glimpse):
-        return dist.Delta(torch.tensor([0.5, -1.0, 0.3]).expand(glimpse.shape[:-3] + (3,)), event_dim=1)
+        return dist.Delta(torch.tensor([0.5, -1.0, 0.3]).expand((*glimpse.shape[:-3], 3)), event_dim=1)
 
 
 def presence(z_pres, n=1):
@@ -85,7 +85,9 @@ def test_stopped_steps_add_nothing(float64):
                 for site, size in (("z_where", 3), ("z_what", 3))
             }
             found = {
-                f"{site}_{t}": 0.3 * torch.ones(3, size) for t in range(1, n + 1) for site, size in (("z_where", 3), ("z_what", 3))
+                f"{site}_{t}": 0.3 * torch.ones(3, size)
+                for t in range(1, n + 1)
+                for site, size in (("z_where", 3), ("z_what", 3))
             }
             values.append([log_prob(half, x, {**presence(z_pres, 3), **found, **stopped}) for half in (model, guide)])
             total = sum(value.sum() for value in values[-1])
@@ -139,7 +141,9 @@ def test_the_mean_gradient_is_the_gradient_of_the_sum(float64, baseline, loss):
     exact = torch.autograd.grad(bound, learned, allow_unused=True)
     used = [p for p, g in zip(learned, exact, strict=True) if g is not None]
     exact = [g for g in exact if g is not None]
-    assert {id(p) for p in (guide.presence.bias, guide.lstm.recurrent.weight, *model.parameters())} <= {id(p) for p in used}
+    assert {id(p) for p in (guide.presence.bias, guide.lstm.recurrent.weight, *model.parameters())} <= {
+        id(p) for p in used
+    }
     directions = [[torch.randn_like(g) / g.numel() ** 0.5 for g in exact] for _ in range(20)]
 
     svi = SVI(model, sampled, torch.optim.SGD(used, lr=0.0), loss())

@@ -29,7 +29,9 @@ def parameters(*halves):
 
 def test_the_table_holds_every_public_pair(pair):
     public = {
-        thing for package in (pplmodels, guides) for name in package.__all__
+        thing
+        for package in (pplmodels, guides)
+        for name in package.__all__
         if issubclass(thing := getattr(package, name), Half)
     }
     assert public == {type(half) for row in PAIRS.values() for half in row.build()}

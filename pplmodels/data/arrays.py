@@ -1,6 +1,7 @@
 """Arrays from .npz files that strangers may have written."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,22 @@ def read_npz(path: str | Path, required: tuple[str, ...], optional: tuple[str, .
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is not an .npz archive, or was cut short.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is not an .npz archive.")
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in required if name not in archive.files]
             if missing:
                 raise InputError(f"{path} has no array named {missing[0]}; it holds {', '.join(archive.files)}.")
             return {name: archive[name] for name in (*required, *optional) if name in archive.files}
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError) as error:
-        raise InputError(f"{path} is not a readable .npz archive, or was cut short.") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise InputError(f"{path} is not a readable .npz archive of plain arrays.") from error
 
 
 def to_pixels(array: np.ndarray, name: str) -> Tensor:
-    """Images as uint8 ``(N, C, H, W)``, from uint8 or floats in [0, 1] shaped ``(N, H, W)`` or ``(N, H, W, 1 or 3)``."""
+    """Images as uint8 ``(N, C, H, W)``, from uint8 or floats in [0, 1]: ``(N, H, W)`` or ``(N, H, W, 1 or 3)``."""
     if array.ndim not in (3, 4) or 0 in array.shape or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         raise InputError(f"{name} has shape {array.shape}; images are (N, H, W), (N, H, W, 1) or (N, H, W, 3).")
     if np.issubdtype(array.dtype, np.floating):

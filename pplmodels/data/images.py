@@ -19,9 +19,11 @@ class Images:
     counts: Tensor | None = None
 
     def __len__(self) -> int:
+        """The number of images."""
         return len(self.pixels)
 
     def __getitem__(self, index) -> Tensor:
+        """Images as float32 in [0, 1]: ``(C, H, W)`` for a number, ``(B, C, H, W)`` for a slice or indices."""
         return self.pixels[index].float() / 255
 
     @property

@@ -14,8 +14,9 @@ from pplmodels.errors import InputError
 def load_objects(data: str, data_dir: str | Path = "data") -> tuple[Images, Images]:
     """(train, test) images of single objects, which share none.
 
-    ``data`` is ``digits`` (scikit-learn's 8x8 digits, built in), ``mnist`` (torchvision's, under ``data_dir``, downloaded
-    where that is possible) or an .npz file with ``x_train`` and ``x_test`` (see :func:`pplmodels.data.arrays.to_pixels`).
+    ``data`` is ``digits`` (scikit-learn's 8x8 digits, built in), ``mnist`` (torchvision's, under ``data_dir``,
+    downloaded where that is possible) or an .npz file with ``x_train`` and ``x_test``
+    (see :func:`pplmodels.data.arrays.to_pixels`).
     """
     if data == "digits":
         return _digits()

@@ -17,6 +17,7 @@ from pplmodels.nn import write_window
 CHUNK = 4096  # scenes rendered at a time: the canvases of a chunk stay in the cache
 TRIES = 100  # places tried for one object before its scene is begun anew
 RESTARTS = 20  # times a scene is begun anew before the objects are said not to fit
+SHARED = 0.1  # intensity that two objects may both have in a pixel: their blurred edges may touch
 JITTER = 0.1 / 1.3  # relative deviation of an object's size, as in Pyro's multi-MNIST scenes
 
 
@@ -31,13 +32,15 @@ def make_scenes(
 ) -> Images:
     """Scenes ``(num_scenes, C, canvas, canvas)`` whose counts are drawn evenly from ``counts``.
 
-    Objects are drawn with replacement, scaled to ``object_size`` pixels (with a jitter of 8 %), and placed anywhere inside
-    the canvas where no pixel becomes brighter than full. Deterministic in ``seed``, whatever the device.
+    Objects are drawn with replacement, scaled to ``object_size`` pixels (with a jitter of 8 %), and placed anywhere
+    inside the canvas where no ink is shared and no pixel becomes brighter than full. Deterministic in ``seed``.
     The defaults are the scenes of the AIR literature (28-pixel digits at scale 1/1.3 on 50x50).
     """
     largest = max(counts)
     if object_size * (1 + 2 * JITTER) > canvas:
-        raise InputError(f"objects of {object_size:g} pixels (up to {1 + 2 * JITTER:.0%}) do not fit a canvas of {canvas}.")
+        raise InputError(
+            f"objects of {object_size:g} pixels (up to {1 + 2 * JITTER:.0%}) do not fit a canvas of {canvas}."
+        )
     generator = torch.Generator().manual_seed(seed)
     choices = torch.tensor(counts)
     chosen = choices[torch.randint(len(choices), (num_scenes,), generator=generator)]
@@ -68,9 +71,7 @@ def _compose(
     raise InputError(f"{largest} objects of {object_size:g} pixels do not fit a canvas of {canvas} without overlap.")
 
 
-def _place(
-    scenes: Tensor, waiting: Tensor, objects: Images, object_size: float, generator: torch.Generator
-) -> Tensor:
+def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float, generator: torch.Generator) -> Tensor:
     """Add one object to each scene in ``waiting``; returns those where no free place was found."""
     canvas = scenes.shape[-1]
     chosen = torch.randint(len(objects), (len(waiting),), generator=generator)
@@ -81,15 +82,16 @@ def _place(
         scale = object_size * jitter / canvas
         centre = (2 * torch.rand(len(waiting), 2, generator=generator) - 1) * (1 - scale)[:, None]
         where = torch.cat([scale.log()[:, None], centre], 1)
-        both = scenes[waiting] + write_window(objects[chosen], where, canvas, canvas)
-        fits = both.flatten(1).amax(1) <= 1 + 1e-6
-        scenes[waiting[fits]] = both[fits].clamp(max=1)
+        there, new = scenes[waiting], write_window(objects[chosen], where, canvas, canvas)
+        shared, sum_ = torch.minimum(there, new).flatten(1).amax(1), (there + new).flatten(1).amax(1)
+        fits = (shared < SHARED) & (sum_ <= 1 + 1e-6)
+        scenes[waiting[fits]] += new[fits]
         waiting, chosen = waiting[~fits], chosen[~fits]
     return waiting
 
 
 def load_scenes(path: str | Path) -> tuple[Images, Images]:
-    """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and true counts ``n_train``, ``n_test`` if known."""
+    """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and counts ``n_train``, ``n_test`` if known."""
     arrays = read_npz(path, required=("x_train", "x_test"), optional=("n_train", "n_test"))
     halves = []
     for half in ("train", "test"):
@@ -135,9 +137,9 @@ def scene_set(
 ) -> SceneSet:
     """Scenes of 0 to ``max_objects`` objects from a data set that :func:`pplmodels.data.load_objects` knows.
 
-    Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for the small
-    built-in digits to 32 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size`` says
-    how large their objects are (default: 0.4 of the canvas).
+    Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for
+    the small built-in digits to 32 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size``
+    says how large their objects are (default: 0.4 of the canvas).
     """
     if ready_made:
         if not data.endswith(".npz"):
@@ -149,5 +151,7 @@ def scene_set(
     train, test = load_objects(data, data_dir)
     options = {"canvas": canvas, "counts": range(max_objects + 1), "object_size": object_size, "seed": seed}
     return SceneSet(
-        make_scenes(train, num_train, **options), make_scenes(test, num_test, **options), object_size * ink_extent(train)
+        make_scenes(train, num_train, **options),
+        make_scenes(test, num_test, **options),
+        object_size * ink_extent(train),
     )

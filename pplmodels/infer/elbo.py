@@ -17,8 +17,9 @@ class NVIL_ELBO(TraceGraph_ELBO):
     hundreds of nats at first and a few at the end, against which no learning rate is right. NVIL (Mnih & Gregor
     2014, arXiv 1402.0030, section 2.3.3) divides the signal by its running standard deviation where that
     exceeds 1. A site takes part when its ``infer`` has ``"learning_signal": {"keeper": k, "active": a}``: the keeper of
-    these moments has ``observe(cost, signal, active)`` and ``signal_scale()``, and ``a`` is 1 for the images where the site is
-    a choice; :meth:`guides.NeuralBaseline.control` builds it. Everything else, the bound included, is TraceGraph_ELBO's.
+    these moments has ``observe(cost, signal, active)`` and ``signal_scale()``, and ``a`` is 1 for the images where the
+    site is a choice; :meth:`guides.NeuralBaseline.control` builds it. Everything else, the bound included, is
+    TraceGraph_ELBO's.
 
     The division makes the discrete sites' share of the gradient smaller by a common positive factor: its
     direction within a site stays unbiased, its weight against the reparameterised share does not.
@@ -43,7 +44,7 @@ class NVIL_ELBO(TraceGraph_ELBO):
 
 
 def _downstream_costs(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
-    """For each non-reparameterised guide site, the terms of the bound that depend on it, as TraceGraph_ELBO adds them."""
+    """For each non-reparameterised guide site, the terms of the bound that depend on it, added up an image."""
     costs = defaultdict(MultiFrameTensor)
     for sign, trace in ((1, model_trace), (-1, guide_trace)):
         for site in trace.nodes.values():

@@ -28,7 +28,7 @@ def save_checkpoint(folder: Path, svi: SVI, step: int, seconds: float) -> None:
         "model": svi.model.state_dict(),
         "guide": svi.guide.state_dict(),
         "optim": svi.optim.state_dict(),
-        "generators": _generators(),
+        "generators": generator_states(),
     }
     replace_file(folder / FILE, lambda path: torch.save(state, path))
 
@@ -56,11 +56,11 @@ def load_checkpoint(folder: Path, svi: SVI) -> tuple[int, float]:
     for group, rate in zip(svi.optim.param_groups, rates, strict=True):
         if isinstance(rate, torch.Tensor):
             group["lr"] = rate.copy_(group["lr"])
-    _restore_generators(state["generators"])
+    restore_generators(state["generators"])
     return state["step"], state["seconds"]
 
 
-def _generators() -> dict:
+def generator_states() -> dict:
     """The states of all random generators a program may draw from, in types that load without pickle."""
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the global generator, in case a guide uses it
     return {
@@ -75,7 +75,8 @@ def _plain(value):
     return torch.from_numpy(value.astype(np.int64)) if isinstance(value, np.ndarray) else value
 
 
-def _restore_generators(states: dict) -> None:
+def restore_generators(states: dict) -> None:
+    """Put all generators back to what :func:`generator_states` returned."""
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -34,7 +34,9 @@ def training_parser(description: str, *, steps: int | None, batch_size: int, lr:
     training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
     training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
     training.add_argument("--seed", type=natural_int, default=0, help="of weights, noise, scenes and order")
-    training.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    training.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
     output.add_argument("--resume", action="store_true", help="continue the run in --out from its checkpoint")

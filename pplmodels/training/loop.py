@@ -2,10 +2,12 @@
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import pyro
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -14,7 +16,7 @@ from pplmodels.data import Images
 from pplmodels.errors import NonFiniteLoss
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
+from pplmodels.training.checkpoint import generator_states, load_checkpoint, restore_generators, save_checkpoint
 from pplmodels.training.run import Run
 
 POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
@@ -36,9 +38,9 @@ def fit(
 ) -> float:
     """Take ``steps`` SVI steps over shuffled batches of ``images``; returns the seconds spent, of all sittings.
 
-    Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, from a fixed
-    random state of its own so that looking does not change the training; then a checkpoint is written. An epoch's last
-    batch may be smaller; no image is left out. With ``resume`` the run continues from its checkpoint.
+    Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, from a
+    fixed random state of its own so that looking does not change the training; then a checkpoint is written. An
+    epoch's last batch may be smaller; no image is left out. With ``resume`` the run continues from its checkpoint.
     On Ctrl-C or SIGTERM the current step is finished, a checkpoint is written and ``KeyboardInterrupt`` raised.
 
     Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
@@ -46,6 +48,8 @@ def fit(
     start, earlier = load_checkpoint(run.folder, svi) if resume else (0, 0.0)
     if resume:
         run.forget_after(start)
+    else:
+        save_checkpoint(run.folder, svi, 0, 0.0)  # a run that is killed early can be resumed too
     begun = time.perf_counter()
     recent: list[Tensor] = []  # batches since the last look, to find out what went wrong in them
     losses: list[Tensor] = []  # since the last evaluation; they stay on the device
@@ -73,7 +77,7 @@ def fit(
                 metrics = {"train_elbo": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
                 losses.clear()
                 run.log(done, seconds(), metrics)
-                report = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown)
+                report = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
                 bar.write(f"step {done:>6}  {seconds():6.0f} s  {report}", file=sys.stderr)
             if evaluating or stop_requested():
                 save_checkpoint(run.folder, svi, done, seconds())
@@ -97,10 +101,12 @@ def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator
 
 def _undisturbed(evaluate: Callable[[], dict]) -> dict:
     """Call ``evaluate`` from a fixed random state and put the generators back."""
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+    states = generator_states()
+    pyro.set_rng_seed(0)
+    try:
         return evaluate()
+    finally:
+        restore_generators(states)
 
 
 def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
@@ -135,10 +141,8 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(name, handler)
 
     previous = {}
-    try:
+    if threading.current_thread() is threading.main_thread():  # elsewhere signals are somebody else's business
         previous = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's business
-        pass
     try:
         yield lambda: bool(received)
     finally:

@@ -35,7 +35,9 @@ def test_a_small_signal_is_not_blown_up():
 def test_images_without_a_choice_do_not_count():
     baseline, alone = NeuralBaseline(2, 2), NeuralBaseline(2, 2)
     cost, signal = torch.randn(10), torch.randn(10)
-    baseline.observe(torch.cat([cost, torch.full((5,), 1e6)]), torch.cat([signal, torch.full((5,), 1e6)]), torch.arange(15) < 10)
+    baseline.observe(
+        torch.cat([cost, torch.full((5,), 1e6)]), torch.cat([signal, torch.full((5,), 1e6)]), torch.arange(15) < 10
+    )
     alone.observe(cost, signal, torch.ones(10))
     before = {name: value.clone() for name, value in baseline.named_buffers()}
     for name, value in alone.named_buffers():

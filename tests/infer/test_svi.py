@@ -261,4 +261,6 @@ def test_a_pair_without_the_plate_reports_its_total():
     svi = SVI(model, Nothing(lambda x: None), torch.optim.SGD(guide.parameters(), lr=0.0))
     with pytest.raises(RuntimeError, match="does not require grad"):
         svi.step(torch.zeros(4))
-    assert float(svi.evaluate_loss(torch.zeros(4))) == pytest.approx(-4 * float(dist.Normal(0.0, 1.0).log_prob(torch.zeros(()))))
+    assert float(svi.evaluate_loss(torch.zeros(4))) == pytest.approx(
+        -4 * float(dist.Normal(0.0, 1.0).log_prob(torch.zeros(())))
+    )

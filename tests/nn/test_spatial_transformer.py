@@ -12,9 +12,7 @@ def random_windows(n):
 
 def grid_sampled(image, scale, shift, size):
     zero = torch.zeros_like(scale)
-    theta = torch.stack(
-        [torch.stack([scale, zero, shift[:, 0]], -1), torch.stack([zero, scale, shift[:, 1]], -1)], -2
-    )
+    theta = torch.stack([torch.stack([scale, zero, shift[:, 0]], -1), torch.stack([zero, scale, shift[:, 1]], -1)], -2)
     grid = affine_grid(theta, [len(image), image.shape[1], *size], align_corners=False)
     return grid_sample(image, grid, padding_mode="zeros", align_corners=False)
 

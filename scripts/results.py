@@ -1,0 +1,96 @@
+"""Write result cards from finished runs, and the tables in README.md and docs/ from result cards."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from pplmodels.errors import InputError
+from pplmodels.files import replace_file
+from pplmodels.training import cli
+
+ROOT = Path(__file__).parent.parent
+CARDS = ROOT / "results"
+
+
+def write_card(name: str, runs: list[Path], note: str) -> Path:
+    """results/<name>.json from run folders that differ in their seed only."""
+    results, configs, lines = [], [], []
+    for run in runs:
+        try:
+            results.append(json.loads((run / "result.json").read_text()))
+            configs.append(json.loads((run / "config.json").read_text()))
+            lines.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
+        except (OSError, ValueError) as error:
+            raise InputError(f"{run} is not the folder of a finished run.") from error
+    fixed = [{key: value for key, value in config.items() if key not in ("seed", "command")} for config in configs]
+    if any(other != fixed[0] for other in fixed):
+        raise InputError("these runs differ in more than their seed: write a card for each.")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    card = {
+        "model": name.split("-")[0],
+        "data": configs[0]["data"],
+        "protocol": note,
+        "command": results[0]["command"],
+        "seeds": [result["seed"] for result in results],
+        "device": results[0]["device"],
+        "versions": results[0]["versions"],
+        "commit": commit.stdout.strip(),
+        "seconds": [result["seconds"] for result in results],
+        "metrics": {key: [result["metrics"][key] for result in results] for key in results[0]["metrics"]},
+        "curve": lines,
+    }
+    CARDS.mkdir(exist_ok=True)
+    path = CARDS / f"{name}.json"
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(card) + "\n"))
+    return path
+
+
+def table(cards: list[dict], metrics: list[str]) -> str:
+    """A Markdown table, a row a card and seed."""
+    head = ["command", "seed", *metrics, "seconds", "device"]
+    rows = [
+        [
+            f"`{card['command']}`",
+            str(seed),
+            *(f"{card['metrics'][metric][i]:.4g}" for metric in metrics),
+            f"{card['seconds'][i]:.0f}",
+            card["device"],
+        ]
+        for card in cards
+        for i, seed in enumerate(card["seeds"])
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def update_tables(path: Path) -> None:
+    """Rewrite what stands between ``<!-- results: CARD CARD | METRIC METRIC -->`` and ``<!-- end -->`` in a page."""
+
+    def fill(match: re.Match) -> str:
+        names, metrics = (part.split() for part in match[1].split("|"))
+        cards = [json.loads((CARDS / f"{name}.json").read_text()) for name in names]
+        return f"<!-- results:{match[1]}-->\n\n{table(cards, metrics)}\n\n<!-- end -->"
+
+    text = re.sub(r"<!-- results:(.*?)-->.*?<!-- end -->", fill, path.read_text(), flags=re.DOTALL)
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def main() -> None:
+    """``results.py card NAME RUN...`` or ``results.py tables``."""
+    parser = cli.Parser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    card = commands.add_parser("card", help="write results/NAME.json from runs that differ in their seed")
+    card.add_argument("name", metavar="NAME", help="<model>-<data>[-<variant>]")
+    card.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    card.add_argument("--note", default="", help="the protocol, and what to know about the machine")
+    commands.add_parser("tables", help="rewrite the tables in README.md and docs/ from the cards")
+    options = parser.parse_args()
+    if options.command == "card":
+        print(write_card(options.name, options.runs, options.note))
+    else:
+        for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+            update_tables(page)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

@@ -1,0 +1,136 @@
+"""Single objects: real ones, files, and files that are wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from pplmodels.data import load_objects, load_scenes
+from pplmodels.data.images import Images
+from pplmodels.data.objects import ink_extent
+from pplmodels.errors import InputError
+
+GOOD = np.zeros((4, 6, 6), np.uint8)
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_digits_are_real_whole_and_split():
+    train, test = load_objects("digits")
+    assert (len(train), len(test), train.shape) == (1400, 397, (1, 8, 8))
+    assert train.pixels.max() == 255
+    assert len(np.unique(train.pixels.numpy())) == 17
+    known = {image.tobytes() for image in train.pixels.numpy()}
+    assert not any(image.tobytes() in known for image in test.pixels.numpy())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((3, 6, 6), 255, np.uint8),
+        np.full((3, 6, 6, 1), 255, np.uint8),
+        np.ones((3, 6, 6), np.float32),
+        np.ones((3, 6, 6, 3), np.float64),
+    ],
+    ids=lambda array: f"{array.dtype} {array.shape}",
+)
+def test_files_of_all_promised_kinds_load(tmp_path, array):
+    train, test = load_objects(save(tmp_path / "a.npz", x_train=array, x_test=array[:2]))
+    channels = array.shape[3] if array.ndim == 4 else 1
+    assert train.pixels.shape == (3, channels, 6, 6) and len(test) == 2
+    assert train.pixels.dtype == torch.uint8 and train.pixels.eq(255).all()
+
+
+@pytest.mark.parametrize(
+    "arrays, sentence",
+    [
+        ({"x_train": GOOD}, "has no array named x_test"),
+        ({"x_train": GOOD[0], "x_test": GOOD}, "has shape"),
+        ({"x_train": np.zeros((4, 6, 6, 2), np.uint8), "x_test": GOOD}, "has shape"),
+        ({"x_train": GOOD[:0], "x_test": GOOD}, "has shape"),
+        ({"x_train": GOOD.astype(np.int32), "x_test": GOOD}, "has type int32"),
+        ({"x_train": GOOD + np.nan, "x_test": GOOD}, "NaN"),
+        ({"x_train": GOOD + 1.5, "x_test": GOOD}, r"values from 1\.5 to 1\.5"),
+        ({"x_train": GOOD - 0.5, "x_test": GOOD}, "values from -0.5"),
+        ({"x_train": GOOD, "x_test": np.zeros((4, 7, 6), np.uint8)}, "differ in size"),
+        ({"x_train": np.array([{}], object), "x_test": GOOD}, "not a readable"),
+    ],
+    ids=str,
+)
+def test_wrong_arrays_get_one_sentence(tmp_path, arrays, sentence):
+    with pytest.raises(InputError, match=sentence):
+        load_objects(save(tmp_path / "a.npz", **arrays))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "text", "npy", "empty", "folder"])
+def test_wrong_files_get_one_sentence(tmp_path, damage):
+    path = tmp_path / "a.npz"
+    rng = np.random.default_rng(0)
+    save(path, x_train=rng.integers(0, 255, (40, 6, 6)).astype(np.uint8), x_test=GOOD)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:700])
+    elif damage == "text":
+        path.write_text("no archive")
+    elif damage == "npy":
+        with open(path, "wb") as file:
+            np.save(file, GOOD)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(InputError, match="is not a"):
+        load_objects(str(path))
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(InputError, match="choose digits, mnist"):
+        load_objects("cats")
+
+
+def test_mnist_that_is_not_there_says_what_to_do(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    def refuse(self):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(MNIST, "download", refuse)
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte.*--data-dir.*--data digits") as caught:
+        load_objects("mnist", tmp_path)
+    assert str(tmp_path / "MNIST" / "raw") in str(caught.value)
+
+
+def test_mnist_in_torchvisions_layout_loads(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
+    for half in ("train", "t10k"):
+        head = [0x803, 5, 28, 28]
+        (raw / f"{half}-images-idx3-ubyte").write_bytes(np.array(head, ">i4").tobytes() + images.tobytes())
+        (raw / f"{half}-labels-idx1-ubyte").write_bytes(np.array([0x801, 5], ">i4").tobytes() + bytes(5))
+    train, _ = load_objects("mnist", tmp_path)
+    assert np.array_equal(train.pixels[:, 0].numpy(), images)
+
+
+@pytest.mark.parametrize("counts", [[0, 1, 2], [0.0, 1.0, 2.0, 1.0], [-1, 0, 1, 2]], ids=str)
+def test_wrong_counts_of_ready_made_scenes_are_refused(tmp_path, counts):
+    path = save(tmp_path / "a.npz", x_train=GOOD, x_test=GOOD, n_train=np.array(counts))
+    with pytest.raises(InputError, match="n_train"):
+        load_scenes(path)
+
+
+def test_ready_made_scenes_keep_their_counts_where_they_have_them(tmp_path):
+    path = save(tmp_path / "a.npz", x_train=GOOD, x_test=GOOD[:2], n_test=np.array([1, 0]))
+    train, test = load_scenes(path)
+    assert train.counts is None and test.counts.tolist() == [1, 0]
+
+
+def test_ink_extent_is_the_bounding_box():
+    pixels = torch.zeros(2, 1, 10, 10, dtype=torch.uint8)
+    pixels[0, 0, 2:6, 3:5] = 255  # 4 of 10
+    pixels[1, 0, 0, 1:9] = 255  # 8 of 10
+    assert ink_extent(Images(pixels)) == pytest.approx(0.6)

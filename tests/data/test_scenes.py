@@ -1,0 +1,74 @@
+"""Scenes of objects."""
+
+import numpy as np
+import pytest
+import torch
+
+from pplmodels.data import load_objects, make_scenes, scene_set
+from pplmodels.data.images import Images
+from pplmodels.errors import InputError
+
+OPTIONS = {"canvas": 32, "object_size": 12.0, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def objects():
+    return load_objects("digits")[0]
+
+
+def test_deterministic_in_the_seed(objects):
+    first, same, other = (make_scenes(objects, 200, **{**OPTIONS, "seed": seed}) for seed in (3, 3, 4))
+    assert torch.equal(first.pixels, same.pixels) and torch.equal(first.counts, same.counts)
+    assert not torch.equal(first.pixels, other.pixels)
+
+
+def test_counts_are_even_and_empty_scenes_black(objects):
+    scenes = make_scenes(objects, 3000, **OPTIONS)
+    shares = scenes.counts.bincount() / 3000
+    assert ((shares - 1 / 3).abs() < 4 * (2 / 9 / 3000) ** 0.5).all()
+    brightness = scenes.pixels.flatten(1).amax(1)
+    assert torch.equal(brightness > 0, scenes.counts > 0)
+
+
+def test_each_object_is_there_whole_and_none_overlaps():
+    """Discs of one brightness: a scene's light is its count times that of one disc; nothing is cut or covered."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    disc = Images(((x**2 + y**2 < 0.8) * 255).byte()[None, None])
+    scenes = make_scenes(disc, 500, canvas=64, counts=(1, 2, 3), object_size=16.0)
+    assert scenes[:].amax() <= 1
+    light = scenes[:].flatten(1).sum(1)
+    one = light[scenes.counts == 1].mean()
+    # the size has a deviation of 1/13, so the area of a disc has one of 2/13, and of n discs at most sqrt(n) times that
+    per_object = light / scenes.counts / one
+    assert (per_object - 1).abs().max() < 2 * 2.2 / 13 * 1.2
+    for n in (2, 3):
+        assert light[scenes.counts == n].mean() == pytest.approx(float(n * one), rel=0.03)
+
+
+def test_only_the_given_counts_appear(objects):
+    scenes = make_scenes(objects, 300, counts=(0, 1, 3), **OPTIONS)
+    assert scenes.counts.unique().tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "options", [{"canvas": 32, "object_size": 31.0}, {"canvas": 32, "object_size": 24.0, "counts": (6,)}], ids=str
+)
+def test_what_does_not_fit_is_refused(options):
+    full = Images(torch.full((3, 1, 8, 8), 255, dtype=torch.uint8))
+    with pytest.raises(InputError, match="fit a canvas of 32"):
+        make_scenes(full, 20, **options)
+
+
+def test_held_out_scenes_are_made_of_held_out_objects(tmp_path):
+    """Dark training objects, bright test objects: no scene of one set shows the other's."""
+    path = tmp_path / "objects.npz"
+    np.savez(path, x_train=np.full((3, 8, 8), 100, np.uint8), x_test=np.full((3, 8, 8), 200, np.uint8))
+    scenes = scene_set(str(path), canvas=40, object_size=9.0, num_train=50, num_test=40)
+    assert (len(scenes.train), len(scenes.test)) == (50, 40)
+    assert [int(half.pixels.amax()) for half in (scenes.train, scenes.test)] == [100, 200]
+
+
+def test_the_window_prior_fits_the_objects():
+    loc, scale = scene_set("digits", num_train=2, num_test=2).window_prior()
+    assert torch.tensor(loc[0]).exp() == pytest.approx(1.2 * 13 / 32)
+    assert scale[1] == scale[2] == pytest.approx((1 - 13 / 32) / 3**0.5)

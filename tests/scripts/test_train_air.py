@@ -1,0 +1,169 @@
+"""The scripts, as a person would start them."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from pplmodels.training import cli
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    *("--canvas", "20", "--object-size", "8", "--train-scenes", "40", "--test-scenes", "30", "--window", "8"),
+    *("--what-dim", "4", "--batch-size", "16", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    yield lambda name: runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+def start(name, *arguments):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.filterwarnings("default")  # what a user's session has; the libraries' own warnings are not ours
+def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
+    run = tmp_path / "run"
+    script("train_air")([*SMALL, "--steps", "6", "--eval-every", "4", "--out", str(run)])
+    files = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "tensorboard"}
+    files |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
+    files |= {"scenes.png", "samples.png", "curves.png"}
+    assert {path.name for path in run.iterdir()} == files
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [4, 6]
+    result = json.loads((run / "result.json").read_text())
+    assert np.array(result["metrics"]["confusion"]).shape == (3, 4)
+    assert np.sum(result["metrics"]["confusion"]) == 30
+    assert {"kl/z_pres", "kl/z_where", "kl/z_what", "elbo", "count_accuracy"} <= set(result["metrics"])
+    capsys.readouterr()
+    script("evaluate")([str(run)])
+    again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
+    assert again == result["metrics"]  # same weights, same scenes, same seed
+
+
+@pytest.mark.filterwarnings("default")
+def test_ready_made_scenes_of_any_size_with_three_channels(script, tmp_path):
+    rng = np.random.default_rng(0)
+    scenes = {f"x_{half}": rng.random((20, 12, 18, 3)) for half in ("train", "test")}
+    np.savez(tmp_path / "scenes.npz", **scenes)
+    run = tmp_path / "run"
+    script("train_air")([*SMALL, "--data", str(tmp_path / "scenes.npz"), "--scenes", "--steps", "2", "--out", str(run)])
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert "elbo" in metrics and "count_accuracy" not in metrics  # nobody said how many objects there are
+
+
+def test_killed_and_resumed_is_the_same_as_never_stopped(tmp_path):
+    """kill -9 somewhere in the middle, resume: the final weights are equal bit for bit and no line is lost."""
+    options = [*SMALL, "--steps", "60", "--eval-every", "10"]
+    straight = start("train_air", *options, "--out", tmp_path / "straight")
+    killed = start("train_air", *options, "--out", tmp_path / "killed")
+    lines = tmp_path / "killed/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not lines.exists() or lines.read_text().count("\n") < 2:
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed/result.json").exists()
+    resumed = start("train_air", "--out", tmp_path / "killed", "--resume")
+    for process in (straight, resumed):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    for half in ("model", "guide"):
+        first, second = (load_file(tmp_path / run / f"{half}.safetensors") for run in ("straight", "killed"))
+        assert all(first[name].equal(second[name]) for name in first | second)
+    first, second = (
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in ("straight", "killed")
+    )
+    assert first == second and len(first) == 6
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    process = start("train_air", *SMALL, "--steps", "100000", "--out", tmp_path / "run")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoint.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors.splitlines()[-1]
+
+
+BAD = [
+    (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+    (["--steps", "0"], "--steps: '0' is not a whole number from 1"),
+    (["--steps", "many"], "is not a whole number from 1"),
+    (["--batch-size", "-3"], "--batch-size: '-3' is not"),
+    (["--lr", "0"], "--lr: '0' is not a number above 0"),
+    (["--lr", "nan"], "--lr: 'nan' is not a number above 0"),
+    (["--seed", "-1"], "--seed"),
+    (["--max-objects", "0"], "--max-objects"),
+    (["--canvas", "-50"], "--canvas"),
+    (["--explore", "0.7", "0.1"], "below 0.5"),
+    (["--device", "tpu"], "--device"),
+    (["--data", "cats"], "choose digits, mnist"),
+    (["--data", "no-such-file.npz"], "no-such-file.npz is not a file"),
+    (["--scenes"], "ready-made scenes come from an .npz file"),
+    (["--canvas", "10"], "do not fit a canvas of 10"),
+    (["--canvas", "14", "--max-objects", "5", "--train-scenes", "5"], "do not fit"),
+    (["--resume"], "--resume needs the run's folder"),
+    (["--resume", "--out", "no-such-run"], "holds no run"),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence", BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(lambda: script("train_air")(arguments))
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors and errors.count("\n") == 1 and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_keeps_its_options_and_its_folder(script, tmp_path, capsys):
+    run = tmp_path / "run"
+    script("train_air")([*SMALL, "--steps", "2", "--out", str(run)])
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for arguments, sentence in (
+        ([*SMALL, "--steps", "2", "--out", str(run)], "holds another run"),
+        (["--out", str(run), "--resume", "--what-dim", "9"], "--what-dim 4, not 9"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.run_script(lambda arguments=arguments: script("train_air")(arguments))
+        assert stopped.value.code == 2
+        assert sentence in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
+def test_every_script_explains_itself(script, capsys, monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        script(name)()
+    assert stopped.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5

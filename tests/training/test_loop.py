@@ -1,0 +1,176 @@
+"""The loop: every image once an epoch, and runs that go on where they were."""
+
+import json
+import random
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+
+from pplmodels.data import Images
+from pplmodels.errors import InputError, NonFiniteLoss
+from pplmodels.infer import SVI, Annealed, adam, linear
+from pplmodels.training import Run, fit
+from pplmodels.training.loop import _batches
+
+IMAGES = Images(torch.arange(22, dtype=torch.uint8).view(22, 1, 1, 1) * 10)
+
+
+class Model(PyroModule):
+    """z ~ N(0, temperature), x ~ N(w z, 1), and dropout noise from torch's generator."""
+
+    def __init__(self):
+        super().__init__("loop_model")
+        self.weight = torch.nn.Parameter(torch.tensor(0.5))
+        self.register_buffer("temperature", torch.tensor(1.0))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), self.temperature))
+            pyro.sample("x", dist.Normal(self.weight * z, 1.0), obs=x.flatten())
+
+
+class Guide(PyroModule):
+    def __init__(self):
+        super().__init__("loop_guide")
+        self.net = torch.nn.Linear(1, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            loc, log_scale = self.net(x.flatten(1) + 0.1 * random.random() + 0.1 * np.random.rand()).unbind(-1)  # noqa: NPY002
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+
+def train(folder, steps, resume=False, schedule=None, evaluate=None, seed=5):
+    pyro.set_rng_seed(seed)
+    model, guide = Model(), Guide()
+    svi = SVI(model, guide, adam(model, guide, 1e-2))
+    run = Run.open(folder) if resume else Run.create(folder, {"seed": seed})
+    annealed = [
+        Annealed(model.temperature, schedule or linear(2.0, 1.0, 3, 17)),
+        Annealed(svi.optim.param_groups[0]["lr"], linear(1e-2, 1e-3, 0, 23)),
+    ]
+    fit(
+        svi,
+        IMAGES,
+        run,
+        steps=steps,
+        batch_size=8,
+        seed=seed,
+        annealed=annealed,
+        evaluate=evaluate or (lambda: {"elbo": -float(svi.evaluate_loss(IMAGES[:]))}),
+        eval_every=5,
+        resume=resume,
+    )
+    run.close()
+    return model, guide, svi.optim, [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics]
+
+
+def test_an_epoch_shows_every_image_once_and_the_last_batch_is_smaller():
+    batches = _batches(IMAGES, 8, seed=1, start=0)
+    epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [8, 8, 6]
+        assert torch.cat(epoch).sort(0).values.equal(IMAGES[:])
+    assert not torch.cat(epochs[0]).equal(torch.cat(epochs[1]))
+
+
+def test_the_order_of_batches_depends_on_seed_and_step_only():
+    straight = _batches(IMAGES, 8, seed=1, start=0)
+    expected = [next(straight) for _ in range(8)]
+    for start in range(8):
+        assert next(_batches(IMAGES, 8, seed=1, start=start)).equal(expected[start])
+
+
+def test_resumed_is_the_same_as_never_stopped(tmp_path):
+    """17 + 6 steps equal 23, bit for bit: weights, moments of Adam, schedules, every evaluation."""
+    straight = train(tmp_path / "straight", 23)
+
+    class Killed(BaseException):
+        pass
+
+    calls = []
+
+    def killed_in_the_fourth_evaluation():
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return {"elbo": 0.0}
+
+    with pytest.raises(Killed):
+        train(tmp_path / "stopped", 23, evaluate=killed_in_the_fourth_evaluation)
+    assert len((tmp_path / "stopped/metrics.jsonl").read_text().splitlines()) == 3
+    resumed = train(tmp_path / "stopped", 23, resume=True)
+    for straight_half, resumed_half in zip(straight[:2], resumed[:2], strict=True):
+        for name, value in straight_half.state_dict().items():
+            assert torch.equal(value, resumed_half.state_dict()[name]), name
+    for a, b in zip(straight[2].state_dict()["state"].values(), resumed[2].state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert straight[3][-2:] == resumed[3][-2:]
+    assert [line["step"] for line in resumed[3]] == [5, 10, 15, 20, 23]
+
+
+def test_evaluations_after_the_checkpoint_are_not_kept_twice(tmp_path):
+    """Killed between an evaluation's line and its checkpoint, the line comes again; a torn last line is dropped."""
+    train(tmp_path / "run", 10)
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 15, "seconds": 1.0, "elbo": 99.0}) + "\n" + '{"step": 20, "sec')
+    lines = train(tmp_path / "run", 15, resume=True)[3]
+    assert [line["step"] for line in lines] == [5, 10, 15]
+    assert lines[-1]["elbo"] != 99.0
+
+
+def test_evaluation_does_not_disturb_training(tmp_path):
+    quiet = train(tmp_path / "quiet", 12, evaluate=lambda: {"elbo": 0.0})
+    noisy = train(tmp_path / "noisy", 12, evaluate=lambda: {"elbo": float(torch.randn(1000).sum())})
+    assert torch.equal(quiet[0].weight, noisy[0].weight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_site_named(tmp_path):
+    """The prior's scale becomes 0 at step 12: log p(z) is infinite; the checkpoint of step 10 stays."""
+    with pytest.raises(NonFiniteLoss, match="z in the model"):
+        train(tmp_path / "run", 20, schedule=lambda step: 0.0 if step >= 12 else 1.0)
+    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    assert state["step"] == 10
+    assert all(value.isfinite().all() for value in state["guide"].values())
+
+
+def test_annealed_tensors_get_the_values_of_their_steps(tmp_path):
+    seen = []
+    train(tmp_path / "run", 10, schedule=lambda step: seen.append(step) or 1.0)
+    assert seen == list(range(10))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other pair", "other size", "text"])
+def test_checkpoints_that_cannot_be_used_are_refused(tmp_path, damage):
+    train(tmp_path / "run", 5)
+    path = tmp_path / "run/checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "text":
+        path.write_text("no checkpoint")
+    elif damage == "other pair":
+        torch.save({**state, "model_class": "DRAW"}, path)
+    elif damage == "other size":
+        state["guide"]["net.weight"] = torch.zeros(3, 3)
+        torch.save(state, path)
+    with pytest.raises(InputError, match="checkpoint"):
+        train(tmp_path / "run", 10, resume=True)
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not an empty folder"):
+        Run.create(tmp_path, {"seed": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    train(tmp_path / "run", 5)
+    before = (tmp_path / "run/config.json").read_bytes()
+    with pytest.raises(InputError, match="holds another run"):
+        Run.create(tmp_path / "run", {"seed": 1})
+    assert (tmp_path / "run/config.json").read_bytes() == before
