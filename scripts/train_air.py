@@ -14,7 +14,7 @@ from pplmodels.infer import NVIL_ELBO, SVI, Annealed, adam, cosine, linear
 from pplmodels.report import scene_metrics, scene_pictures
 from pplmodels.training import cli, fit
 
-STEPS = {"digits": 4000}  # on small canvases fewer are enough
+STEPS = {"digits": 3000}  # on small canvases fewer are enough
 SHOWN = ("elbo", "count_accuracy")
 
 
@@ -47,7 +47,7 @@ def parser() -> cli.Parser:
         "--count-steps",
         type=cli.natural_int,
         nargs=2,
-        default=[300, 2500],
+        default=[300, 2000],
         metavar=("BEGIN", "END"),
         help="the steps between which that ratio moves, geometrically",
     )
@@ -56,9 +56,9 @@ def parser() -> cli.Parser:
         "--explore",
         type=cli.positive_float,
         nargs=2,
-        default=[1e-2, 1e-4],
+        default=[0.3, 1e-4],
         metavar=("P0", "P1"),
-        help="least probability of stopping and of going on, until and after those steps",
+        help="least probability of stopping and of going on, annealed over the same steps",
     )
     return parser
 
@@ -105,9 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
     svi = SVI(model, guide, optim, NVIL_ELBO(), clip_norm=options.clip_norm)
     log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
-    limit = linear(
-        *(math.log(1 / p - 1) for p in options.explore), options.count_steps[1], options.count_steps[1] + 500
-    )
+    limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.count_steps)
     decay = (options.steps // 2, options.steps)
     annealed = [
         *(Annealed(half.log_k, log_k) for half in (model, guide)),
