@@ -23,7 +23,7 @@ def parser() -> cli.Parser:
     parser = cli.training_parser(__doc__, steps=None, batch_size=64, lr=1e-3, eval_every=500)
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--scenes", action="store_true", help="the .npz file holds ready-made scenes, not objects")
-    scenes.add_argument("--canvas", type=cli.positive_int, help="side in pixels (50; 32 for the built-in digits)")
+    scenes.add_argument("--canvas", type=cli.positive_int, help="side in pixels (50; 40 for the built-in digits)")
     scenes.add_argument("--object-size", type=cli.positive_float, help="side in pixels (21.5; 13 for the digits)")
     scenes.add_argument("--max-objects", type=cli.positive_int, default=2, help="scenes have 0 to this many")
     scenes.add_argument("--train-scenes", type=cli.positive_int, default=60_000, help="number to train on")

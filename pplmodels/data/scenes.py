@@ -120,7 +120,7 @@ class SceneSet:
         """Mean and deviation of (log s, x, y) for windows a little wider than the objects, anywhere on the canvas."""
         side = self.object_side / min(self.train.shape[1:])
         reach = max(0.1, (1 - side) / math.sqrt(3))  # the deviation of an even spread over the places inside
-        return [math.log(min(1.0, 1.2 * side)), 0.0, 0.0], [0.1, reach, reach]
+        return [math.log(min(1.0, 1.2 * side)), 0.0, 0.0], [0.07, reach, reach]
 
 
 def scene_set(
@@ -138,7 +138,7 @@ def scene_set(
     """Scenes of 0 to ``max_objects`` objects from a data set that :func:`pplmodels.data.load_objects` knows.
 
     Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for
-    the small built-in digits to 32 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size``
+    the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size``
     says how large their objects are (default: 0.4 of the canvas).
     """
     if ready_made:
@@ -146,7 +146,7 @@ def scene_set(
             raise InputError(f"ready-made scenes come from an .npz file, not from {data}.")
         train, test = load_scenes(data)
         return SceneSet(train.head(num_train), test.head(num_test), object_size or 0.4 * min(train.shape[1:]))
-    usual_canvas, usual_size = (32, 13.0) if data == "digits" else (50, 28 / 1.3)
+    usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
     train, test = load_objects(data, data_dir)
     options = {"canvas": canvas, "counts": range(max_objects + 1), "object_size": object_size, "seed": seed}

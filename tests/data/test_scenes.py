@@ -70,5 +70,5 @@ def test_held_out_scenes_are_made_of_held_out_objects(tmp_path):
 
 def test_the_window_prior_fits_the_objects():
     loc, scale = scene_set("digits", num_train=2, num_test=2).window_prior()
-    assert torch.tensor(loc[0]).exp() == pytest.approx(1.2 * 13 / 32)
-    assert scale[1] == scale[2] == pytest.approx((1 - 13 / 32) / 3**0.5)
+    assert torch.tensor(loc[0]).exp() == pytest.approx(1.2 * 13 / 40)
+    assert scale[1] == scale[2] == pytest.approx((1 - 13 / 40) / 3**0.5)
