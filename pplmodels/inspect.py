@@ -1,7 +1,7 @@
 """Looking at what a trained pair believes: traces of the guide, replays of the model, as plain tensors."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,8 @@ def view_scenes(model, guide, scenes: Tensor) -> SceneView:
     with module_owned_parameters():
         guide_trace = poutine.trace(guide).get_trace(scenes)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(scenes)
-    z_pres, z_where = steps(guide_trace, "z_pres"), steps(guide_trace, "z_where")
+    latents = {name: guide_trace.nodes[name]["value"] for name in guide_trace.stochastic_nodes}
+    z_pres, z_where = steps(latents, "z_pres"), steps(latents, "z_where")
     return SceneView(scenes, model_trace.nodes["x"]["fn"].mean, torch.stack(z_pres, -1), torch.stack(z_where, -2))
 
 
@@ -42,22 +43,16 @@ def sample_scenes(model, n: int) -> Tensor:
     return trace.nodes["x"]["fn"].mean
 
 
-@torch.no_grad()
-def infer_counts(guide, batches: Iterable[Tensor]) -> Tensor:
-    """How many objects one sample of the guide finds in each scene, int64 ``(N)``."""
-    found = []
-    for scenes in batches:
-        with module_owned_parameters():
-            trace = poutine.trace(guide).get_trace(scenes)
-        found.append(torch.stack(steps(trace, "z_pres")).sum(0).long())
-    return torch.cat(found)
+def count_objects(latents: Mapping[str, Tensor]) -> Tensor:
+    """How many objects a sample of the latents has, int64 ``(B)``."""
+    return torch.stack(steps(latents, "z_pres")).sum(0).long()
 
 
-def steps(trace, name: str) -> list[Tensor]:
-    """The values of the sites ``name_1``, ``name_2``, ... of a trace, in the order of their numbers."""
+def steps(latents: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """The values of the sites ``name_1``, ``name_2``, ... in the order of their numbers."""
     pattern = re.compile(rf"{re.escape(name)}_(\d+)$")
-    numbered = [(int(match[1]), site) for site in trace.nodes if (match := pattern.match(site))]
-    return [trace.nodes[site]["value"] for _, site in sorted(numbered)]
+    numbered = [(int(match[1]), site) for site in latents if (match := pattern.match(site))]
+    return [latents[site] for _, site in sorted(numbered)]
 
 
 def count_metrics(true: Tensor, inferred: Tensor, most_inferred: int) -> dict:

@@ -1,20 +1,25 @@
 """What a script measures and draws of a trained pair: inspection on one side, pictures on the other."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 from pplmodels import inspect, plotting
 from pplmodels.data import Images
-from pplmodels.infer import elbo_terms
+from pplmodels.infer.bounds import LogProbs, elbo_terms
 
 BATCH = 500  # images evaluated at a time
 
 
-def scene_metrics(model, guide, scenes: Images) -> dict:
-    """The bound split by site and, where the true counts are known, count accuracy and confusion; one guide sample."""
-    metrics = elbo_terms(model, guide, scenes.batches(BATCH))
+def scene_metrics(run: Callable[[Tensor], LogProbs], scenes: Images, most_inferred: int) -> dict:
+    """The bound split by site and, where the true counts are known, count accuracy and confusion; one guide sample.
+
+    ``run`` is :func:`pplmodels.infer.log_probs` of a pair, compiled or not; ``most_inferred`` is its number of steps.
+    """
+    metrics, inferred = elbo_terms(run, scenes.batches(BATCH), inspect.count_objects)
     if scenes.counts is not None:
-        inferred = inspect.infer_counts(guide, scenes.batches(BATCH))
-        metrics |= inspect.count_metrics(scenes.counts.cpu(), inferred.cpu(), model.num_steps)
+        metrics |= inspect.count_metrics(scenes.counts.cpu(), inferred.cpu(), most_inferred)
     return metrics
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from functools import partial
 
 import torch
 from train_air import scenes_of
 
 from guides import AIRGuide
 from pplmodels import AIR
+from pplmodels.infer import log_probs
 from pplmodels.report import scene_metrics, scene_pictures
 from pplmodels.training import Run, cli
 
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     model, guide = (half.from_pretrained(run.folder).to(device) for half in (AIR, AIRGuide))
     test = scenes_of(trained).test.to(device)
     torch.manual_seed(options.seed)
-    print(json.dumps(scene_metrics(model, guide, test), indent=2))
+    print(json.dumps(scene_metrics(partial(log_probs, model, guide), test, model.num_steps), indent=2))
     scene_pictures(model, guide, test.head(12), run.metrics, run.folder)
     print(f"pictures: {run.folder}")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from functools import partial
 
 import pyro
 import torch
@@ -10,7 +11,7 @@ from guides import AIRGuide
 from pplmodels import AIR
 from pplmodels.data import SceneSet, scene_set
 from pplmodels.errors import InputError
-from pplmodels.infer import NVIL_ELBO, SVI, Annealed, adam, cosine, linear
+from pplmodels.infer import NVIL_ELBO, SVI, Annealed, adam, compiled_log_probs, cosine, linear, log_probs
 from pplmodels.report import scene_metrics, scene_pictures
 from pplmodels.training import cli, fit
 
@@ -103,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=math.log(options.count_ratio[0])
     ).to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
-    svi = SVI(model, guide, optim, NVIL_ELBO(), clip_norm=options.clip_norm)
+    svi = SVI(model, guide, optim, NVIL_ELBO(), clip_norm=options.clip_norm, compile=options.compile and "auto")
+    bound = compiled_log_probs(model, guide, fallback=True) if options.compile else partial(log_probs, model, guide)
     log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
     limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.count_steps)
     decay = (options.steps // 2, options.steps)
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
         annealed=annealed,
-        evaluate=lambda: scene_metrics(model, guide, test.head(2000)),
+        evaluate=lambda: scene_metrics(bound, test.head(2000), options.num_steps),
         eval_every=options.eval_every,
         shown=SHOWN,
         resume=options.resume,
@@ -129,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     model.save_pretrained(run.folder)
     guide.save_pretrained(run.folder)
     torch.manual_seed(options.seed)
-    metrics = scene_metrics(model, guide, test)
+    metrics = scene_metrics(bound, test, options.num_steps)
     scene_pictures(model, guide, test.head(12), run.metrics, run.folder)
     run.finish(seconds, device, metrics)
     print(

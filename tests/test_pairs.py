@@ -1,6 +1,8 @@
 """The contract that every model/guide pair keeps."""
 
+import copy
 import inspect
+from functools import partial
 
 import pyro
 import pytest
@@ -12,7 +14,7 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 import guides
 import pplmodels
 from pplmodels.errors import InputError
-from pplmodels.infer import NVIL_ELBO, SVI, adam, elbo_terms
+from pplmodels.infer import NVIL_ELBO, SVI, adam, compiled_log_probs, elbo_terms, log_probs
 from pplmodels.pretrained import Half
 
 LOSSES = {"trace": Trace_ELBO, "tracegraph": TraceGraph_ELBO, "nvil": NVIL_ELBO}
@@ -174,9 +176,46 @@ def test_weights_that_are_cut_short_or_of_another_class_are_refused(pair, tmp_pa
 
 def test_the_bound_splits_into_its_sites(pair):
     model, guide = pair.build()
-    terms = elbo_terms(model, guide, pair.batch(50).split(17))
+    terms, _ = elbo_terms(partial(log_probs, model, guide), pair.batch(50).split(17))
     assert terms["elbo"] == pytest.approx(terms["reconstruction"] - terms["kl"], rel=1e-12)
     assert terms["kl"] == pytest.approx(sum(v for name, v in terms.items() if name.startswith("kl/")), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
+    """50 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit."""
+    halves = pair.build()
+    again = copy.deepcopy(halves)
+    runs = []
+    for (model, guide), compiled in ((halves, False), (again, True)):
+        optim = adam(model, guide, 1e-3)
+        runs.append((SVI(model, guide, optim, loss(), clip_norm=10.0, compile=compiled), optim, model, guide))
+    for step in range(50):
+        x = pair.batch(7 if step % 10 == 9 else 16)  # the last batch of an epoch is smaller
+        outcomes = []
+        for svi, optim, model, guide in runs:
+            pyro.set_rng_seed(step)
+            loss_value = svi.step(x)
+            gradients = [p.grad for p in (*model.parameters(), *guide.parameters()) if p.grad is not None]
+            moments = [t for state in optim.state.values() for t in state.values()]
+            outcomes.append(
+                [loss_value, *gradients, *model.state_dict().values(), *guide.state_dict().values(), *moments]
+            )
+            outcomes[-1] = [tensor.clone() for tensor in outcomes[-1]]
+        assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True)), f"step {step}"
+    assert len(runs[1][0]._run.graphs) == 2
+
+
+def test_compiled_bounds_are_the_same_numbers(pair):
+    model, guide = pair.build()
+    batches = pair.batch(40).split(16)
+    terms = []
+    for run in (partial(log_probs, model, guide), compiled_log_probs(model, guide)):
+        for x in batches:  # trace where there is something to trace
+            run(x)
+        pyro.set_rng_seed(4)
+        terms.append(elbo_terms(run, batches)[0])
+    assert terms[0] == terms[1]
 
 
 @pytest.mark.gpu

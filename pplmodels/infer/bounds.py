@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pyro
 import torch
@@ -11,9 +11,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.replay import Replay
+
+LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
-def log_probs(model, guide, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def log_probs(model, guide, x: Tensor) -> LogProbs:
     """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values."""
     with module_owned_parameters():
         guide_trace = poutine.trace(guide).get_trace(x)
@@ -27,33 +30,52 @@ def log_probs(model, guide, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Ten
     return log_p, log_q, {name: guide_trace.nodes[name]["value"] for name in log_q}
 
 
+def compiled_log_probs(model, guide, fallback: bool = False) -> Callable[[Tensor], LogProbs]:
+    """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed."""
+
+    @torch.no_grad()
+    def program(x: Tensor) -> LogProbs:
+        with pyro.validation_enabled(False):
+            return log_probs(model, guide, x)
+
+    return Replay(program, (model, guide), fallback=fallback)
+
+
 def _is_random(site) -> bool:
     return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("is_auxiliary")
 
 
 @torch.no_grad()
-def elbo_terms(model, guide, batches: Iterable[Tensor]) -> dict[str, float]:
+def elbo_terms(
+    run: Callable[[Tensor], LogProbs],
+    batches: Iterable[Tensor],
+    statistic: Callable[[dict[str, Tensor]], Tensor] | None = None,
+) -> tuple[dict[str, float], Tensor | None]:
     """The bound (K = 1) over all images of ``batches``, in nats per image, and where it comes from.
 
-    Returns ``elbo``, ``reconstruction`` (log-probability of the observed sites), ``kl``, and ``kl/<site>`` with the
-    steps of a site added up ("z_where_1" and "z_where_2" count for "kl/z_where"). Each KL is log q - log p at the
-    guide's sample, so ``elbo = reconstruction - kl`` holds exactly. beta is 1, no image is left out, and
-    the sums are kept in float64.
+    ``run`` is :func:`log_probs` of a pair (``partial(log_probs, model, guide)``) or :func:`compiled_log_probs`. Returns
+    ``elbo``, ``reconstruction`` (log-probability of the observed sites), ``kl``, and ``kl/<site>`` with the steps of a
+    site added up ("z_where_1" and "z_where_2" count for "kl/z_where"); and ``statistic(latents)`` of all images.
+    Each KL is log q - log p at the guide's sample, so ``elbo = reconstruction - kl`` holds exactly. beta is 1, no image
+    is left out, and the sums are kept in float64.
     """
-    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-    images = 0
+    totals: dict[str, Tensor] = defaultdict(float)
+    images, statistics = 0, []
     for x in batches:
-        log_p, log_q, _ = log_probs(model, guide, x)
+        log_p, log_q, latents = run(x)
         images += len(x)
         for site in log_p.keys() | log_q.keys():
             if site in log_q:
-                kl = (log_q[site] - log_p[site]).sum(dtype=torch.float64).cpu()
+                kl = (log_q[site] - log_p[site]).sum(dtype=torch.float64)
                 totals["kl"] += kl
                 totals["kl/" + re.sub(r"_\d+$", "", site)] += kl
             else:
-                totals["reconstruction"] += log_p[site].sum(dtype=torch.float64).cpu()
+                totals["reconstruction"] += log_p[site].sum(dtype=torch.float64)
+        if statistic is not None:
+            statistics.append(statistic(latents))
     totals["elbo"] = totals["reconstruction"] - totals["kl"]
-    return {name: float(total) / images for name, total in sorted(totals.items())}
+    terms = {name: float(total) / images for name, total in sorted(totals.items())}
+    return terms, torch.cat(statistics) if statistics else None
 
 
 @torch.no_grad()

@@ -11,7 +11,9 @@ from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pplmodels.infer.losses import is_differentiable, loss_and_surrogate, stays_on_device
 from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.replay import Replay, Snapshot, state_of
 
 
 class SVI(pyro.infer.SVI):
@@ -27,7 +29,9 @@ class SVI(pyro.infer.SVI):
       tensors on the device: the device is waited for only where a number is read with ``float``;
     - after a loss or a gradient that is not finite the parameters stop moving and :attr:`failed` is true, so the
       weights that led there can be looked at and the last good ones are not lost;
-    - the arguments of distributions are validated in the first step only: the checks read values back.
+    - the arguments of distributions are validated before the first step only: the checks read values back;
+    - with ``compile`` the loss and all gradients are traced once into a flat graph and replayed
+      (:class:`pplmodels.infer.replay.Replay`, docs/engine.md): the same numbers without Pyro's and autograd's Python.
 
     With a :class:`pyro.optim.PyroOptim` everything is the stock class's, including its totals and its param store.
 
@@ -36,19 +40,33 @@ class SVI(pyro.infer.SVI):
         optim: a torch optimizer or a PyroOptim.
         loss: an ELBO, by default ``TraceGraph_ELBO()``.
         clip_norm: largest gradient norm a parameter group, in nats per image per unit; None for no limit.
+        compile: replay a traced graph; True raises where that cannot be done, "auto" warns once and goes on without.
     """
 
-    def __init__(self, model, guide, optim, loss: ELBO | None = None, *, clip_norm: float | None = None):
+    def __init__(
+        self,
+        model,
+        guide,
+        optim,
+        loss: ELBO | None = None,
+        *,
+        clip_norm: float | None = None,
+        compile: bool | str = False,
+    ):
+        if compile not in (True, False, "auto"):
+            raise ValueError(f'compile is True, False or "auto", not {compile!r}')
         loss = TraceGraph_ELBO() if loss is None else loss
         if isinstance(optim, PyroOptim):
-            if clip_norm is not None:
-                raise ValueError("clip_norm works with a torch optimizer; a PyroOptim clips by its own clip_args")
+            if clip_norm is not None or compile is True:
+                raise ValueError("clip_norm and compile need a torch optimizer; a PyroOptim has its own clip_args")
             super().__init__(model, guide, optim, loss)
             return
         if not isinstance(optim, torch.optim.Optimizer):
             raise ValueError(f"optim is a torch.optim.Optimizer or a pyro.optim.PyroOptim, not {optim!r}")
-        if not (hasattr(loss, "_loss_and_surrogate_loss") or hasattr(loss, "differentiable_loss")):
+        if not is_differentiable(loss):
             raise ValueError(f"{type(loss).__name__} has no differentiable loss: use it with a pyro.optim optimizer")
+        if compile is True and not stays_on_device(loss):
+            raise ValueError(f"{type(loss).__name__} cannot be compiled: it reads values back to the host")
         super(pyro.infer.SVI, self).__init__()  # the stock constructor wants a PyroOptim
         self.model, self.guide, self.optim = model, guide, optim
         self.elbo = loss
@@ -56,17 +74,19 @@ class SVI(pyro.infer.SVI):
         self.clip_norm = clip_norm
         self.failed = torch.zeros((), dtype=torch.bool, device=optim.param_groups[0]["params"][0].device)
         self._validated = False
+        self._run = self._differentiate
+        if compile and stays_on_device(loss):
+            self._run = Replay(self._differentiate, (model, guide), self._parameters(), fallback=compile == "auto")
 
     def step(self, *args, **kwargs) -> Tensor | float:
         """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
         if isinstance(self.optim, PyroOptim):
             return super().step(*args, **kwargs)
-        self.optim.zero_grad(set_to_none=True)
-        with pyro.validation_enabled(is_validation_enabled() and not self._validated):
-            loss, surrogate, images = self._losses(*args, **kwargs)
-        self._validated = True
-        surrogate.backward()
-        loss = loss.detach() / images
+        if not self._validated:
+            self._validate(args, kwargs)
+        loss, images, gradients = self._run(args, kwargs)
+        for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+            parameter.grad = gradient
         self._update(loss, images)
         return loss
 
@@ -75,17 +95,33 @@ class SVI(pyro.infer.SVI):
         if isinstance(self.optim, PyroOptim):
             return super().evaluate_loss(*args, **kwargs)
         with torch.no_grad():
-            loss, _, images = self._losses(*args, **kwargs)
+            loss, _, images = self._losses(args, kwargs)
         return loss / images
 
-    def _losses(self, *args, **kwargs) -> tuple[Tensor, Tensor, int]:
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optim.param_groups for p in group["params"] if p.requires_grad]
+
+    def _validate(self, args: tuple, kwargs: dict) -> None:
+        """Run the programs once with all of Pyro's checks, and undo what that changes."""
+        if is_validation_enabled():
+            before = Snapshot(list(state_of((self.model, self.guide), self._parameters())))
+            with torch.no_grad():
+                self._losses(args, kwargs)
+            before.restore()
+        self._validated = True
+
+    def _differentiate(self, args: tuple, kwargs: dict) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
+        """The loss per image, the number of images, and the gradient of their total for each parameter."""
+        with pyro.validation_enabled(False):
+            loss, surrogate, images = self._losses(args, kwargs)
+        gradients = torch.autograd.grad(surrogate, self._parameters(), allow_unused=True)
+        return loss.detach() / images, images, gradients
+
+    def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
         """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
         with module_owned_parameters(), _DataPlate() as plate:
-            if hasattr(self.elbo, "_loss_and_surrogate_loss"):
-                elbo, surrogate = self.elbo._loss_and_surrogate_loss(self.model, self.guide, args, kwargs)
-                return -elbo, surrogate, plate.size
-            loss = self.elbo.differentiable_loss(self.model, self.guide, *args, **kwargs)
-            return loss, loss, plate.size
+            loss, surrogate = loss_and_surrogate(self.elbo, self.model, self.guide, args, kwargs)
+        return loss, surrogate, plate.size
 
     def _update(self, loss: Tensor, images: int) -> None:
         limit = math.inf if self.clip_norm is None else self.clip_norm * images

@@ -12,7 +12,7 @@ from pplmodels.errors import InputError, NonFiniteLoss
 from pplmodels.training.run import Run
 
 # What may differ when a run is resumed: none of it changes what is computed.
-FREE = ("out", "resume", "device", "data_dir")
+FREE = ("out", "resume", "device", "data_dir", "compile")
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +36,12 @@ def training_parser(description: str, *, steps: int | None, batch_size: int, lr:
     training.add_argument("--seed", type=natural_int, default=0, help="of weights, noise, scenes and order")
     training.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
+    )
+    training.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="trace the step once and replay it: the same numbers, sooner",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")

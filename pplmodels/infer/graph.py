@@ -1,0 +1,116 @@
+"""Rewrites of a traced graph that leave every number as it is."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+VIEWS_OF_NOTHING = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+
+def simplified(module: GraphModule) -> GraphModule:
+    """The same graph without no-ops, repeated operations, results nobody reads, and with constants computed once."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target in VIEWS_OF_NOTHING:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    written = _written_storage(graph)
+    _fold_constants(module, written)
+    _share_repeated(graph, written)
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users and not _has_effect(node):
+            graph.erase_node(node)
+    graph.lint()
+    module.recompile()
+    return module
+
+
+def _schema(node: Node):
+    return getattr(node.target, "_schema", None)
+
+
+def _has_effect(node: Node) -> bool:
+    """Whether a call changes one of its arguments or a random generator."""
+    if node.op != "call_function" or _schema(node) is None:
+        return node.op in ("placeholder", "output")
+    return _schema(node).is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _may_alias(node: Node) -> bool:
+    """Whether a call's result shares storage with an argument."""
+    if node.op != "call_function":
+        return False
+    if _schema(node) is None:  # getitem of a call with several results
+        return True
+    return any(result.alias_info is not None for result in _schema(node).returns)
+
+
+def _written_storage(graph: Graph) -> set[Node]:
+    """Nodes whose storage some operation writes to: written nodes, what they are views of, and views of those."""
+    written: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and _schema(node) is not None and _schema(node).is_mutable:
+            for argument, value in zip(_schema(node).arguments, node.args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    written |= _nodes_in(value)
+    size = -1
+    while size != len(written):
+        size = len(written)
+        for node in graph.nodes:
+            if _may_alias(node):
+                family = {node, *node.all_input_nodes}
+                if family & written:
+                    written |= family
+    return written
+
+
+def _nodes_in(value) -> set[Node]:
+    if isinstance(value, Node):
+        return {value}
+    return set().union(*map(_nodes_in, value)) if isinstance(value, Iterable) and not isinstance(value, str) else set()
+
+
+def _fold_constants(module: GraphModule, written: set[Node]) -> None:
+    """Compute once, now, what depends on no input, no random generator and no storage that is written to."""
+    graph = module.graph
+    values: dict[Node, object] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr" and node not in written:
+            values[node] = getattr(module, node.target)
+            continue
+        fixed = node.op == "call_function" and not _has_effect(node) and node not in written
+        if fixed and all(argument in values for argument in node.all_input_nodes):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+    for number, (node, value) in enumerate(values.items()):
+        needed = any(user not in values for user in node.users)
+        if node.op == "call_function" and needed and isinstance(value, torch.Tensor):
+            name = f"_constant_{number}"
+            module.register_buffer(name, value, persistent=False)
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(name))
+
+
+def _share_repeated(graph: Graph, written: set[Node]) -> None:
+    """Let equal operations on equal inputs be one operation."""
+    known: dict[tuple, Node] = {}
+    for node in list(graph.nodes):
+        reads_written = node in written or any(argument in written for argument in node.all_input_nodes)
+        if node.op not in ("call_function", "get_attr") or _has_effect(node) or reads_written:
+            continue
+        key = (node.op, node.target, _frozen(node.args), _frozen(node.kwargs))
+        first = known.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _frozen(value):
+    """A hashable form of a node's arguments that tells 1, 1.0 and True apart."""
+    if isinstance(value, dict):
+        return tuple((name, _frozen(part)) for name, part in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    return value if isinstance(value, Node) else (type(value), value)
