@@ -42,7 +42,7 @@ class AIRGuide(Half):
     ``log_k``, as in Bayes' rule: the network learns the evidence for an object, which does not depend on the prior, so
     that the posterior follows while the prior is annealed instead of staying where a permissive one has pushed it. The
     logit is held within +-``presence_limit``, so that every decision is still tried both ways now and then. The
-    baseline shares no weight with the guide; it reads the pixels and, detached, the recurrent state (so z_{<t}).
+    baseline reads, detached, the same embedding and the recurrent state, which knows z_{<t}.
 
     Arguments:
         canvas, num_steps, what_dim: as the model's.
@@ -78,19 +78,18 @@ class AIRGuide(Half):
         presence_limit: float = 4.6,
     ):
         super().__init__("air_guide")
-        pixels = math.prod(canvas)
         z_dim = 1 + 3 + what_dim
         self.num_steps = num_steps
         self.window = window
         self.hidden_dim = hidden_dim
         self.z_dim = z_dim
-        self.embed = mlp(pixels, (embed_dim,))
+        self.embed = mlp(math.prod(canvas), (embed_dim,))
         self.lstm = ContextLSTMCell(embed_dim, z_dim, hidden_dim)
         self.predict = mlp(hidden_dim, (predict_dim,))
         self.presence = nn.Linear(predict_dim, 1)
         self.where = nn.Linear(predict_dim, 6)
         self.encoder = mlp(canvas[0] * window**2, encoder_dims, 2 * what_dim)
-        self.baseline = NeuralBaseline(pixels, hidden_dim)
+        self.baseline = NeuralBaseline(embed_dim, hidden_dim)
         self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
         self.register_buffer("presence_limit", torch.tensor(presence_limit, dtype=torch.get_default_dtype()))
         with torch.no_grad():
@@ -121,9 +120,9 @@ class AIRGuide(Half):
         """Sample the latents of the scenes ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
         if x is None:
             raise ValueError("AIRGuide infers objects from scenes: x is required")
-        pixels = x.flatten(-3)
-        gates = self.lstm.gates(self.embed(pixels))  # (B, 4H), the same at every step
-        context = self.baseline.context(pixels)
+        embedding = self.embed(x.flatten(-3))
+        gates = self.lstm.gates(embedding)  # (B, 4H), the same at every step
+        context = self.baseline.context(embedding)
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)

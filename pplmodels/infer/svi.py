@@ -1,7 +1,5 @@
 """Stochastic variational inference with module-owned parameters and a torch optimizer."""
 
-import math
-
 import pyro
 import torch
 from pyro.infer import TraceGraph_ELBO
@@ -124,8 +122,12 @@ class SVI(pyro.infer.SVI):
         return loss, surrogate, plate.size
 
     def _update(self, loss: Tensor, images: int) -> None:
-        limit = math.inf if self.clip_norm is None else self.clip_norm * images
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], limit) for group in self.optim.param_groups]
+        norms = []
+        for group in self.optim.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(gradients))
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(group["params"], self.clip_norm * images, norms[-1])
         self.failed |= ~torch.stack([loss, *norms]).isfinite().all()
         if getattr(self.optim, "_step_supports_amp_scaling", False):
             # Fused optimizers skip a step by a flag on the device, as torch.amp.GradScaler asks them to.

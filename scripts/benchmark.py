@@ -1,0 +1,178 @@
+"""Time one training step: stock Pyro, this library uncompiled and compiled, and plain torch written by hand."""
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import torch
+from handwritten import HandwrittenStep, VAEGuide, VAEModel, air_losses, vae_losses
+from pyro.infer import TraceGraph_ELBO
+from torch.utils.flop_counter import FlopCounterMode
+
+from guides import AIRGuide
+from pplmodels import AIR
+from pplmodels.files import replace_file
+from pplmodels.infer import SVI, adam
+from pplmodels.training import cli
+from pplmodels.training.run import describe_device, versions
+
+WARM, BLOCK = 3, 10  # steps of one way in a row, untimed and timed, before the next way's turn
+RESULT = Path(__file__).parent.parent / "results" / "benchmark.json"
+# pair: (model, guide, losses by hand, shape of an image, batch sizes)
+CASES = {
+    "air": (AIR, AIRGuide, air_losses, (1, 50, 50), (64, 256)),
+    "vae": (VAEModel, VAEGuide, vae_losses, (784,), (128, 512)),
+}
+
+
+def steps_of(case: str, device: torch.device) -> dict[str, Callable]:
+    """The ways to take a step, each on its own copy of the same weights."""
+    make_model, make_guide, losses, _, _ = CASES[case]
+    pyro.set_rng_seed(0)
+    halves = make_model().to(device), make_guide().to(device)
+    ways = {}
+    for name in ("handwritten", "compiled", "uncompiled", "stock"):
+        model, guide = copy.deepcopy(halves)
+        if name == "stock":
+            # a name of its own: stock Pyro keeps all parameters in one global store
+            svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceGraph_ELBO())
+            ways[name] = lambda x, svi=svi: svi.step(x) / len(x)
+        elif name == "handwritten":
+            ways[name] = HandwrittenStep(losses, model, guide, adam(model, guide, 1e-3)).step
+        else:
+            ways[name] = SVI(model, guide, adam(model, guide, 1e-3), compile=name == "compiled").step
+    if case == "vae" and device.type == "cpu" and (numpyro_step := _numpyro_step()):
+        ways["numpyro"] = numpyro_step
+    return ways
+
+
+def _numpyro_step() -> Callable | None:
+    """NumPyro's jitted SVI on the same nets, where numpyro is installed."""
+    try:
+        from numpyro_vae import NumPyroStep
+    except ImportError:
+        return None
+    return NumPyroStep().step
+
+
+def measure(case: str, batch: int, device: torch.device, rounds: int) -> dict:
+    """Median milliseconds a step of each way, taken in turns; tracing time; peak memory; the arithmetic floor."""
+    x = torch.rand(batch, *CASES[case][3], device=device)
+    x = (x > 0.5).float() if case == "vae" else x * (x > 0.9)
+    ways = steps_of(case, device)
+    first, losses = {}, {}
+    for name, step in ways.items():
+        pyro.set_rng_seed(1)
+        begun = time.perf_counter()
+        losses[name] = float(step(x))
+        first[name] = time.perf_counter() - begun
+    exact = {name: loss for name, loss in losses.items() if name != "numpyro"}
+    assert max(exact.values()) - min(exact.values()) < 1e-5 * abs(losses["stock"]), losses
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, step in ways.items():
+            for number in range(WARM + BLOCK):  # a way's weights have to come back into the cache first
+                _synchronize(device)
+                begun = time.perf_counter()
+                step(x)
+                _synchronize(device)
+                if number >= WARM:
+                    times[name].append(1e3 * (time.perf_counter() - begun))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "case": case,
+        "batch": batch,
+        "step_ms": medians,
+        "stock_over_compiled": medians["stock"] / medians["compiled"],
+        "compiled_over_handwritten": medians["compiled"] / medians["handwritten"],
+        "trace_seconds": first["compiled"],
+        "peak_bytes": {name: peak_bytes(ways[name], x) for name in ("uncompiled", "compiled")},
+        "floor_ms": floor(case, ways["handwritten"], x),
+    }
+
+
+def peak_bytes(step: Callable, x: torch.Tensor) -> int:
+    """The largest amount of memory that one step holds above what was held before it."""
+    if x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(x)
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step(x)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
+    """Milliseconds that a step cannot go below: its matrix arithmetic at the rate of a large product, its parameters'
+    traffic (read twice, gradient written, Adam's seven passes) at the bandwidth of a large copy."""
+    with FlopCounterMode(display=False) as counter:
+        step(x)
+    a = torch.rand(2048, 2048, device=x.device)
+    flops = 2 * 2048**3 / _seconds(lambda: a @ a, x.device)
+    big, copy_of_big = torch.rand(2, 2**25, device=x.device)
+    bandwidth = 2 * 4 * 2**25 / _seconds(lambda: copy_of_big.copy_(big), x.device)
+    parameters = sum(p.numel() for half in CASES[case][:2] for p in half().parameters())
+    return {
+        "arithmetic": 1e3 * counter.get_total_flops() / flops,
+        "traffic": 1e3 * 10 * 4 * parameters / bandwidth,
+        "gflops": flops / 1e9,
+        "gbytes_per_second": bandwidth / 1e9,
+    }
+
+
+def _seconds(work: Callable, device: torch.device) -> float:
+    times = []
+    for _ in range(12):
+        _synchronize(device)
+        begun = time.perf_counter()
+        work()
+        _synchronize(device)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[2:])
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table of the measurements."""
+    names = ["stock", "uncompiled", "compiled", "handwritten", "numpyro"]
+    head = ["pair", "batch", *(f"{name}, ms" for name in names), "stock / compiled", "compiled / by hand", "floor, ms"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        times = [f"{row['step_ms'][name]:.1f}" if name in row["step_ms"] else "" for name in names]
+        ratios = [f"{row['stock_over_compiled']:.2f}", f"{row['compiled_over_handwritten']:.2f}"]
+        bound = row["floor_ms"]["arithmetic"] + row["floor_ms"]["traffic"]
+        lines.append([row["case"], str(row["batch"]), *times, *ratios, f"{bound:.1f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure every case, print the table, write results/benchmark.json."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    parser.add_argument("--rounds", type=cli.positive_int, default=6, help="turns of each way")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="pairs to measure")
+    parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
+    options = parser.parse_args(argv)
+    device = cli.find_device(options.device)
+    rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case][4]]
+    described = {"device": describe_device(device), "versions": versions(), "rounds": options.rounds, "rows": rows}
+    replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

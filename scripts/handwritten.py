@@ -1,0 +1,128 @@
+"""Training steps written by hand in plain torch, for scripts/benchmark.py to compare with.
+
+They use the pairs' own networks and draw the same noise in the same order, so that from one seed they give the
+losses of SVI with TraceGraph_ELBO.
+"""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from pplmodels.air import NEVER
+from pplmodels.nn import leash, mlp, read_window
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def _normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    return (-((value - loc) ** 2) / (2 * scale**2) - scale.log() - LOG_2PI / 2).sum(-1)
+
+
+def _draw(loc: Tensor, scale: Tensor) -> Tensor:
+    return loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
+
+
+def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the bound of a batch, and the surrogate with REINFORCE and baselines."""
+    embedding = guide.embed(x.flatten(-3))
+    gates, context = guide.lstm.gates(embedding), guide.baseline.context(embedding)
+    present = x.new_ones(len(x))
+    state = (x.new_zeros(len(x), guide.hidden_dim),) * 2
+    z = x.new_zeros(len(x), guide.z_dim)
+    z_pres, z_where, z_what, own_costs, reparameterised, scores, baselines = ([] for _ in range(7))
+    for prior_logit in model.presence_logits().unbind():
+        state = guide.lstm(gates, z, state)
+        features = guide.predict(state[0])
+        baselines.append(guide.baseline(context, state[0], present))
+        logits = leash(guide.presence(features).squeeze(-1) + guide.log_k, guide.presence_limit)
+        logits = torch.where(present > 0, logits, NEVER)
+        prior_logits = torch.where(present > 0, prior_logit, NEVER)
+        present = torch.bernoulli(logits.detach().sigmoid())
+        log_q = -binary_cross_entropy_with_logits(logits, present, reduction="none")
+        log_p = -binary_cross_entropy_with_logits(prior_logits, present, reduction="none")
+        loc, raw = guide.where(features).chunk(2, -1)
+        scale = softplus(raw)
+        where = _draw(loc, scale)
+        kl = _normal_log_prob(where, loc, scale) - _normal_log_prob(where, model.where_loc, model.where_scale)
+        hidden = guide.encoder(read_window(x, where, guide.window).flatten(-3))
+        loc, raw = hidden.chunk(2, -1)
+        scale = softplus(raw)
+        what = _draw(loc, scale)
+        kl = kl + _normal_log_prob(what, loc, scale) + (what.square() / 2 + LOG_2PI / 2).sum(-1)
+        kl = torch.where(present > 0, kl, 0.0)
+        own_costs.append((log_p - log_q - kl).detach())
+        reparameterised.append(log_p - kl)
+        scores.append(log_q)
+        z_pres.append(present)
+        z_where.append(where)
+        z_what.append(what)
+        pres = present[..., None]
+        z = torch.cat([pres, pres * where, pres * what], -1)
+    canvas = model.render(torch.stack(z_pres, -1), torch.stack(z_where, -2), torch.stack(z_what, -2))
+    constant = math.log(model.pixel_scale) + LOG_2PI / 2
+    log_x = (-((x - canvas) ** 2) / (2 * model.pixel_scale**2) - constant).flatten(1).sum(-1)
+    surrogate = -log_x.sum() - sum(term.sum() for term in reparameterised)
+    downstream = log_x.detach()
+    for own, score, baseline in reversed(list(zip(own_costs, scores, baselines, strict=True))):
+        downstream = downstream + own
+        surrogate = surrogate - (score * (downstream - baseline.detach())).sum()
+        surrogate = surrogate + (downstream - baseline).square().sum()
+    return -downstream.sum(), surrogate
+
+
+class VAEModel(PyroModule):
+    """z ~ N(0, I_64), x ~ Bern(784 pixels), decoder 64-128-256-512-784."""
+
+    def __init__(self):
+        super().__init__("vae")
+        self.decoder = mlp(64, (128, 256, 512), 784)
+
+    def forward(self, x: Tensor) -> None:
+        """Score the images ``x (B, 784)``."""
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 64), x.new_ones(len(x), 64)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+
+class VAEGuide(PyroModule):
+    """q(z | x), encoder 784-512-256-128-64."""
+
+    def __init__(self):
+        super().__init__("vae_guide")
+        self.encoder = mlp(784, (512, 256, 128), 2 * 64)
+
+    def forward(self, x: Tensor) -> None:
+        """Sample the latents of ``x (B, 784)``."""
+        loc, raw = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, softplus(raw)).to_event(1))
+
+
+def vae_losses(model: VAEModel, guide: VAEGuide, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the bound of a batch, twice: its gradient is its own surrogate."""
+    loc, raw = guide.encoder(x).chunk(2, -1)
+    scale = softplus(raw)
+    z = _draw(loc, scale)
+    kl = _normal_log_prob(z, loc, scale) + (z.square() / 2 + LOG_2PI / 2).sum(-1)
+    loss = kl.sum() + binary_cross_entropy_with_logits(model.decoder(z), x, reduction="sum")
+    return loss.detach(), loss
+
+
+class HandwrittenStep:
+    """Losses, backward, one fused Adam; what a person would write for one pair."""
+
+    def __init__(self, losses, model: nn.Module, guide: nn.Module, optim: torch.optim.Optimizer):
+        self.losses, self.model, self.guide, self.optim = losses, model, guide, optim
+
+    def step(self, x: Tensor) -> Tensor:
+        """One training step; returns the loss per image."""
+        self.optim.zero_grad(set_to_none=True)
+        loss, surrogate = self.losses(self.model, self.guide, x)
+        surrogate.backward()
+        self.optim.step()
+        return loss / len(x)
