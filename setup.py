@@ -23,5 +23,6 @@ setup(
     extras_require={
         "test": ["pytest>=8", "ruff>=0.6"],
         "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
+        "benchmark": ["numpyro>=0.15"],
     },
 )

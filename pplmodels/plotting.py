@@ -69,7 +69,8 @@ def curves(metrics: Sequence[dict], groups: Sequence[Sequence[str]], x: str = "s
             if points:
                 axis.plot(*zip(*points, strict=True), label=name)
         axis.set_xlabel(x)
-        axis.legend(fontsize=8)
+        if axis.lines:
+            axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     return figure
 

@@ -2,8 +2,9 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
+
+import benchmark
 
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
@@ -26,7 +27,6 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     fixed = [{key: value for key, value in config.items() if key not in ("seed", "command")} for config in configs]
     if any(other != fixed[0] for other in fixed):
         raise InputError("these runs differ in more than their seed: write a card for each.")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     card = {
         "model": name.split("-")[0],
         "data": configs[0]["data"],
@@ -35,7 +35,7 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
         "seeds": [result["seed"] for result in results],
         "device": results[0]["device"],
         "versions": results[0]["versions"],
-        "commit": commit.stdout.strip(),
+        "commit": results[0]["commit"],
         "seconds": [result["seconds"] for result in results],
         "metrics": {key: [result["metrics"][key] for result in results] for key in results[0]["metrics"]},
         "curve": lines,
@@ -71,7 +71,17 @@ def update_tables(path: Path) -> None:
         cards = [json.loads((CARDS / f"{name}.json").read_text()) for name in names]
         return f"<!-- results:{match[1]}-->\n\n{table(cards, metrics)}\n\n<!-- end -->"
 
-    text = re.sub(r"<!-- results:(.*?)-->.*?<!-- end -->", fill, path.read_text(), flags=re.DOTALL)
+    text = path.read_text()
+    if "<!-- benchmark -->" in text:
+        card = json.loads((CARDS / "benchmark.json").read_text())
+        filled = f"{benchmark.table(card['rows'])}\n\nOn {card['device']}, torch {card['versions']['torch']}."
+        text = re.sub(
+            "<!-- benchmark -->.*?<!-- end -->",
+            f"<!-- benchmark -->\n\n{filled}\n\n<!-- end -->",
+            text,
+            flags=re.DOTALL,
+        )
+    text = re.sub(r"<!-- results:(.*?)-->.*?<!-- end -->", fill, text, flags=re.DOTALL)
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 

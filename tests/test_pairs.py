@@ -219,9 +219,10 @@ def test_compiled_bounds_are_the_same_numbers(pair):
 
 
 @pytest.mark.gpu
-def test_trains_on_cuda(pair):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_trains_on_cuda_without_waiting_for_the_device(pair, compiled):
     model, guide = (half.cuda() for half in pair.build())
-    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
+    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO(), compile=compiled)
     x = pair.batch(8).cuda()
     svi.step(x)
     torch.cuda.set_sync_debug_mode("error")  # any wait for the device inside a step raises
@@ -230,3 +231,24 @@ def test_trains_on_cuda(pair):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
+
+
+@pytest.mark.gpu
+def test_compiled_on_cuda_is_the_uncompiled_step(pair):
+    """Captured replays against eager steps from the same state and seed, up to float32's rounding."""
+    halves = [half.cuda() for half in pair.build()]
+    again = copy.deepcopy(halves)
+    svis = [
+        SVI(*pair_, adam(*pair_, 1e-3), NVIL_ELBO(), compile=c)
+        for pair_, c in zip((halves, again), (False, True), strict=True)
+    ]
+    for step in range(10):
+        x = pair.batch(16).cuda()
+        for half, twin in zip(halves, again, strict=True):
+            twin.load_state_dict(half.state_dict())
+        outcomes = []
+        for svi in svis:
+            pyro.set_rng_seed(step)
+            loss = svi.step(x)
+            outcomes.append([loss, *(p.grad.clone() for p in svi._parameters() if p.grad is not None)])
+        torch.testing.assert_close(*outcomes, rtol=1e-3, atol=1e-3)

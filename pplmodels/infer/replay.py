@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer.graph import simplified
 
 MANY = 16  # graphs kept, and traces after which one is told that tracing keeps happening
@@ -60,7 +61,7 @@ class Replay:
         self._last_signature: tuple | None = None
 
     def __call__(self, *args):
-        """The program's result for ``args``, detached."""
+        """The program's result for ``args``, detached; on CUDA it is overwritten by the next call."""
         leaves, spec = tree_flatten(args)
         modules = modules_of(self.roots)
         state = list(state_of(modules, self.tensors))
@@ -76,7 +77,8 @@ class Replay:
     def _signature(self, leaves: list, spec, state: list[Tensor], modules: list[nn.Module]) -> tuple:
         return (
             ("arguments", repr(spec), *map(_kind, leaves)),
-            ("parameters and buffers", *map(_kind, state)),
+            # a CUDA graph holds addresses: a tensor that has moved makes a new one
+            ("parameters and buffers", *((_kind(t), t.data_ptr() if t.is_cuda else 0) for t in state)),
             ("modules", *map(_mode, modules)),
             ("settings", torch.get_default_dtype(), torch.is_autocast_enabled()),
         )
@@ -99,6 +101,8 @@ class Replay:
             graph = _Graph(self.program, args, leaves, state)
             before.restore()
             _check(graph, self.program, args, leaves, state)
+            if all(tensor.is_cuda for tensor in (*state, *graph._inputs(leaves))):
+                graph.capture(leaves, state)
         except CannotCompile as error:
             if not self.fallback:
                 raise
@@ -128,13 +132,33 @@ class _Graph:
         except Exception as error:
             raise CannotCompile(_explain(error)) from error
         self.run = simplified(module).forward
+        self.captured: torch.cuda.CUDAGraph | None = None
 
     def _inputs(self, leaves: list) -> list[Tensor]:
         return [leaf for leaf, is_input in zip(leaves, self.is_input, strict=True) if is_input]
 
     @torch.no_grad()
+    def capture(self, leaves: list, state: list[Tensor]) -> None:
+        """Record the graph's kernels as one CUDA graph, with fixed buffers for arguments and results."""
+        self.buffers = [tensor.clone() for tensor in self._inputs(leaves)]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set themselves up outside the capture
+            self.run(*state, *self.buffers)
+        torch.cuda.current_stream().wait_stream(side)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            self.results = self.run(*state, *self.buffers)
+        self.captured = captured
+
+    @torch.no_grad()
     def __call__(self, leaves: list, state: list[Tensor]):
-        results = self.run(*state, *self._inputs(leaves))
+        if self.captured is None:
+            results = self.run(*state, *self._inputs(leaves))
+        else:
+            torch._foreach_copy_(self.buffers, self._inputs(leaves))
+            self.captured.replay()
+            results = self.results
         results = [fixed if result is None else result for result, fixed in zip(results, self.constants, strict=True)]
         return tree_unflatten(results, self.spec)
 
@@ -144,20 +168,14 @@ class Snapshot:
 
     def __init__(self, tensors: list[Tensor]):
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
-        self.generators = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in _cuda_devices(tensors)]
+        self.generators = generator_states()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put them back."""
         for tensor, value in self.tensors:
             tensor.copy_(value)
-        torch.set_rng_state(self.generators[0])
-        for device, value in zip(_cuda_devices([t for t, _ in self.tensors]), self.generators[1], strict=True):
-            torch.cuda.set_rng_state(value, device)
-
-
-def _cuda_devices(tensors: list[Tensor]) -> list[torch.device]:
-    return sorted({tensor.device for tensor in tensors if tensor.is_cuda}, key=str)
+        restore_generators(self.generators)
 
 
 def _check(graph: _Graph, program: Callable, args: tuple, leaves: list, state: list[Tensor]) -> None:

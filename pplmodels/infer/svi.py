@@ -86,7 +86,7 @@ class SVI(pyro.infer.SVI):
         for parameter, gradient in zip(self._parameters(), gradients, strict=True):
             parameter.grad = gradient
         self._update(loss, images)
-        return loss
+        return loss.clone()  # a replay on CUDA writes its next loss to the same place
 
     def evaluate_loss(self, *args, **kwargs) -> Tensor | float:
         """The loss per image in nats, from one sample of the guide, without gradients."""

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from pplmodels.data import Images
 from pplmodels.errors import NonFiniteLoss
+from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.training.checkpoint import generator_states, load_checkpoint, restore_generators, save_checkpoint
+from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
 from pplmodels.training.run import Run
 
 POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,6 +92,7 @@ class Run:
             "seconds": round(seconds, 1),
             "device": describe_device(device),
             "versions": versions(),
+            "commit": commit(),
             "metrics": metrics,
         }
         _write_json(self.folder / "result.json", result)
@@ -112,6 +115,15 @@ def describe_device(device: torch.device) -> str:
 def versions() -> dict[str, str]:
     """What a figure depends on."""
     return {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__}
+
+
+def commit() -> str | None:
+    """The commit of this code where it runs from a git checkout."""
+    if shutil.which("git") is None:
+        return None
+    here = Path(__file__).parent
+    answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    return answer.stdout.strip() or None
 
 
 def _write_json(path: Path, content: dict) -> None:

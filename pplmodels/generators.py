@@ -1,0 +1,33 @@
+"""All random generators that a program may draw from, together."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def generator_states() -> dict:
+    """The states of all random generators a program may draw from, in types that load without pickle."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 - the global generator, in case a guide uses it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {k: _plain(v) for k, v in numpy_state["state"].items()}},
+    }
+
+
+def _plain(value):
+    return torch.from_numpy(value.astype(np.int64)) if isinstance(value, np.ndarray) else value
+
+
+def restore_generators(states: dict) -> None:
+    """Put all generators back to what :func:`generator_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, values, gauss = states["python"]
+    random.setstate((version, tuple(values), gauss))
+    numpy_state = {**states["numpy"], "state": dict(states["numpy"]["state"])}
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state(numpy_state)  # noqa: NPY002
