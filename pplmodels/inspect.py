@@ -36,10 +36,16 @@ def view_scenes(model, guide, scenes: Tensor) -> SceneView:
 
 
 @torch.no_grad()
-def sample_scenes(model, n: int) -> Tensor:
-    """``n`` scenes from the prior, without pixel noise, ``(n, C, H, W)``."""
+def sample_scenes(model, n: int, count: int) -> Tensor:
+    """``n`` scenes of ``count`` objects each from the prior, without pixel noise, ``(n, C, H, W)``.
+
+    A trained prior over counts is strict: unconditioned, nearly all its scenes are empty.
+    """
+    z_pres = {f"z_pres_{t}": torch.full((n,), float(t <= count)) for t in range(1, model.num_steps + 1)}
+    device = next(model.parameters()).device
+    conditioned = poutine.condition(model, data={site: value.to(device) for site, value in z_pres.items()})
     with module_owned_parameters():
-        trace = poutine.trace(model).get_trace(n=n)
+        trace = poutine.trace(conditioned).get_trace(n=n)
     return trace.nodes["x"]["fn"].mean
 
 

@@ -24,12 +24,13 @@ def scene_metrics(run: Callable[[Tensor], LogProbs], scenes: Images, most_inferr
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
-    """Write scenes.png (windows and reconstructions), samples.png (from the prior) and curves.png."""
+    """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
     view = inspect.view_scenes(model, guide, scenes[:])
     arrays = [tensor.cpu().numpy() for tensor in (view.scenes, view.reconstruction, view.z_pres, view.z_where)]
     counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
     plotting.save(plotting.scenes_with_windows(*arrays, counts), folder / "scenes.png")
-    samples = inspect.sample_scenes(model, len(scenes)).clamp(0, 1).cpu().numpy()
-    plotting.save(plotting.image_rows([samples], ["prior"]), folder / "samples.png")
+    numbers = range(1, model.num_steps + 1)
+    samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
+    plotting.save(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
     groups = [["elbo", "train_elbo"], ["count_accuracy"], ["kl/z_pres", "kl/z_where", "kl/z_what"]]
     plotting.save(plotting.curves(metrics, groups), folder / "curves.png")

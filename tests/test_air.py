@@ -15,6 +15,7 @@ from guides import AIRGuide
 from pplmodels import AIR
 from pplmodels.infer import NVIL_ELBO, SVI
 from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.inspect import sample_scenes
 
 COUNTS = {0: (0.0, 0.0), 1: (1.0, 0.0), 2: (1.0, 1.0)}
 
@@ -188,3 +189,13 @@ def test_the_baseline_is_masked_after_the_stop():
 def test_the_guide_needs_scenes():
     with pytest.raises(ValueError, match="x is required"):
         AIRGuide(**AIR_SIZES)()
+
+
+def test_scenes_sampled_with_a_count_have_that_many_objects():
+    model = AIR(**AIR_SIZES, pixel_scale=0.1)
+    with torch.no_grad():
+        model.decoder[-1].weight.zero_()
+        model.decoder[-1].bias.fill_(20.0)  # every object is a white square
+    light = [sample_scenes(model, 400, count).flatten(1).sum(1).mean() for count in range(3)]
+    assert light[0] == 0
+    assert light[2] == pytest.approx(float(2 * light[1]), rel=0.1)

@@ -10,6 +10,8 @@ from pplmodels.data.arrays import read_npz, to_pixels
 from pplmodels.data.images import Images
 from pplmodels.errors import InputError
 
+MNIST_FILES = tuple(f"{half}-{kind}-ubyte" for half in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+
 
 def load_objects(data: str, data_dir: str | Path = "data") -> tuple[Images, Images]:
     """(train, test) images of single objects, which share none.
@@ -46,16 +48,16 @@ def _mnist(data_dir: Path) -> tuple[Images, Images]:
     def load(download: bool) -> tuple[Images, Images]:
         return tuple(Images(MNIST(data_dir, train, download=download).data[:, None]) for train in (True, False))
 
+    raw = data_dir / "MNIST" / "raw"
+    there = all((raw / name).exists() for name in MNIST_FILES)
+    broken = (RuntimeError, OSError, EOFError, ValueError, TypeError, AssertionError)  # what torchvision answers with
     try:
-        return load(download=False)  # files that are there are used as they are
-    except (RuntimeError, OSError, ValueError):
-        pass
-    try:
-        return load(download=True)
-    except (RuntimeError, OSError, ValueError) as error:
+        return load(download=not there)
+    except broken as error:
+        if there:
+            raise InputError(f"the files in {raw} are not MNIST's, or were cut short.") from error
         raise InputError(
-            f"MNIST is not in {data_dir / 'MNIST' / 'raw'} and could not be downloaded: put the four files "
-            "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte "
+            f"MNIST is not in {raw} and could not be downloaded: put the four files {', '.join(MNIST_FILES)} "
             "there, name the folder above MNIST with --data-dir, or use --data digits."
         ) from error
 

@@ -5,15 +5,22 @@ from collections.abc import Iterable
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-VIEWS_OF_NOTHING = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+aten = torch.ops.aten
+FILLS = {  # of their argument they use the shape, which a graph fixes
+    aten.new_zeros.default: torch.zeros,
+    aten.zeros_like.default: torch.zeros,
+    aten.new_ones.default: torch.ones,
+    aten.ones_like.default: torch.ones,
+}
+RESHAPES = (aten.expand.default, aten.view.default, aten._unsafe_view.default)
 
 
 def simplified(module: GraphModule) -> GraphModule:
     """The same graph without no-ops, repeated operations, results nobody reads, and with constants computed once."""
     graph = module.graph
     for node in list(graph.nodes):
-        if node.target in VIEWS_OF_NOTHING:
-            node.replace_all_uses_with(node.args[0])
+        if (same := _equal_argument(node)) is not None:
+            node.replace_all_uses_with(same)
             graph.erase_node(node)
     written = _written_storage(graph)
     _fold_constants(module, written)
@@ -24,6 +31,18 @@ def simplified(module: GraphModule) -> GraphModule:
     graph.lint()
     module.recompile()
     return module
+
+
+def _equal_argument(node: Node) -> Node | None:
+    """The node that a no-op returns as it is."""
+    if node.target in (aten.detach.default, aten.alias.default):
+        return node.args[0]
+    if node.target is aten.t.default and node.args[0].target is aten.t.default:
+        return node.args[0].args[0]
+    if node.target in RESHAPES and "val" in node.meta and "val" in node.args[0].meta:
+        before, after = node.args[0].meta["val"], node.meta["val"]
+        return node.args[0] if before.shape == after.shape and before.stride() == after.stride() else None
+    return None
 
 
 def _schema(node: Node):
@@ -80,7 +99,10 @@ def _fold_constants(module: GraphModule, written: set[Node]) -> None:
             values[node] = getattr(module, node.target)
             continue
         fixed = node.op == "call_function" and not _has_effect(node) and node not in written
-        if fixed and all(argument in values for argument in node.all_input_nodes):
+        if fixed and node.target in FILLS and "val" in node.meta:
+            like = node.meta["val"]
+            values[node] = FILLS[node.target](like.shape, dtype=like.dtype, device=like.device)
+        elif fixed and all(argument in values for argument in node.all_input_nodes):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)

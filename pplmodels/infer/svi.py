@@ -1,5 +1,7 @@
 """Stochastic variational inference with module-owned parameters and a torch optimizer."""
 
+import warnings
+
 import pyro
 import torch
 from pyro.infer import TraceGraph_ELBO
@@ -25,8 +27,8 @@ class SVI(pyro.infer.SVI):
       image* is scaled down to that norm;
     - losses are returned per image (over the plate named "data"; in total where a pair has none), in nats, as
       tensors on the device: the device is waited for only where a number is read with ``float``;
-    - after a loss or a gradient that is not finite the parameters stop moving and :attr:`failed` is true, so the
-      weights that led there can be looked at and the last good ones are not lost;
+    - after a loss (with ``clip_norm`` also a gradient) that is not finite the parameters stop moving and
+      :attr:`failed` is true, so the weights that led there can be looked at and the last good ones are not lost;
     - the arguments of distributions are validated before the first step only: the checks read values back;
     - with ``compile`` the loss and all gradients are traced once into a flat graph and replayed
       (:class:`pplmodels.infer.replay.Replay`, docs/engine.md): the same numbers without Pyro's and autograd's Python.
@@ -63,8 +65,12 @@ class SVI(pyro.infer.SVI):
             raise ValueError(f"optim is a torch.optim.Optimizer or a pyro.optim.PyroOptim, not {optim!r}")
         if not is_differentiable(loss):
             raise ValueError(f"{type(loss).__name__} has no differentiable loss: use it with a pyro.optim optimizer")
-        if compile is True and not stays_on_device(loss):
-            raise ValueError(f"{type(loss).__name__} cannot be compiled: it reads values back to the host")
+        if compile and not stays_on_device(loss):
+            refusal = f"{type(loss).__name__} cannot be compiled: it reads values back to the host."
+            if compile is True:
+                raise ValueError(refusal)
+            warnings.warn(f"{refusal} It runs uncompiled.", stacklevel=2)
+            compile = False
         super(pyro.infer.SVI, self).__init__()  # the stock constructor wants a PyroOptim
         self.model, self.guide, self.optim = model, guide, optim
         self.elbo = loss
@@ -73,7 +79,7 @@ class SVI(pyro.infer.SVI):
         self.failed = torch.zeros((), dtype=torch.bool, device=optim.param_groups[0]["params"][0].device)
         self._validated = False
         self._run = self._differentiate
-        if compile and stays_on_device(loss):
+        if compile:
             self._run = Replay(self._differentiate, (model, guide), self._parameters(), fallback=compile == "auto")
 
     def step(self, *args, **kwargs) -> Tensor | float:
@@ -82,6 +88,8 @@ class SVI(pyro.infer.SVI):
             return super().step(*args, **kwargs)
         if not self._validated:
             self._validate(args, kwargs)
+        # before the run, so that it finds the last gradients' memory free and still in the cache
+        self.optim.zero_grad(set_to_none=True)
         loss, images, gradients = self._run(args, kwargs)
         for parameter, gradient in zip(self._parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -122,13 +130,14 @@ class SVI(pyro.infer.SVI):
         return loss, surrogate, plate.size
 
     def _update(self, loss: Tensor, images: int) -> None:
-        norms = []
-        for group in self.optim.param_groups:
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norms.append(torch.nn.utils.get_total_norm(gradients))
-            if self.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(group["params"], self.clip_norm * images, norms[-1])
-        self.failed |= ~torch.stack([loss, *norms]).isfinite().all()
+        finite = [loss]
+        if self.clip_norm is not None:
+            for group in self.optim.param_groups:
+                gradients = [p.grad for p in group["params"] if p.grad is not None]
+                if gradients:
+                    finite.append(torch.nn.utils.get_total_norm(gradients))
+                    torch.nn.utils.clip_grads_with_norm_(group["params"], self.clip_norm * images, finite[-1])
+        self.failed |= ~torch.stack(finite).isfinite().all()
         if getattr(self.optim, "_step_supports_amp_scaling", False):
             # Fused optimizers skip a step by a flag on the device, as torch.amp.GradScaler asks them to.
             self.optim.found_inf = self.failed.float()

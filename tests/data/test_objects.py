@@ -104,16 +104,30 @@ def test_mnist_that_is_not_there_says_what_to_do(tmp_path, monkeypatch):
     assert str(tmp_path / "MNIST" / "raw") in str(caught.value)
 
 
-def test_mnist_in_torchvisions_layout_loads(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
+def write_mnist(folder):
+    raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
     for half in ("train", "t10k"):
         head = [0x803, 5, 28, 28]
         (raw / f"{half}-images-idx3-ubyte").write_bytes(np.array(head, ">i4").tobytes() + images.tobytes())
         (raw / f"{half}-labels-idx1-ubyte").write_bytes(np.array([0x801, 5], ">i4").tobytes() + bytes(5))
+    return raw, images
+
+
+def test_mnist_in_torchvisions_layout_loads(tmp_path):
+    _, images = write_mnist(tmp_path)
     train, _ = load_objects("mnist", tmp_path)
     assert np.array_equal(train.pixels[:, 0].numpy(), images)
+
+
+@pytest.mark.parametrize("size", [0, 3, 10, 1000])
+def test_mnist_that_was_cut_short_is_refused(tmp_path, size):
+    raw, _ = write_mnist(tmp_path)
+    file = raw / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(InputError, match="cut short"):
+        load_objects("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("counts", [[0, 1, 2], [0.0, 1.0, 2.0, 1.0], [-1, 0, 1, 2]], ids=str)

@@ -107,6 +107,19 @@ def test_each_change_makes_a_new_graph_and_the_right_numbers(x):
     assert graphs(svis) == before
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["uncompiled", "compiled"])
+def test_a_frozen_parameter_stops_and_a_thawed_one_moves_again(x, which):
+    svi = twins(lr=0.1)[which]
+    weight = svi.guide.net.weight
+    moved = []
+    for trainable in (True, False, True):
+        weight.requires_grad_(trainable)
+        before = weight.detach().clone()
+        svi.step(x)
+        moved.append(not torch.equal(weight, before))
+    assert moved == [True, False, True]
+
+
 def test_another_dtype_makes_a_new_graph(x):
     svis = twins()
     step_both(svis, x)
@@ -245,6 +258,8 @@ def test_losses_that_read_values_back_are_refused_by_name(x):
     model, guide = Model(), Guide()
     with pytest.raises(ValueError, match="TraceEnum_ELBO cannot be compiled"):
         SVI(model, guide, adam(model, guide, 1e-2), TraceEnum_ELBO(), compile=True)
+    with pytest.warns(UserWarning, match="TraceEnum_ELBO cannot be compiled.*uncompiled"):
+        SVI(model, guide, adam(model, guide, 1e-2), TraceEnum_ELBO(), compile="auto")
     with pytest.raises(ValueError, match="compile is True, False"):
         SVI(model, guide, adam(model, guide, 1e-2), compile="always")
 
