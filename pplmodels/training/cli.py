@@ -15,6 +15,13 @@ from pplmodels.training.run import Run
 FREE = ("out", "resume", "device", "data_dir", "compile")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a mistake with one sentence and exit code 2."""
 
@@ -25,12 +32,14 @@ class Parser(argparse.ArgumentParser):
 
 def training_parser(description: str, *, steps: int | None, batch_size: int, lr: float, eval_every: int) -> Parser:
     """A parser with the options that every training script has."""
-    parser = Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=description, formatter_class=_Help)
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="digits", metavar="NAME|FILE.npz", help="digits (built in), mnist, or a file")
     data.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
     training = parser.add_argument_group("training")
-    training.add_argument("--steps", type=positive_int, default=steps, help="gradient steps")
+    training.add_argument(
+        "--steps", type=positive_int, default=steps, help="gradient steps (default: what the data need)"
+    )
     training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
     training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
     training.add_argument("--seed", type=natural_int, default=0, help="of weights, noise, scenes and order")

@@ -1,0 +1,35 @@
+"""Result cards from runs, and tables from cards."""
+
+import importlib
+import json
+
+import pytest
+from test_train_air import SMALL, script  # noqa: F401 - a fixture
+
+from pplmodels.errors import InputError
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monkeypatch):  # noqa: F811
+    results = importlib.import_module("results")
+    monkeypatch.setattr(results, "CARDS", tmp_path / "cards")
+    train = script("train_air")
+    runs = {name: tmp_path / name for name in ("first", "second", "other")}
+    for (name, run), options in zip(runs.items(), (["0"], ["1"], ["1", "--what-dim", "5"]), strict=True):
+        train([*SMALL, "--steps", "1", "--no-compile", "--out", str(run), "--seed", *options])
+        assert (run / "result.json").exists(), name
+    card = json.loads(results.write_card("air-small", [runs["first"], runs["second"]], "two seeds").read_text())
+    assert card["seeds"] == [0, 1] and len(card["metrics"]["elbo"]) == len(card["curve"]) == 2
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results: air-small | elbo -->\nold\n<!-- end -->\nafter\n")
+    for _ in range(2):  # filling in a filled page changes nothing
+        results.update_tables(page)
+        text = page.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+        assert [row[2].strip() for row in rows] == ["0", "1"]
+        assert f"{card['metrics']['elbo'][1]:.4g}" in text
+    with pytest.raises(InputError, match="differ in more than their seed"):
+        results.write_card("air-small", [runs["first"], runs["other"]], "")
+    with pytest.raises(InputError, match="not the folder of a finished run"):
+        results.write_card("air-small", [tmp_path], "")
