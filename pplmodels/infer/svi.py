@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pplmodels.infer.losses import is_differentiable, loss_and_surrogate, stays_on_device
 from pplmodels.infer.parameters import module_owned_parameters
-from pplmodels.infer.replay import Replay, Snapshot, state_of
+from pplmodels.infer.replay import Replay
+from pplmodels.infer.state import Snapshot, state_of
 
 
 class SVI(pyro.infer.SVI):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_train_air import start
+from starting import start
 
 pytestmark = pytest.mark.slow
 

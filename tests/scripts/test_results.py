@@ -4,13 +4,13 @@ import importlib
 import json
 
 import pytest
-from test_train_air import SMALL, script  # noqa: F401 - a fixture
+from starting import SMALL
 
 from pplmodels.errors import InputError
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monkeypatch):  # noqa: F811
+def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monkeypatch):
     results = importlib.import_module("results")
     monkeypatch.setattr(results, "CARDS", tmp_path / "cards")
     train = script("train_air")

@@ -1,38 +1,16 @@
 """The scripts, as a person would start them."""
 
 import json
-import os
-import runpy
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from starting import ROOT, SMALL, start
 
 from pplmodels.training import cli
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    *("--canvas", "20", "--object-size", "8", "--train-scenes", "40", "--test-scenes", "30", "--window", "8"),
-    *("--what-dim", "4", "--batch-size", "16", "--device", "cpu"),
-]
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield lambda name: runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
-    sys.path.remove(str(ROOT / "scripts"))
-
-
-def start(name, *arguments):
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.filterwarnings("default")  # what a user's session has; the libraries' own warnings are not ours

@@ -1,0 +1,18 @@
+"""How the script tests start scripts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    *("--canvas", "20", "--object-size", "8", "--train-scenes", "40", "--test-scenes", "30", "--window", "8"),
+    *("--what-dim", "4", "--batch-size", "16", "--device", "cpu"),
+]
+
+
+def start(name, *arguments):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
