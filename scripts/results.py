@@ -75,6 +75,8 @@ def update_tables(path: Path) -> None:
     if "<!-- benchmark -->" in text:
         card = json.loads((CARDS / "benchmark.json").read_text())
         filled = f"{benchmark.table(card['rows'])}\n\nOn {card['device']}, torch {card['versions']['torch']}."
+        if path.parent.name == "docs":
+            filled += f"\n\nWhere the time goes, each part timed alone:\n\n{benchmark.parts_table(card['rows'])}"
         text = re.sub(
             "<!-- benchmark -->.*?<!-- end -->",
             f"<!-- benchmark -->\n\n{filled}\n\n<!-- end -->",
