@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from guides.baselines import NeuralBaseline
-from pplmodels.air import bernoulli_while_present
+from pplmodels.air import AIR, bernoulli_while_present
 from pplmodels.nn import ContextLSTMCell, leash, mlp, read_window
 from pplmodels.pretrained import Half
+
+Glance = tuple[Tensor, Tensor]  # the image's share of the LSTM's gates, and of the baseline
 
 
 class AIRGuide(Half):
@@ -116,21 +118,33 @@ class AIRGuide(Half):
         loc, raw = self.encoder(glimpse.flatten(-3)).chunk(2, -1)
         return dist.Normal(loc, softplus(raw)).to_event(1)
 
+    @pyro_method
+    def glance(self, x: Tensor) -> Glance:
+        """What the recurrent network and the baseline know of an image ``x (..., B, C, H, W)``, before any state."""
+        embedding = self.embed(x.flatten(-3))
+        return self.lstm.gates(embedding), self.baseline.context(embedding)
+
+    @pyro_method
+    def look_again(
+        self, glance: Glance, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
+    ) -> tuple[Glance, Tensor]:
+        """What they know after an object ``(present, z_where, z_what)``, and of which image: AIR's looks only once."""
+        return glance, remaining
+
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Sample the latents of the scenes ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
         if x is None:
             raise ValueError("AIRGuide infers objects from scenes: x is required")
-        embedding = self.embed(x.flatten(-3))
-        gates = self.lstm.gates(embedding)  # (B, 4H), the same at every step
-        context = self.baseline.context(embedding)
+        glance, remaining = self.glance(x), x
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)
         with pyro.plate("data", len(x), dim=-1):
             for t in range(1, self.num_steps + 1):
+                gates, context = glance
                 state = self.lstm(gates, z, state)
                 features = self.predict(state[0])
-                infer = self.baseline.control(context, state[0], present)
+                infer = {"stop": True, **self.baseline.control(context, state[0], present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
                 seen = present > 0
                 z_where = pyro.sample(f"z_where_{t}", self.q_z_where(features).mask(seen))
@@ -138,3 +152,34 @@ class AIRGuide(Half):
                 z_what = pyro.sample(f"z_what_{t}", self.q_z_what(glimpse).mask(seen))
                 pres = present[..., None]
                 z = torch.cat([pres, pres * z_where, pres * z_what], -1)
+                if t < self.num_steps:
+                    glance, remaining = self.look_again(glance, remaining, present, z_where, z_what)
+
+
+class DAIRGuide(AIRGuide):
+    """AIR's guide that sees at each step what the model has not yet drawn (Difference AIR, Eslami et al., section 4.1).
+
+    .. code-block:: text
+
+        h_t = LSTM([embed(x - sum_{i<t} z_pres_i write(decode(z_what_i), z_where_i)), z_{t-1}], h_{t-1})
+
+    Otherwise as :class:`AIRGuide`: sites, glimpses (of x itself) and deviations. As the network need not remember what
+    it has explained, it goes on to more objects than it was trained with.
+
+    Arguments:
+        model: draws the objects. Its parameters stay the model's, and the gradient of the bound reaches them through
+            the guide as well; :meth:`from_pretrained` is given the model again.
+        sizes: as :class:`AIRGuide`'s.
+    """
+
+    def __init__(self, model: AIR, **sizes):
+        super().__init__(**sizes)
+        self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
+
+    @pyro_method
+    def look_again(
+        self, glance: Glance, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
+    ) -> tuple[Glance, Tensor]:
+        """Take the object's drawing from what remained of the image, and look at the rest."""
+        remaining = remaining - self.model.render(present[..., None], z_where[..., None, :], z_what[..., None, :])
+        return self.glance(remaining), remaining

@@ -69,6 +69,10 @@ class NeuralBaseline(nn.Module):
         self.cost_var.lerp_((weight * (cost - self.cost_mean).square()).sum(), rate)
         self.signal_var.lerp_((weight * signal.square()).sum(), rate)
 
+    def explained(self) -> Tensor:
+        """The share of the costs' variance that the prediction explains, from the running moments; 1 is all of it."""
+        return 1 - self.signal_var / self.cost_var
+
     def signal_scale(self) -> Tensor:
         """What a learning signal is divided by: its running deviation, at least 1 nat (NVIL, section 2.3.3)."""
         return self.signal_var.sqrt().clamp(min=1)

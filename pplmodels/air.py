@@ -129,7 +129,7 @@ class AIR(Half):
     def render(self, z_pres: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor:
         """The canvas of :meth:`p_x`, ``(..., B, C, H, W)``: exactly black where no object is."""
         objects = write_window(self.decode(z_what), z_where, *self.canvas[1:])  # (..., B, T, C, H, W)
-        return (z_pres[..., None, None, None] * objects).sum(-4)
+        return torch.einsum("...t,...tchw->...chw", z_pres, objects)
 
     @pyro_method
     def latents(self, n: int) -> tuple[Tensor, Tensor, Tensor]:

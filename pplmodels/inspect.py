@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.stops import Stops, trace_path
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,25 @@ def sample_scenes(model, n: int, count: int) -> Tensor:
     with module_owned_parameters():
         trace = poutine.trace(conditioned).get_trace(n=n)
     return trace.nodes["x"]["fn"].mean
+
+
+@torch.no_grad()
+def count_posterior(guide, scenes: Tensor, num_samples: int = 1) -> Tensor:
+    """q(n | x) for n = 0..T objects, ``(B, T + 1)``: its mean over ``num_samples`` paths of the guide's chain of stops.
+
+    Each path gives all n with their probabilities (:class:`pplmodels.infer.stops.Stops`), so one is a good estimate
+    already, and the argmax is the most probable count.
+    """
+    with module_owned_parameters():
+        return sum(Stops(trace_path(guide, scenes)).probs for _ in range(num_samples)).T / num_samples
+
+
+@torch.no_grad()
+def decided_counts(guide, scenes: Tensor) -> Tensor:
+    """The steps that a guide takes when it goes on wherever that is the likelier choice, int64 ``(B)``."""
+    with module_owned_parameters():
+        stops = Stops(trace_path(guide, scenes))
+    return (stops.go_on > 0.5).long().cumprod(0).sum(0)
 
 
 def count_objects(latents: Mapping[str, Tensor]) -> Tensor:

@@ -25,8 +25,13 @@ class Half(PyroModule):
 
     def __new__(cls, *args, **kwargs):  # noqa: D102 - records what __init__ is about to receive
         self = super().__new__(cls)
-        bound = inspect.signature(cls).bind_partial(*args, **kwargs)
-        object.__setattr__(self, "_arguments", dict(bound.arguments))
+        signature = inspect.signature(cls)
+        arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name, {})
+        described = {name: value for name, value in arguments.items() if not isinstance(value, torch.nn.Module)}
+        object.__setattr__(self, "_arguments", described)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -39,10 +44,11 @@ class Half(PyroModule):
         replace_file(folder / f"{self.role}.safetensors", lambda path: save_file(weights, path))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Half":
+    def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Half":
         """Rebuild what :meth:`save_pretrained` wrote, on the CPU.
 
-        Raises :class:`InputError` when the files are missing, cut short or of another class.
+        ``modules`` are the constructor's arguments that are modules of somebody else, which are not saved with this
+        half. Raises :class:`InputError` when the files are missing, cut short or of another class.
         """
         description, weights = (Path(folder) / f"{cls.role}.{ending}" for ending in ("json", "safetensors"))
         try:
@@ -55,7 +61,7 @@ class Half(PyroModule):
         if name != cls.__name__:
             raise InputError(f"{description} describes a {name}, not a {cls.__name__}.")
         try:
-            half = cls(**arguments)
+            half = cls(**arguments, **modules)
             half.load_state_dict(load_file(weights))
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{weights} does not hold the weights of the {name} in {description}.") from error

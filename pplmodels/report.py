@@ -3,24 +3,62 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pplmodels import inspect, plotting
-from pplmodels.data import Images
-from pplmodels.infer.bounds import LogProbs, elbo_terms
+from pplmodels.data import Images, SceneSet
+from pplmodels.infer import SVI, elbo_terms, gradient_variance
+from pplmodels.infer.bounds import LogProbs
 
 BATCH = 500  # images evaluated at a time
+UNANIMOUS = 0.95  # share of scenes with one and the same extreme count that means collapse
 
 
-def scene_metrics(run: Callable[[Tensor], LogProbs], scenes: Images, most_inferred: int) -> dict:
-    """The bound split by site and, where the true counts are known, count accuracy and confusion; one guide sample.
+def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
+    """The bound split by site, the inferred counts, and where the true ones are known how right they are.
 
-    ``run`` is :func:`pplmodels.infer.log_probs` of a pair, compiled or not; ``most_inferred`` is its number of steps.
+    ``run`` is :func:`pplmodels.infer.log_probs` of the pair, compiled or not. ``count_accuracy``, ``confusion`` and
+    ``inferred_counts`` (shares of the scenes) are those of one sample of the guide a scene, ``count_accuracy_argmax``
+    of the most probable count.
     """
     metrics, inferred = elbo_terms(run, scenes.batches(BATCH), inspect.count_objects)
+    posterior = torch.cat([inspect.count_posterior(guide, x) for x in scenes.batches(BATCH)])
+    counts = posterior.shape[1]
+    metrics["inferred_counts"] = (inferred.bincount(minlength=counts) / len(inferred)).tolist()
     if scenes.counts is not None:
-        metrics |= inspect.count_metrics(scenes.counts.cpu(), inferred.cpu(), most_inferred)
+        metrics |= inspect.count_metrics(scenes.counts, inferred, counts - 1)
+        metrics["count_accuracy_argmax"] = float((posterior.argmax(1) == scenes.counts).double().mean())
     return metrics
+
+
+def held_out_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: SceneSet) -> dict:
+    """:func:`scene_metrics` of the held-out scenes, and some of them (``unseen_...``) of the unseen counts."""
+    metrics = scene_metrics(run, guide, scenes.test)
+    if scenes.unseen is not None:
+        unseen = scene_metrics(run, guide, scenes.unseen)
+        metrics |= {f"unseen_{name}": unseen[name] for name in ("elbo", "count_accuracy", "confusion")}
+    return metrics
+
+
+def scene_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
+    """What tells early whether a run of AIR will succeed: how noisy its discrete gradient is, and a warning in words.
+
+    ``score_variance`` is that of the gradient of the layer that decides on going on, in (nats per image per unit)^2, of
+    batches of ``batch_size`` as in training; ``baseline_explained`` the share of the costs' variance that the baseline
+    predicts, where one is in use; ``warning`` is there where nearly all scenes get no object, or one at every step.
+    """
+    guide = svi.guide
+    batch = scenes.head(batch_size)[:]
+    health = {"score_variance": gradient_variance(svi, (batch,), list(guide.presence.parameters()))}
+    if guide.baseline.observations > 0:
+        health["baseline_explained"] = float(guide.baseline.explained())
+    decided = torch.cat([inspect.decided_counts(guide, x) for x in scenes.batches(BATCH)])
+    for count, words in ((0, "no object"), (guide.num_steps, f"all {guide.num_steps} objects")):
+        share = float((decided == count).double().mean())
+        if share > UNANIMOUS:
+            health["warning"] = f"collapsing: {share:.0%} of the held-out scenes get {words}, whatever they show."
+    return health
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:

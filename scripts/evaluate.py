@@ -2,15 +2,16 @@
 
 import argparse
 import json
-from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
-from train_air import scenes_of
+from train_air import GUIDES, scenes_of
 
-from guides import AIRGuide
-from pplmodels import AIR
-from pplmodels.infer import log_probs
-from pplmodels.report import scene_metrics, scene_pictures
+from pplmodels import AIR, inspect
+from pplmodels.files import replace_file
+from pplmodels.infer import compiled_log_probs, importance_weighted
+from pplmodels.report import BATCH, held_out_metrics, scene_pictures
 from pplmodels.training import Run, cli
 
 
@@ -21,17 +22,42 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
     parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the guide's samples")
+    parser.add_argument(
+        "--iw-samples", type=cli.natural_int, default=0, metavar="K", help="also the importance-weighted bound"
+    )
+    parser.add_argument("--iw-images", type=cli.positive_int, metavar="N", help="of the first N scenes only")
+    parser.add_argument("--paths", type=cli.positive_int, default=1, help="samples a scene for the count posterior")
     options = parser.parse_args(argv)
     device = cli.find_device(options.device)
     run = Run.open(options.run)
     trained = argparse.Namespace(**run.config)
     trained.data_dir = options.data_dir or trained.data_dir
-    model, guide = (half.from_pretrained(run.folder).to(device) for half in (AIR, AIRGuide))
-    test = scenes_of(trained).test.to(device)
+    model = AIR.from_pretrained(run.folder).to(device)
+    guide = GUIDES[trained.guide]
+    guide = guide.from_pretrained(run.folder, **({"model": model} if trained.guide == "dair" else {})).to(device)
+    scenes = scenes_of(trained).to(device)
+    bound = compiled_log_probs(model, guide, fallback=True)
     torch.manual_seed(options.seed)
-    print(json.dumps(scene_metrics(partial(log_probs, model, guide), test, model.num_steps), indent=2))
-    scene_pictures(model, guide, test.head(12), run.metrics, run.folder)
-    print(f"pictures: {run.folder}")
+    metrics = held_out_metrics(bound, guide, scenes)
+    batches = scenes.test.batches(BATCH)
+    arrays = {"count_posterior": torch.cat([inspect.count_posterior(guide, x, options.paths) for x in batches])}
+    if options.iw_samples:
+        batches = scenes.test.head(options.iw_images or len(scenes.test)).batches(BATCH)
+        arrays["iw_bound"] = iw_bound = importance_weighted(bound, batches, options.iw_samples)
+        metrics |= {"iw_samples": options.iw_samples, "iw_images": len(iw_bound), "iw_bound": float(iw_bound.mean())}
+        metrics["iw_bound_standard_error"] = float(iw_bound.std() / len(iw_bound) ** 0.5)
+    text = json.dumps(metrics, indent=2)
+    arrays = {name: array.cpu().numpy() for name, array in arrays.items()}
+    replace_file(run.folder / "evaluation.json", lambda path: path.write_text(text + "\n"))
+    replace_file(run.folder / "evaluation.npz", lambda path: _savez(path, arrays))
+    scene_pictures(model, guide, scenes.test.head(12), run.metrics, run.folder)
+    print(text)
+    print(f"pictures, and arrays with a row a scene (evaluation.npz): {run.folder}")
+
+
+def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:  # a path would get an ending
+        np.savez(file, **arrays)
 
 
 if __name__ == "__main__":

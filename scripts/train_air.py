@@ -7,40 +7,69 @@ from functools import partial
 import pyro
 import torch
 
-from guides import AIRGuide
+from guides import AIRGuide, DAIRGuide
 from pplmodels import AIR
 from pplmodels.data import SceneSet, scene_set
 from pplmodels.errors import InputError
-from pplmodels.infer import NVIL_ELBO, SVI, Annealed, adam, compiled_log_probs, cosine, linear, log_probs
-from pplmodels.report import scene_metrics, scene_pictures
-from pplmodels.training import cli, fit
+from pplmodels.infer import (
+    NVIL_ELBO,
+    SVI,
+    Annealed,
+    SummedOut_ELBO,
+    adam,
+    compiled_log_probs,
+    cosine,
+    learning_rates,
+    linear,
+    log_probs,
+)
+from pplmodels.report import held_out_metrics, scene_health, scene_metrics, scene_pictures
+from pplmodels.training import Run, best_start, cli, fit
 
+GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
+ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
 STEPS = {"digits": 3000}  # on small canvases fewer are enough
 SHOWN = ("elbo", "count_accuracy")
 
 
 def parser() -> cli.Parser:
     """The script's options, the paper's values as defaults where training in minutes allows."""
-    parser = cli.training_parser(__doc__, steps=None, batch_size=64, lr=1e-3, eval_every=500)
+    parser = cli.training_parser(__doc__, steps=None, batch_size=128, lr=1.5e-3)
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument("--scenes", action="store_true", help="the .npz file holds ready-made scenes, not objects")
     scenes.add_argument("--canvas", type=cli.positive_int, help="side in pixels (50; 40 for the built-in digits)")
     scenes.add_argument("--object-size", type=cli.positive_float, help="side in pixels (21.5; 13 for the digits)")
     scenes.add_argument("--max-objects", type=cli.positive_int, default=2, help="scenes have 0 to this many")
+    scenes.add_argument(
+        "--counts", type=cli.natural_int, nargs="+", metavar="N", help="numbers of objects (default: 0 to max-objects)"
+    )
+    scenes.add_argument(
+        "--unseen-counts",
+        type=cli.natural_int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="further numbers, never trained on, to be measured at the end",
+    )
     scenes.add_argument("--train-scenes", type=cli.positive_int, default=60_000, help="number to train on")
     scenes.add_argument("--test-scenes", type=cli.positive_int, default=10_000, help="number held out")
     model = parser.add_argument_group("model")
-    model.add_argument("--num-steps", type=cli.positive_int, help="most objects inferred (default: max-objects + 1)")
+    model.add_argument("--guide", choices=GUIDES, default="air", help="dair sees what the model has not yet drawn")
+    model.add_argument("--num-steps", type=cli.positive_int, help="most objects inferred (default: 1 more)")
     model.add_argument("--what-dim", type=cli.positive_int, default=50, help="size of an object's appearance code")
     model.add_argument("--window", type=cli.positive_int, default=28, help="side of an object's own image in pixels")
     learning = parser.add_argument_group("learning to count")
+    learning.add_argument("--estimator", choices=ESTIMATORS, default="reinforce", help="of the gradient of z_pres")
+    learning.add_argument(
+        "--restarts", type=cli.positive_int, default=1, metavar="K", help="seeds to try briefly, keeping the best"
+    )
     learning.add_argument("--baseline-lr", type=cli.positive_float, default=1e-3, help="the baseline's learning rate")
     learning.add_argument("--clip-norm", type=cli.positive_float, default=100.0, help="of a gradient, nats per image")
     learning.add_argument(
         "--count-ratio",
         type=cli.positive_float,
         nargs=2,
-        default=[0.1, 1e-6],
+        default=[0.1, 1e-4],
         metavar=("K0", "K1"),
         help="the prior's p(n+1)/p(n), annealed from permissive to strict",
     )
@@ -71,7 +100,8 @@ def scenes_of(options: argparse.Namespace) -> SceneSet:
         options.data_dir,
         ready_made=options.scenes,
         canvas=options.canvas,
-        max_objects=options.max_objects,
+        counts=options.counts,
+        unseen_counts=options.unseen_counts,
         object_size=options.object_size,
         num_train=options.train_scenes,
         num_test=options.test_scenes,
@@ -79,65 +109,93 @@ def scenes_of(options: argparse.Namespace) -> SceneSet:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
-    options, run = cli.parse(parser(), argv)
-    device = cli.find_device(options.device)
+def complete(options: argparse.Namespace) -> None:
+    """Defaults that depend on other options."""
     options.steps = options.steps or STEPS.get(options.data, 6000)
-    options.num_steps = options.num_steps or options.max_objects + 1
+    options.eval_every = options.eval_every or max(1, options.steps // 10)
+    options.counts = options.counts or list(range(options.max_objects + 1))
+    options.num_steps = options.num_steps or max(max(options.counts) + 1, *options.unseen_counts, 0)
     if not all(p < 0.5 for p in options.explore):
         raise InputError("--explore: the probabilities must be below 0.5.")
-    scenes = scenes_of(options)
-    train, test = scenes.train.to(device), scenes.test.to(device)
-    run = run or cli.open_run(options, "air")
 
-    pyro.set_rng_seed(options.seed)
+
+def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
+    """The pair and what trains it."""
     sizes = {
-        "canvas": train.shape,
+        "canvas": scenes.train.shape,
         "num_steps": options.num_steps,
         "what_dim": options.what_dim,
         "window": options.window,
     }
+    device = scenes.train.pixels.device
     where_loc, where_scale = scenes.window_prior()
     model = AIR(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
-    guide = AIRGuide(
-        **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=math.log(options.count_ratio[0])
+    shared = {"model": model} if options.guide == "dair" else {}
+    log_k = math.log(options.count_ratio[0])
+    guide = GUIDES[options.guide](
+        **shared, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k
     ).to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
-    svi = SVI(model, guide, optim, NVIL_ELBO(), clip_norm=options.clip_norm, compile=options.compile and "auto")
-    bound = compiled_log_probs(model, guide, fallback=True) if options.compile else partial(log_probs, model, guide)
+    elbo = ESTIMATORS[options.estimator]()
+    return SVI(model, guide, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
+
+
+def schedules(options: argparse.Namespace, svi: SVI) -> list[Annealed]:
+    """What changes in the course of training."""
     log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
     limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.count_steps)
     decay = (options.steps // 2, options.steps)
-    annealed = [
-        *(Annealed(half.log_k, log_k) for half in (model, guide)),
-        Annealed(guide.presence_limit, limit),
-        Annealed(optim.param_groups[0]["lr"], cosine(options.lr, options.lr / 100, *decay)),
-        Annealed(optim.param_groups[1]["lr"], cosine(options.baseline_lr, options.baseline_lr / 100, *decay)),
+    rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr), strict=True)
+    return [
+        *(Annealed(half.log_k, log_k) for half in (svi.model, svi.guide)),
+        Annealed(svi.guide.presence_limit, limit),
+        *(Annealed(tensor, cosine(rate, rate / 100, *decay)) for tensor, rate in rates),
     ]
+
+
+def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, resume: bool, steps: int):
+    """The first ``steps`` steps of the training that options describe; returns the SVI, the bound and the seconds."""
+    pyro.set_rng_seed(seed)
+    svi = build(options, scenes)
+    pair = svi.model, svi.guide
+    bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
+    few = scenes.test.head(2000)
     seconds = fit(
         svi,
-        train,
+        scenes.train,
         run,
-        steps=options.steps,
+        steps=steps,
         batch_size=options.batch_size,
-        seed=options.seed,
-        annealed=annealed,
-        evaluate=lambda: scene_metrics(bound, test.head(2000), options.num_steps),
+        seed=seed,
+        annealed=schedules(options, svi),
+        evaluate=lambda: scene_metrics(bound, svi.guide, few) | scene_health(svi, few, options.batch_size),
         eval_every=options.eval_every,
         shown=SHOWN,
-        resume=options.resume,
+        resume=resume,
     )
-    model.save_pretrained(run.folder)
-    guide.save_pretrained(run.folder)
+    return svi, bound, seconds
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    device = cli.find_device(options.device)
+    complete(options)
+    scenes = scenes_of(options).to(device)
+    run = run or cli.open_run(options, "air")
+    seed, resume = options.seed, options.resume
+    if options.restarts > 1:
+        begin = partial(train, options, scenes, steps=options.count_steps[1])
+        seed, resume = best_start(run, range(seed, seed + options.restarts), begin), True
+    svi, bound, seconds = train(options, scenes, run, seed, resume, options.steps)
+    for half in (svi.model, svi.guide):
+        half.save_pretrained(run.folder)
     torch.manual_seed(options.seed)
-    metrics = scene_metrics(bound, test, options.num_steps)
-    scene_pictures(model, guide, test.head(12), run.metrics, run.folder)
+    metrics = held_out_metrics(bound, svi.guide, scenes)
+    scene_pictures(svi.model, svi.guide, scenes.test.head(12), run.metrics, run.folder)
     run.finish(seconds, device, metrics)
-    print(
-        f"held out, {len(test)} scenes: "
-        + ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
-    )
+    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    print(f"held out, {len(scenes.test)} scenes: {figures}")
     print(f"everything is in {run.folder}")
 
 

@@ -11,11 +11,13 @@ from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from pyro.nn import pyro_method
 
-from guides import AIRGuide
+from guides import AIRGuide, DAIRGuide
 from pplmodels import AIR
-from pplmodels.infer import NVIL_ELBO, SVI
+from pplmodels.data import Images
+from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
 from pplmodels.infer.parameters import module_owned_parameters
-from pplmodels.inspect import sample_scenes
+from pplmodels.inspect import count_objects, count_posterior, decided_counts, sample_scenes
+from pplmodels.report import scene_health
 
 COUNTS = {0: (0.0, 0.0), 1: (1.0, 0.0), 2: (1.0, 1.0)}
 
@@ -158,6 +160,74 @@ def test_the_mean_gradient_is_the_gradient_of_the_sum(float64, baseline, loss):
         error = values.std(0) / len(values) ** 0.5
         assert ((values.mean(0) - wanted).abs() < 4.5 * error).all()
     assert (expected.abs() > 10 * samples.std(0) / 40**0.5).any()  # the test has power: some direction is far from 0
+
+
+def test_summed_out_is_the_sum(float64):
+    """Bound and every gradient, exactly, where the continuous sites are certain."""
+    model = AIR(**AIR_SIZES, hidden_dims=(8,), log_k=math.log(0.2))
+    guide = FixedGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=0.3, log_k=0.0)
+    x = torch.rand(1, 1, 10, 10) * 0.4
+    with module_owned_parameters():
+        bound = exact_bound(model, guide, x)
+    learned = [*model.parameters(), *guide.parameters()]
+    exact = [-g for g in torch.autograd.grad(bound, learned, allow_unused=True, materialize_grads=True)]
+    svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), SummedOut_ELBO())
+    assert float(-svi.step(x.expand(3, 1, 10, 10))) == pytest.approx(float(bound.detach()), rel=1e-10)
+    for p, wanted in zip(learned, exact, strict=True):
+        found = torch.zeros_like(p) if p.grad is None else p.grad / 3
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_the_residual_guide_sees_what_is_not_yet_drawn():
+    model = AIR(**AIR_SIZES)
+    guide = DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS)
+    seen = []
+    guide.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.rand(4, 1, 10, 10)
+    trace = poutine.trace(poutine.condition(guide, data=presence([1.0, 1.0], 4))).get_trace(x)
+    first, second = seen
+    torch.testing.assert_close(first, x.flatten(1))
+    drawn = model.render(
+        torch.ones(4, 1), trace.nodes["z_where_1"]["value"][:, None], trace.nodes["z_what_1"]["value"][:, None]
+    )
+    torch.testing.assert_close(second, (x - drawn).flatten(1))
+    assert drawn.abs().sum() > 0
+
+
+def test_the_residual_guide_owns_none_of_the_models_parameters():
+    model = AIR(**AIR_SIZES)
+    guide = DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in guide.parameters()}
+
+
+def test_the_count_posterior_is_what_sampling_counts():
+    guide = AIRGuide(**{**AIR_SIZES, "num_steps": 3}, **AIR_WIDTHS, presence_bias=0.4)
+    x = torch.rand(1, 1, 10, 10)
+    posterior = count_posterior(guide, x, num_samples=200)
+    trace = poutine.trace(guide).get_trace(x.expand(20_000, 1, 10, 10))
+    latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+    sampled = count_objects(latents).bincount(minlength=4) / 20_000
+    assert posterior.shape == (1, 4)
+    torch.testing.assert_close(posterior[0], sampled, atol=0.015, rtol=0)  # 4 standard errors
+
+
+@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "all 2 objects"), (None, None, None)])
+def test_collapse_is_told_in_words(bias, found, words):
+    model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=bias or 0.0)
+    scenes = Images((torch.rand(64, 1, 10, 10) * 255).byte())
+    if bias is None:  # about half of the scenes get an object
+        logits = poutine.trace(guide).get_trace(scenes[:]).nodes["z_pres_1"]["fn"].logits
+        guide.presence.bias.data.sub_(logits.detach().median())
+    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
+    svi.step(scenes[:])
+    health = scene_health(svi, scenes, batch_size=16)
+    assert health["score_variance"] >= 0 and health["baseline_explained"] <= 1
+    if words is None:
+        assert len(decided_counts(guide, scenes[:]).unique()) > 1
+        assert "warning" not in health
+    else:
+        assert (decided_counts(guide, scenes[:]) == found).all()
+        assert words in health["warning"] and "100%" in health["warning"]
 
 
 def test_baselines_learn_from_their_own_loss_only():

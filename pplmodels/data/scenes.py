@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -110,11 +110,20 @@ def load_scenes(path: str | Path) -> tuple[Images, Images]:
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Training and held-out scenes, and the side of their objects' bounding boxes in pixels (on average)."""
+    """Training and held-out scenes, and the side of their objects' bounding boxes in pixels (on average).
+
+    ``unseen`` are further held-out scenes, with numbers of objects that no training scene has, where asked for.
+    """
 
     train: Images
     test: Images
     object_side: float
+    unseen: Images | None = None
+
+    def to(self, device: torch.device | str) -> "SceneSet":
+        """The same scenes on another device."""
+        unseen = None if self.unseen is None else self.unseen.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), unseen=unseen)
 
     def window_prior(self) -> tuple[list[float], list[float]]:
         """Mean and deviation of (log s, x, y) for windows a little wider than the objects, anywhere on the canvas."""
@@ -129,13 +138,14 @@ def scene_set(
     *,
     ready_made: bool = False,
     canvas: int | None = None,
-    max_objects: int = 2,
+    counts: Sequence[int] = (0, 1, 2),
+    unseen_counts: Sequence[int] = (),
     object_size: float | None = None,
     num_train: int = 60_000,
     num_test: int = 10_000,
     seed: int = 0,
 ) -> SceneSet:
-    """Scenes of 0 to ``max_objects`` objects from a data set that :func:`pplmodels.data.load_objects` knows.
+    """Scenes from a data set that :func:`pplmodels.data.load_objects` knows, each of ``counts`` equally often.
 
     Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for
     the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size``
@@ -149,9 +159,10 @@ def scene_set(
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
     train, test = load_objects(data, data_dir)
-    options = {"canvas": canvas, "counts": range(max_objects + 1), "object_size": object_size, "seed": seed}
+    options = {"canvas": canvas, "object_size": object_size, "seed": seed}
     return SceneSet(
-        make_scenes(train, num_train, **options),
-        make_scenes(test, num_test, **options),
+        make_scenes(train, num_train, counts=counts, **options),
+        make_scenes(test, num_test, counts=counts, **options),
         object_size * ink_extent(train),
+        make_scenes(test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
     )

@@ -1,5 +1,6 @@
 """Bounds on log p(x), evaluated on a whole data set and split by site."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -76,6 +77,24 @@ def elbo_terms(
     totals["elbo"] = totals["reconstruction"] - totals["kl"]
     terms = {name: float(total) / images for name, total in sorted(totals.items())}
     return terms, torch.cat(statistics) if statistics else None
+
+
+@torch.no_grad()
+def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], num_samples: int) -> Tensor:
+    """log (1/K) sum_{k=1..K} p(x, z_k) / q(z_k | x) of each image, ``(N)`` in float64, for K = ``num_samples``.
+
+    A lower bound on log p(x) in expectation, tighter with every sample (Burda et al. 2016, arXiv 1509.00519). ``run``
+    is that of :func:`elbo_terms`. Memory is that of one run on the largest batch, whatever K is.
+    """
+    bounds = []
+    for x in batches:
+        total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+        for _ in range(num_samples):
+            log_p, log_q, _ = run(x)
+            log_weight = sum(p.double() for p in log_p.values()) - sum(q.double() for q in log_q.values())
+            total = torch.logaddexp(total, log_weight)
+        bounds.append(total - math.log(num_samples))
+    return torch.cat(bounds)
 
 
 @torch.no_grad()

@@ -3,11 +3,16 @@
 from collections import defaultdict
 
 import torch
+from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
-from pyro.infer.util import MultiFrameTensor
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match
 from torch import Tensor
+
+from pplmodels.infer.stops import Stops, is_stop, trace_path
 
 
 class NVIL_ELBO(TraceGraph_ELBO):
@@ -41,6 +46,91 @@ class NVIL_ELBO(TraceGraph_ELBO):
             score = site["score_parts"]
             site["score_parts"] = score._replace(score_function=score.score_function / keeper.signal_scale())
         return super()._loss_and_surrogate_loss_particle(model_trace, guide_trace)
+
+
+class SummedOut_ELBO(TraceGraph_ELBO):
+    """TraceGraph_ELBO with a chain of stops summed out instead of sampled (:mod:`pplmodels.infer.stops`).
+
+    .. code-block:: text
+
+        path ~ q(path),  the guide's run that never stops
+        bound = E_path sum_{n=0..T} q(n | path) [log p(x, n, path_{<=n}) - log q(n | path) - log q(path_{<=n})]
+
+    The expectation over n of the sampled bound, term by term, so bound and gradient have the same means as
+    TraceGraph_ELBO's (Rao-Blackwell), with less variance and without a score function or baselines. The guide runs
+    once, along its path; the model runs once, with the T + 1 outcomes in a new leftmost batch dimension of its stops,
+    so it must broadcast over batch dimensions that it does not know. Everything else that the guide draws must be
+    reparameterised, and must not depend on a stop except by being masked after it: both are checked while Pyro's
+    validation is on.
+    """
+
+    def _get_trace(self, model, guide, args, kwargs) -> tuple[Trace, Trace]:
+        path = prune_subsample_sites(trace_path(guide, *args, **kwargs))
+        path.compute_score_parts()
+        outcomes = path.copy()
+        for site, code in zip((stops := Stops(path)).sites, stops.codes, strict=True):
+            outcomes.nodes[site["name"]] = {**site, "value": code}
+        model_trace = poutine.trace(poutine.replay(model, trace=outcomes)).get_trace(*args, **kwargs)
+        model_trace = prune_subsample_sites(model_trace)
+        model_trace.compute_log_prob()
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, path, stops.sites[0]["value"].dim())
+            _check_path(path, stops, guide, args, kwargs)
+        return model_trace, path
+
+    def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        stops = Stops(guide_trace)
+        bound = -(stops.probs * stops.log_prob).sum()
+        for site in model_trace.nodes.values():
+            if site["type"] == "sample":
+                bound = bound + _weighted(site, stops.probs, stops)
+        steps = 0
+        for site in guide_trace.nodes.values():
+            if is_stop(site):
+                steps += 1
+            elif site["type"] == "sample":
+                bound = bound - _weighted(site, stops.reached(steps), stops)
+        return bound, -bound
+
+    def loss(self, model, guide, *args, **kwargs) -> float:
+        """Minus the bound, from one path (``num_particles`` of them)."""
+        with torch.no_grad():
+            return -self._loss_and_surrogate_loss(model, guide, args, kwargs)[0].item()
+
+
+def _weighted(site: dict, weight: Tensor, stops: Stops) -> Tensor:
+    """A site's log-probability times the probability, image by image, of the outcomes in which it counts."""
+    frames = [frame for frame in stops.sites[0]["cond_indep_stack"] if frame.vectorized]
+    if not set(frames) <= set(site["cond_indep_stack"]):  # outside the stops' plates: it always counts
+        return site["log_prob_sum"]
+    return (weight * MultiFrameTensor((site["cond_indep_stack"], site["log_prob"])).sum_to(frames)).sum()
+
+
+def _check_path(path: Trace, stops: Stops, guide, args: tuple, kwargs: dict) -> None:
+    """Compare the path with the guide's own account of each outcome; raises ValueError where they differ."""
+    for n, log_prob in enumerate(stops.log_prob):
+        outcome = path.copy()
+        for site, code in zip(stops.sites, stops.codes, strict=True):
+            outcome.nodes[site["name"]] = {**site, "value": code[n]}
+        outcome = poutine.trace(poutine.replay(guide, trace=outcome)).get_trace(*args, **kwargs)
+        outcome.compute_log_prob()
+        steps, chain = 0, torch.zeros_like(log_prob)
+        for name, site in path.nodes.items():
+            if site["type"] != "sample":
+                continue
+            found = outcome.nodes[name]["log_prob"]
+            if is_stop(site):
+                steps, chain = steps + 1, chain + found
+                continue
+            if not site["fn"].has_rsample:
+                raise ValueError(f"site {name} is neither a stop nor reparameterised: it cannot be summed out.")
+            if not torch.allclose(found, site["log_prob"] * (steps <= n), rtol=1e-4, atol=1e-3):
+                raise ValueError(
+                    f"site {name} of the guide depends on the stops other than by being masked after step {steps}: "
+                    "one path does not stand for all outcomes."
+                )
+        if not torch.allclose(chain, log_prob, rtol=1e-4, atol=1e-3):
+            raise ValueError(f"after a stop the later stops do not stay at 0 for certain (looking at n = {n}).")
 
 
 def _downstream_costs(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:

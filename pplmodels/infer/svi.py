@@ -81,7 +81,7 @@ class SVI(pyro.infer.SVI):
         self._validated = False
         self._run = self._differentiate
         if compile:
-            self._run = Replay(self._differentiate, (model, guide), self._parameters(), fallback=compile == "auto")
+            self._run = Replay(self._differentiate, (model, guide), self.parameters(), fallback=compile == "auto")
 
     def step(self, *args, **kwargs) -> Tensor | float:
         """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
@@ -91,11 +91,17 @@ class SVI(pyro.infer.SVI):
             self._validate(args, kwargs)
         # before the run, so that it finds the last gradients' memory free and still in the cache
         self.optim.zero_grad(set_to_none=True)
-        loss, images, gradients = self._run(args, kwargs)
-        for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+        loss, images, gradients = self.gradients(*args, **kwargs)
+        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
             parameter.grad = gradient
         self._update(loss, images)
         return loss.clone()  # a replay on CUDA writes its next loss to the same place
+
+    def gradients(self, *args, **kwargs) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
+        """One estimate: the loss per image, the number of images, and for each of :meth:`parameters` the gradient of
+        the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
+        """
+        return self._run(args, kwargs)
 
     def evaluate_loss(self, *args, **kwargs) -> Tensor | float:
         """The loss per image in nats, from one sample of the guide, without gradients."""
@@ -105,23 +111,23 @@ class SVI(pyro.infer.SVI):
             loss, _, images = self._losses(args, kwargs)
         return loss / images
 
-    def _parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Tensor]:
+        """What a step moves: the optimizer's parameters that are not frozen."""
         return [p for group in self.optim.param_groups for p in group["params"] if p.requires_grad]
 
     def _validate(self, args: tuple, kwargs: dict) -> None:
         """Run the programs once with all of Pyro's checks, and undo what that changes."""
         if is_validation_enabled():
-            before = Snapshot(list(state_of((self.model, self.guide), self._parameters())))
+            before = Snapshot(list(state_of((self.model, self.guide), self.parameters())))
             with torch.no_grad():
                 self._losses(args, kwargs)
             before.restore()
         self._validated = True
 
     def _differentiate(self, args: tuple, kwargs: dict) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
-        """The loss per image, the number of images, and the gradient of their total for each parameter."""
         with pyro.validation_enabled(False):
             loss, surrogate, images = self._losses(args, kwargs)
-        gradients = torch.autograd.grad(surrogate, self._parameters(), allow_unused=True)
+        gradients = torch.autograd.grad(surrogate, self.parameters(), allow_unused=True)
         return loss.detach() / images, images, gradients
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def training_parser(description: str, *, steps: int | None, batch_size: int, lr: float, eval_every: int) -> Parser:
+def training_parser(description: str, *, steps: int | None, batch_size: int, lr: float) -> Parser:
     """A parser with the options that every training script has."""
     parser = Parser(description=description, formatter_class=_Help)
     data = parser.add_argument_group("data")
@@ -55,7 +55,7 @@ def training_parser(description: str, *, steps: int | None, batch_size: int, lr:
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
     output.add_argument("--resume", action="store_true", help="continue the run in --out from its checkpoint")
-    output.add_argument("--eval-every", type=positive_int, default=eval_every, help="steps between evaluations")
+    output.add_argument("--eval-every", type=positive_int, help="steps between evaluations (default: a tenth)")
     return parser
 
 

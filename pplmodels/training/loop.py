@@ -41,8 +41,9 @@ def fit(
 
     Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, from a
     fixed random state of its own so that looking does not change the training; then a checkpoint is written. An
-    epoch's last batch may be smaller; no image is left out. With ``resume`` the run continues from its checkpoint.
-    On Ctrl-C or SIGTERM the current step is finished, a checkpoint is written and ``KeyboardInterrupt`` raised.
+    epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence, is shown as one.
+    With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is finished, a
+    checkpoint is written and ``KeyboardInterrupt`` raised.
 
     Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
     """
@@ -80,6 +81,8 @@ def fit(
                 run.log(done, seconds(), metrics)
                 report = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
                 bar.write(f"step {done:>6}  {seconds():6.0f} s  {report}", file=sys.stderr)
+                if "warning" in metrics:
+                    bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
             if evaluating or stop_requested():
                 save_checkpoint(run.folder, svi, done, seconds())
             if stop_requested():

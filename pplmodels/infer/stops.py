@@ -1,0 +1,81 @@
+"""Chains of stops: Bernoulli sites of which a 0 ends everything that the later ones would begin.
+
+A guide's site joins the chain by ``infer={"stop": True}``. 1 goes on, 0 stops, and after a 0 whatever the later steps
+draw is masked. T stops have T + 1 outcomes, not 2^T: the unary codes of n = 0..T. What is drawn up to a stop does not
+depend on what is decided there, so one run that never stops, the *path*, passes through all that any outcome needs.
+"""
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+
+def is_stop(site: dict) -> bool:
+    """Whether a site of a trace, or a message about one, belongs to the chain."""
+    return site["type"] == "sample" and bool(site["infer"].get("stop"))
+
+
+class NeverStop(Messenger):
+    """Gives every stop that has no value yet the value 1: the guide runs along its path."""
+
+    def _pyro_sample(self, msg) -> None:
+        if is_stop(msg) and not msg["done"]:
+            msg["value"] = torch.ones_like(msg["fn"].mean)
+            msg["done"] = True
+
+
+class Stops:
+    """The outcomes of the chain in a trace of the guide's path.
+
+    ==============  ===================  ===========================================================
+    attribute       shape                meaning
+    ==============  ===================  ===========================================================
+    sites           T                    the stops, in order
+    codes           T of (T+1, *batch)   the value of each stop under n = 0..T: 1 where n >= t
+    go_on           (T, *batch)          probability of going on at each stop that is reached
+    probs           (T+1, *batch)        q(n | path)
+    log_prob        (T+1, *batch)        log q(n | path), scaled and masked as the sites are
+    ==============  ===================  ===========================================================
+
+    The chain's sites share a batch shape, usually one plate over the images.
+    """
+
+    def __init__(self, path: Trace):
+        self.sites = [site for site in path.nodes.values() if is_stop(site)]
+        if not self.sites:
+            raise ValueError('the guide marks no site as a stop: give the Bernoulli sites infer={"stop": True}')
+        ones = [site["value"] for site in self.sites]
+        outcomes = torch.arange(len(ones) + 1, device=ones[0].device).view(-1, *[1] * ones[0].dim())
+        self.codes = [(outcomes >= t).to(one.dtype) * one for t, one in enumerate(ones, start=1)]
+        chain = list(zip(self.sites, ones, strict=True))
+        go_on, stop = ([site["fn"].log_prob(one * value) for site, one in chain] for value in (1, 0))
+        self.go_on = torch.stack(go_on).exp()
+        self.probs = _outcomes(go_on, stop).exp()
+        scaled = (
+            [scale_and_mask(term, site["scale"], site["mask"]) for site, term in zip(self.sites, terms, strict=True)]
+            for terms in (go_on, stop)
+        )
+        self.log_prob = _outcomes(*scaled)
+
+    def reached(self, t: int) -> Tensor:
+        """P(n >= t | path), ``(*batch)``: the weight of what is drawn after the t-th stop."""
+        return self.probs[t:].sum(0)
+
+
+def _outcomes(go_on: list[Tensor], stop: list[Tensor]) -> Tensor:
+    """log-probability of stopping after n = 0..T steps, from those of going on and of stopping at each."""
+    reached = torch.zeros_like(go_on[0])
+    outcomes = []
+    for going, stopping in zip(go_on, stop, strict=True):
+        outcomes.append(reached + stopping)
+        reached = reached + going
+    return torch.stack([*outcomes, reached])
+
+
+def trace_path(guide, *args, **kwargs) -> Trace:
+    """A trace of the guide along its path."""
+    with NeverStop():
+        return poutine.trace(guide).get_trace(*args, **kwargs)

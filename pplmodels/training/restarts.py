@@ -1,0 +1,40 @@
+"""Several short starts from different seeds, of which the best is trained to the end."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+
+from pplmodels.files import replace_file
+from pplmodels.training.checkpoint import FILE
+from pplmodels.training.run import Run
+
+
+def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool], object]) -> int:
+    """The seed of the best start, whose checkpoint and metrics are then ``run``'s, to resume from.
+
+    ``begin(start, seed, resume)`` takes the first steps of a training in a run folder of its own, with ``resume`` going
+    on from the checkpoint that an earlier sitting left there. Starts are compared by their last ``train_elbo``, so no
+    held-out image has a say; a start whose last evaluation has no ``warning`` counts as a success. starts.json keeps the comparison.
+    """
+    report = run.folder / "starts.json"
+    if report.exists():
+        return json.loads(report.read_text())["kept"]
+    starts = []
+    for seed in seeds:
+        folder = run.folder / "starts" / str(seed)
+        start = Run.open(folder) if folder.exists() else Run.create(folder, {**run.config, "seed": seed})
+        begin(start, seed, (folder / FILE).exists())
+        start.close()
+        last = start.metrics[-1]
+        starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
+        print(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}", file=sys.stderr)
+    kept = max(starts, key=lambda start: start["train_elbo"])["seed"]
+    rate = sum(start["warning"] is None for start in starts) / len(starts)
+    print(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end", file=sys.stderr)
+    for name in (FILE, "metrics.jsonl"):
+        source = run.folder / "starts" / str(kept) / name
+        replace_file(run.folder / name, lambda path, source=source: shutil.copyfile(source, path))
+    content = json.dumps({"kept": kept, "success_rate": rate, "starts": starts}, indent=2)
+    replace_file(report, lambda path: path.write_text(content + "\n"))
+    return kept
