@@ -1,6 +1,6 @@
 """Pictures; everything here takes arrays and knows no model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -72,6 +72,24 @@ def curves(metrics: Sequence[dict], groups: Sequence[Sequence[str]], x: str = "s
         if axis.lines:
             axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
+    return figure
+
+
+def curves_by_run(runs: Mapping[str, Sequence[Sequence[dict]]], metric: str, x: str = "seconds") -> Figure:
+    """One metric of several runs, from their lines of metrics.jsonl: a line a run, a colour a label.
+
+    The axis of a metric between 0 and 1, such as an accuracy, is stretched towards both ends.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for colour, (label, curves_) in enumerate(runs.items()):
+        for number, lines in enumerate(curves_):
+            points = [(line[x], line[metric]) for line in lines if metric in line]
+            name = label if number == 0 else None
+            axis.plot(*zip(*points, strict=True), color=f"C{colour}", alpha=0.7, linewidth=1, label=name)
+    values = np.concatenate([line.get_ydata() for line in axis.lines])
+    axis.set(xlabel=x, ylabel=metric, yscale="logit" if values.min() > 0 and values.max() < 1 else "linear")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
     return figure
 
 

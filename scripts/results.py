@@ -6,6 +6,7 @@ from pathlib import Path
 
 import benchmark
 
+from pplmodels import plotting
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
 from pplmodels.training import cli
@@ -27,6 +28,9 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     fixed = [{key: value for key, value in config.items() if key not in ("seed", "command")} for config in configs]
     if any(other != fixed[0] for other in fixed):
         raise InputError("these runs differ in more than their seed: write a card for each.")
+    metrics = {key: [result["metrics"][key] for result in results] for key in results[0]["metrics"]}
+    if "count_accuracy" in metrics:
+        metrics["seconds_to_98"] = [seconds_to(0.98, run) for run in lines]
     card = {
         "model": name.split("-")[0],
         "data": configs[0]["data"],
@@ -37,13 +41,24 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
         "versions": results[0]["versions"],
         "commit": results[0]["commit"],
         "seconds": [result["seconds"] for result in results],
-        "metrics": {key: [result["metrics"][key] for result in results] for key in results[0]["metrics"]},
+        "metrics": metrics,
         "curve": lines,
     }
     CARDS.mkdir(exist_ok=True)
     path = CARDS / f"{name}.json"
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(card) + "\n"))
     return path
+
+
+def seconds_to(accuracy: float, curve: list[dict]) -> float | None:
+    """Seconds of training until the first evaluation with that count accuracy, if there is one."""
+    return next((line["seconds"] for line in curve if line["count_accuracy"] >= accuracy), None)
+
+
+def picture(names: list[str], metric: str, path: Path) -> None:
+    """A metric against the seconds of training, a line a run, a colour a card."""
+    curves = {name: json.loads((CARDS / f"{name}.json").read_text())["curve"] for name in names}
+    plotting.save(plotting.curves_by_run(curves, metric), path)
 
 
 def table(cards: list[dict], metrics: list[str]) -> str:
@@ -53,7 +68,7 @@ def table(cards: list[dict], metrics: list[str]) -> str:
         [
             f"`{card['command']}`",
             str(seed),
-            *(f"{card['metrics'][metric][i]:.4g}" for metric in metrics),
+            *(_figure(card["metrics"].get(metric, [None] * (i + 1))[i]) for metric in metrics),
             f"{card['seconds'][i]:.0f}",
             card["device"],
         ]
@@ -61,6 +76,10 @@ def table(cards: list[dict], metrics: list[str]) -> str:
         for i, seed in enumerate(card["seeds"])
     ]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def update_tables(path: Path) -> None:
@@ -95,10 +114,16 @@ def main() -> None:
     card.add_argument("name", metavar="NAME", help="<model>-<data>[-<variant>]")
     card.add_argument("runs", metavar="RUN", nargs="+", type=Path)
     card.add_argument("--note", default="", help="the protocol, and what to know about the machine")
+    drawn = commands.add_parser("picture", help="draw a metric against the seconds of training")
+    drawn.add_argument("file", metavar="FILE.png", type=Path)
+    drawn.add_argument("cards", metavar="NAME", nargs="+")
+    drawn.add_argument("--metric", default="count_accuracy", help="of the evaluations during training")
     commands.add_parser("tables", help="rewrite the tables in README.md and docs/ from the cards")
     options = parser.parse_args()
     if options.command == "card":
         print(write_card(options.name, options.runs, options.note))
+    elif options.command == "picture":
+        picture(options.cards, options.metric, options.file)
     else:
         for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
             update_tables(page)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pyro
@@ -47,7 +48,6 @@ def parser() -> cli.Parser:
         "--unseen-counts",
         type=cli.natural_int,
         nargs="+",
-        default=(),
         metavar="N",
         help="further numbers, never trained on, to be measured at the end",
     )
@@ -63,32 +63,28 @@ def parser() -> cli.Parser:
     learning.add_argument(
         "--restarts", type=cli.positive_int, default=1, metavar="K", help="seeds to try briefly, keeping the best"
     )
-    learning.add_argument("--baseline-lr", type=cli.positive_float, default=1e-3, help="the baseline's learning rate")
+    learning.add_argument("--baseline-lr", type=cli.positive_float, default=1.5e-3, help="the baseline's learning rate")
     learning.add_argument("--clip-norm", type=cli.positive_float, default=100.0, help="of a gradient, nats per image")
-    learning.add_argument(
-        "--count-ratio",
-        type=cli.positive_float,
-        nargs=2,
-        default=[0.1, 1e-4],
-        metavar=("K0", "K1"),
+    learning.add_argument("--presence-bias", type=float, default=2.0, help="initial logit of going on to an object")
+
+    def add_course(flag: str, kind: Callable, default: list | None, names: tuple[str, str], help: str) -> None:
+        learning.add_argument(flag, type=kind, nargs=2, default=default, metavar=names, help=help)
+
+    add_course(
+        *("--count-ratio", cli.positive_float, [0.1, 1e-4], ("K0", "K1")),
         help="the prior's p(n+1)/p(n), annealed from permissive to strict",
     )
-    learning.add_argument(
-        "--count-steps",
-        type=cli.natural_int,
-        nargs=2,
-        default=[300, 2000],
-        metavar=("BEGIN", "END"),
+    add_course(
+        *("--count-steps", cli.natural_int, [300, 1500], ("BEGIN", "END")),
         help="the steps between which that ratio moves, geometrically",
     )
-    learning.add_argument("--presence-bias", type=float, default=2.0, help="initial logit of going on to an object")
-    learning.add_argument(
-        "--explore",
-        type=cli.positive_float,
-        nargs=2,
-        default=[0.3, 1e-4],
-        metavar=("P0", "P1"),
-        help="least probability of stopping and of going on, annealed over the same steps",
+    add_course(
+        *("--explore", cli.positive_float, [0.3, 1e-4], ("P0", "P1")),
+        help="least probability of stopping and of going on, annealed likewise",
+    )
+    add_course(
+        *("--explore-steps", cli.natural_int, None, ("BEGIN", "END")),
+        help="between which steps (default: from the first of --count-steps to 3/4 of the training)",
     )
     return parser
 
@@ -114,7 +110,9 @@ def complete(options: argparse.Namespace) -> None:
     options.steps = options.steps or STEPS.get(options.data, 6000)
     options.eval_every = options.eval_every or max(1, options.steps // 10)
     options.counts = options.counts or list(range(options.max_objects + 1))
+    options.unseen_counts = options.unseen_counts or []
     options.num_steps = options.num_steps or max(max(options.counts) + 1, *options.unseen_counts, 0)
+    options.explore_steps = options.explore_steps or [options.count_steps[0], 3 * options.steps // 4]
     if not all(p < 0.5 for p in options.explore):
         raise InputError("--explore: the probabilities must be below 0.5.")
 
@@ -143,7 +141,7 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
 def schedules(options: argparse.Namespace, svi: SVI) -> list[Annealed]:
     """What changes in the course of training."""
     log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
-    limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.count_steps)
+    limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.explore_steps)
     decay = (options.steps // 2, options.steps)
     rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr), strict=True)
     return [
@@ -159,7 +157,7 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
     svi = build(options, scenes)
     pair = svi.model, svi.guide
     bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
-    few = scenes.test.head(2000)
+    few = scenes.test.head(5000)
     seconds = fit(
         svi,
         scenes.train,

@@ -22,6 +22,6 @@ def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repea
     estimates = []
     for _ in range(repeats):
         _, images, gradients = svi.gradients(*args)
-        estimates.append(torch.cat([(gradients[i] / images).flatten() for i in chosen]))
+        estimates.append(torch.cat([(gradients[i] / images).flatten() for i in chosen if gradients[i] is not None]))
     before.restore()
     return float(torch.stack(estimates).var(0).sum())

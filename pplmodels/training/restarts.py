@@ -15,7 +15,8 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
 
     ``begin(start, seed, resume)`` takes the first steps of a training in a run folder of its own, with ``resume`` going
     on from the checkpoint that an earlier sitting left there. Starts are compared by their last ``train_elbo``, so no
-    held-out image has a say; a start whose last evaluation has no ``warning`` counts as a success. starts.json keeps the comparison.
+    held-out image has a say; a start whose last evaluation has no ``warning`` counts as a success. starts.json keeps
+    the comparison.
     """
     report = run.folder / "starts.json"
     if report.exists():

@@ -29,7 +29,16 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
         rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
         assert [row[2].strip() for row in rows] == ["0", "1"]
         assert f"{card['metrics']['elbo'][1]:.4g}" in text
+    results.picture(["air-small"], "count_accuracy", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="differ in more than their seed"):
         results.write_card("air-small", [runs["first"], runs["other"]], "")
     with pytest.raises(InputError, match="not the folder of a finished run"):
         results.write_card("air-small", [tmp_path], "")
+
+
+def test_seconds_to_an_accuracy_are_those_of_the_first_evaluation_that_has_it():
+    results = importlib.import_module("results")
+    curve = [{"seconds": 10.0 * i, "count_accuracy": a} for i, a in enumerate((0.5, 0.979, 0.981, 0.97, 0.99))]
+    assert results.seconds_to(0.98, curve) == 20.0
+    assert results.seconds_to(0.995, curve) is None

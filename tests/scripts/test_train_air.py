@@ -27,7 +27,7 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
     assert np.sum(result["metrics"]["confusion"]) == 30
     assert {"kl/z_pres", "kl/z_where", "kl/z_what", "elbo", "count_accuracy"} <= set(result["metrics"])
     capsys.readouterr()
-    script("evaluate")([str(run), "--iw-samples", "5", "--paths", "3"])
+    script("evaluate")([str(run), "--iw-samples", "5", "--paths", "3", "--gradient-samples", "3"])
     again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
     assert again.items() >= result["metrics"].items()  # same weights, same scenes, same seed
     with np.load(run / "evaluation.npz") as arrays:
