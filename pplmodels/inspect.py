@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from pyro import poutine
+from pyro.distributions import Independent, TorchDistribution, TransformedDistribution
 from torch import Tensor
 
 from pplmodels.infer.parameters import module_owned_parameters
@@ -67,6 +68,47 @@ def decided_counts(guide, scenes: Tensor) -> Tensor:
     with module_owned_parameters():
         stops = Stops(trace_path(guide, scenes))
     return (stops.go_on > 0.5).long().cumprod(0).sum(0)
+
+
+@torch.no_grad()
+def reconstruct(model, guide, x: Tensor) -> Tensor:
+    """The centre of p(x | z) at one sample of the guide an image, ``(B, C, H, W)``."""
+    with module_owned_parameters():
+        guide_trace = poutine.trace(guide).get_trace(x)
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    return centre(trace.nodes["x"]["fn"])
+
+
+@torch.no_grad()
+def sample_images(model, n: int) -> Tensor:
+    """The centre of p(x | z) at ``n`` codes from the prior, ``(n, C, H, W)``."""
+    with module_owned_parameters():
+        trace = poutine.trace(model).get_trace(n=n)
+    return centre(trace.nodes["x"]["fn"])
+
+
+@torch.no_grad()
+def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str = "z") -> Tensor:
+    """What the model draws along straight lines between the codes of pairs of images, ``(B, steps, C, H, W)``."""
+    with module_owned_parameters():
+        ends = [poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last)]
+        weights = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, *[1] * (ends[0].dim() - 1))
+        codes = torch.lerp(*ends, weights).flatten(0, 1)
+        trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
+    return centre(trace.nodes["x"]["fn"]).unflatten(0, (steps, len(first))).transpose(0, 1)
+
+
+def centre(distribution: TorchDistribution) -> Tensor:
+    """What to show of p(x | z): the mean, or where the transforms of a transformed distribution take its base's mean."""
+    base = distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not isinstance(base, TransformedDistribution):
+        return distribution.mean
+    value = base.base_dist.mean
+    for transform in base.transforms:
+        value = transform(value)
+    return value
 
 
 def count_objects(latents: Mapping[str, Tensor]) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pplmodels import inspect, plotting
 from pplmodels.data import Images, SceneSet
-from pplmodels.infer import SVI, elbo_terms, gradient_variance
+from pplmodels.infer import SVI, active_units, bits_per_dim, elbo_terms, gradient_variance, information
 from pplmodels.infer.bounds import LogProbs
+from pplmodels.likelihoods import Bernoulli
 
 BATCH = 500  # images evaluated at a time
 UNANIMOUS = 0.95  # share of scenes with one and the same extreme count that means collapse
@@ -59,6 +60,29 @@ def scene_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
         if share > UNANIMOUS:
             health["warning"] = f"collapsing: {share:.0%} of the held-out scenes get {words}, whatever they show."
     return health
+
+
+def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
+    """The bound split by site, bits per dimension where the data are 8-bit levels, and how much of the code is used."""
+    metrics, _ = elbo_terms(run, images.batches(BATCH))
+    if not isinstance(model.likelihood, Bernoulli):
+        metrics["bits_per_dim"] = bits_per_dim(metrics["elbo"], images.shape, model.likelihood.is_density)
+    metrics["active_units"] = active_units(guide, images.batches(BATCH))
+    return metrics | information(model, guide, images.head(1000)[:])
+
+
+def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
+    """Write reconstructions.png, samples.png (from the prior), interpolations.png and curves.png."""
+    x = images.head(12)[:]
+    rows = [x, inspect.reconstruct(model, guide, x)]
+    rows = [row.cpu().numpy() for row in rows]
+    plotting.save(plotting.image_rows(rows, ["image", "p(x | z)"]), folder / "reconstructions.png")
+    samples = inspect.sample_images(model, 48).cpu().numpy().reshape(4, 12, *images.shape)
+    plotting.save(plotting.image_rows(list(samples), [""] * 4), folder / "samples.png")
+    between = inspect.interpolate(model, guide, x[:4], x[4:8], steps=12).cpu().numpy()
+    plotting.save(plotting.image_rows(list(between), [""] * 4), folder / "interpolations.png")
+    groups = [["train_elbo", "valid_elbo"], [name for name in metrics[-1] if name.startswith("kl/")]]
+    plotting.save(plotting.curves(metrics, groups), folder / "curves.png")
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:

@@ -1,30 +1,33 @@
 """The container of every image data set here."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from pplmodels.data.reading import Reading, intensities
 
 
 @dataclass(frozen=True)
 class Images:
     """A set of 8-bit images and, where it is known, how many objects each shows.
 
-    ``pixels`` is uint8 ``(N, C, H, W)``, a quarter of the memory of floats; indexing with a tensor of indices gives
-    float32 intensities in [0, 1]. ``counts`` is int64 ``(N)`` or None.
+    ``pixels`` is uint8 ``(N, C, H, W)``, a quarter of the memory of floats; indexing gives what ``reading`` makes of
+    them, float32 intensities in [0, 1] unless told otherwise. ``counts`` is int64 ``(N)`` or None.
     """
 
     pixels: Tensor
     counts: Tensor | None = None
+    reading: Reading = intensities
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self.pixels)
 
     def __getitem__(self, index) -> Tensor:
-        """Images as float32 in [0, 1]: ``(C, H, W)`` for a number, ``(B, C, H, W)`` for a slice or indices."""
-        return self.pixels[index].float() / 255
+        """Images as float32: ``(C, H, W)`` for a number, ``(B, C, H, W)`` for a slice or indices."""
+        return self.reading(self.pixels[index])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -33,11 +36,28 @@ class Images:
 
     def to(self, device: torch.device | str) -> "Images":
         """The same images on another device."""
-        return Images(self.pixels.to(device), None if self.counts is None else self.counts.to(device))
+        counts = None if self.counts is None else self.counts.to(device)
+        return replace(self, pixels=self.pixels.to(device), counts=counts)
+
+    def part(self, indices: slice | Tensor) -> "Images":
+        """Some of the images."""
+        counts = None if self.counts is None else self.counts[indices]
+        return replace(self, pixels=self.pixels[indices], counts=counts)
 
     def head(self, n: int) -> "Images":
         """The first ``n`` images."""
-        return Images(self.pixels[:n], None if self.counts is None else self.counts[:n])
+        return self.part(slice(n))
+
+    def read_as(self, reading: Reading) -> "Images":
+        """The same images, read in another way."""
+        return replace(self, reading=reading)
+
+    def frozen(self, seed: int = 0) -> "Images":
+        """The same images with one drawing of their random reading for good, where that is 0 or 1 (binarisation)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn = self.reading(self.pixels.cpu())
+        return Images((drawn * 255).byte().to(self.pixels.device), self.counts)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images once, in order, as float batches; the last may be smaller."""

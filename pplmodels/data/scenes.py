@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplmodels.data.arrays import read_npz, to_pixels
 from pplmodels.data.images import Images
-from pplmodels.data.objects import ink_extent, load_objects
+from pplmodels.data.sources import load_images
 from pplmodels.errors import InputError
 from pplmodels.nn import write_window
 
@@ -90,6 +90,22 @@ def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float,
     return waiting
 
 
+def ink_extent(objects: Images) -> float:
+    """The mean side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
+    ink = objects.pixels.amax(1) > 25  # (N, h, w)
+    sides = [_extent(ink.any(dim)) for dim in (1, 2)]
+    return float(torch.stack(sides).amax(0).mean())
+
+
+def _extent(occupied: Tensor) -> Tensor:
+    """Length from the first to the last True of each row of ``(N, size)``, as a fraction of the size."""
+    size = occupied.shape[1]
+    positions = torch.arange(size)
+    first = torch.where(occupied, positions, size).amin(1)
+    last = torch.where(occupied, positions, -1).amax(1)
+    return (last - first + 1).clamp(min=0) / size
+
+
 def load_scenes(path: str | Path) -> tuple[Images, Images]:
     """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and counts ``n_train``, ``n_test`` if known."""
     arrays = read_npz(path, required=("x_train", "x_test"), optional=("n_train", "n_test"))
@@ -145,7 +161,7 @@ def scene_set(
     num_test: int = 10_000,
     seed: int = 0,
 ) -> SceneSet:
-    """Scenes from a data set that :func:`pplmodels.data.load_objects` knows, each of ``counts`` equally often.
+    """Scenes from a data set that :func:`pplmodels.data.load_images` knows, each of ``counts`` equally often.
 
     Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for
     the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size``
@@ -158,7 +174,7 @@ def scene_set(
         return SceneSet(train.head(num_train), test.head(num_test), object_size or 0.4 * min(train.shape[1:]))
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
-    train, test = load_objects(data, data_dir)
+    train, test = load_images(data, data_dir)
     options = {"canvas": canvas, "object_size": object_size, "seed": seed}
     return SceneSet(
         make_scenes(train, num_train, counts=counts, **options),

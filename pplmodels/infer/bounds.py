@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pyro
 import torch
@@ -108,3 +108,11 @@ def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
         for site, term in terms.items()
         if not term.isfinite().all()
     ]
+
+
+def bits_per_dim(nats: float, shape: Sequence[int], is_density: bool) -> float:
+    """A log-probability of 8-bit images in nats an image, as minus bits a pixel and channel.
+
+    A density on [0, 1] (:func:`pplmodels.data.dequantised`) is one level's probability times 256 in each dimension.
+    """
+    return -nats / (math.prod(shape) * math.log(2)) + (8 if is_density else 0)

@@ -1,12 +1,12 @@
-"""Single objects: real ones, files, and files that are wrong."""
+"""Images: real ones, files, and files that are wrong."""
 
 import numpy as np
 import pytest
 import torch
 
-from pplmodels.data import load_objects, load_scenes
+from pplmodels.data import load_images, load_scenes
 from pplmodels.data.images import Images
-from pplmodels.data.objects import ink_extent
+from pplmodels.data.scenes import ink_extent
 from pplmodels.errors import InputError
 
 GOOD = np.zeros((4, 6, 6), np.uint8)
@@ -18,7 +18,7 @@ def save(path, **arrays):
 
 
 def test_digits_are_real_whole_and_split():
-    train, test = load_objects("digits")
+    train, test = load_images("digits")
     assert (len(train), len(test), train.shape) == (1400, 397, (1, 8, 8))
     assert train.pixels.max() == 255
     assert len(np.unique(train.pixels.numpy())) == 17
@@ -37,7 +37,7 @@ def test_digits_are_real_whole_and_split():
     ids=lambda array: f"{array.dtype} {array.shape}",
 )
 def test_files_of_all_promised_kinds_load(tmp_path, array):
-    train, test = load_objects(save(tmp_path / "a.npz", x_train=array, x_test=array[:2]))
+    train, test = load_images(save(tmp_path / "a.npz", x_train=array, x_test=array[:2]))
     channels = array.shape[3] if array.ndim == 4 else 1
     assert train.pixels.shape == (3, channels, 6, 6) and len(test) == 2
     assert train.pixels.dtype == torch.uint8 and train.pixels.eq(255).all()
@@ -61,7 +61,7 @@ def test_files_of_all_promised_kinds_load(tmp_path, array):
 )
 def test_wrong_arrays_get_one_sentence(tmp_path, arrays, sentence):
     with pytest.raises(InputError, match=sentence):
-        load_objects(save(tmp_path / "a.npz", **arrays))
+        load_images(save(tmp_path / "a.npz", **arrays))
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "text", "npy", "empty", "folder"])
@@ -84,12 +84,12 @@ def test_wrong_files_get_one_sentence(tmp_path, damage):
         path.unlink()
         path.mkdir()
     with pytest.raises(InputError, match="is not a"):
-        load_objects(str(path))
+        load_images(str(path))
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match="choose digits, mnist"):
-        load_objects("cats")
+    with pytest.raises(InputError, match=r"choose digits, mnist, cifar10, svhn, an \.npz file or a folder"):
+        load_images("cats")
 
 
 def test_mnist_that_is_not_there_says_what_to_do(tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_mnist_that_is_not_there_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(MNIST, "download", refuse)
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte.*--data-dir.*--data digits") as caught:
-        load_objects("mnist", tmp_path)
+        load_images("mnist", tmp_path)
     assert str(tmp_path / "MNIST" / "raw") in str(caught.value)
 
 
@@ -117,7 +117,7 @@ def write_mnist(folder):
 
 def test_mnist_in_torchvisions_layout_loads(tmp_path):
     _, images = write_mnist(tmp_path)
-    train, _ = load_objects("mnist", tmp_path)
+    train, _ = load_images("mnist", tmp_path)
     assert np.array_equal(train.pixels[:, 0].numpy(), images)
 
 
@@ -127,7 +127,7 @@ def test_mnist_that_was_cut_short_is_refused(tmp_path, size):
     file = raw / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(InputError, match="cut short"):
-        load_objects("mnist", tmp_path)
+        load_images("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("counts", [[0, 1, 2], [0.0, 1.0, 2.0, 1.0], [-1, 0, 1, 2]], ids=str)

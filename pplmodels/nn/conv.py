@@ -1,0 +1,42 @@
+"""Convolutional encoders and decoders of small images."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+from pplmodels.nn.folding import Folded
+from pplmodels.nn.mlp import mlp
+
+
+def conv_encoder(image: Sequence[int], channels: Sequence[int], out_dim: int) -> nn.Module:
+    """3x3 convolutions, the first of stride 1 and the others of stride 2, then a linear layer.
+
+    ``(..., C, H, W) -> (..., out_dim)``; ReLU after each convolution.
+    """
+    layers: list[nn.Module] = []
+    before, height, width = image
+    for number, after in enumerate(channels):
+        stride = 1 if number == 0 else 2
+        layers += [nn.Conv2d(before, after, 3, stride, 1), nn.ReLU()]
+        before, height, width = after, -(-height // stride), -(-width // stride)
+    return Folded(nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * height * width, out_dim)), 3)
+
+
+def conv_decoder(in_dim: int, channels: Sequence[int], image: Sequence[int], outputs: int) -> nn.Module:
+    """A linear layer, transposed 4x4 convolutions of stride 2, and a 3x3 convolution.
+
+    ``(..., in_dim) -> (..., outputs, H, W)`` for an image (C, H, W) whose sides can be halved len(channels) - 1 times.
+    Kernel 4, stride 2 and padding 1 give every output pixel as many inputs as its neighbours (no checkerboard).
+    ``channels`` are those before each transposed convolution and before the last layer.
+    """
+    *_, height, width = image
+    halvings = len(channels) - 1
+    if height % 2**halvings or width % 2**halvings:
+        raise ValueError(f"an image of {height}x{width} cannot be halved {halvings} times")
+    start = channels[0], height >> halvings, width >> halvings
+    layers = [*mlp(in_dim, (math.prod(start),)), nn.Unflatten(1, start)]
+    for before, after in pairwise(channels):
+        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
+    return Folded(nn.Sequential(*layers, nn.Conv2d(channels[-1], outputs, 3, 1, 1)), 1)

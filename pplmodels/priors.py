@@ -1,0 +1,52 @@
+"""p(z): modules that return a distribution over codes, event shape (D)."""
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.transforms import AffineAutoregressive
+from pyro.nn import AutoRegressiveNN
+from torch import nn
+
+
+class StandardNormal(nn.Module):
+    """N(0, I) over D dimensions."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(dim))
+
+    def forward(self) -> dist.Distribution:
+        """p(z), event shape (D)."""
+        return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
+
+
+class AutoregressiveFlow(nn.Module):
+    """A prior that is standard normal after one autoregressive step (VLAE: Chen et al. 2017, arXiv 1611.02731, 3.2).
+
+    .. code-block:: text
+
+        eps_i = exp(a_i(z_{<i})) z_i + m_i(z_{<i}) ~ N(0, 1),   log p(z) = log N(eps) + sum_i a_i
+
+    m and a are one MADE (Germain et al. 2015, arXiv 1502.03509), Pyro's. log p takes one pass through it, a sample D
+    passes. Its last layer starts at 0: an untrained flow is N(0, I).
+
+    Arguments:
+        dim: D.
+        hidden_dims: widths of the MADE's hidden layers.
+    """
+
+    def __init__(self, dim: int, hidden_dims: tuple[int, ...] = (512, 512)):
+        super().__init__()
+        self.base = StandardNormal(dim)
+        self.flow = autoregressive_step(dim, hidden_dims)
+
+    def forward(self) -> dist.Distribution:
+        """p(z), event shape (D)."""
+        return dist.TransformedDistribution(self.base(), [self.flow.inv])
+
+
+def autoregressive_step(dim: int, hidden_dims: tuple[int, ...]) -> AffineAutoregressive:
+    """y_i = exp(a_i(x_{<i})) x_i + m_i(x_{<i}) with y = x at first: x -> y in one pass, back in D."""
+    network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
+    for parameter in network.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return AffineAutoregressive(network)

@@ -1,0 +1,139 @@
+"""What the scripts of the VAE family share: options, the training of a pair on images, its measures and pictures."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pyro
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pplmodels.data import Images, bernoulli, load_images
+from pplmodels.data.reading import Reading
+from pplmodels.errors import InputError
+from pplmodels.infer import (
+    SVI,
+    Annealed,
+    FreeBits_ELBO,
+    ScaledKL,
+    adam,
+    compiled_log_probs,
+    cyclical,
+    learning_rates,
+    linear,
+    log_probs,
+)
+from pplmodels.pretrained import Half
+from pplmodels.report import image_metrics, image_pictures
+from pplmodels.training import Run, cli, fit
+
+STEPS = 20_000
+SHOWN = ("valid_elbo",)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to train on, to choose by, and to measure on at the end; all in the reading that a likelihood asks for."""
+
+    train: Images
+    valid: Images
+    test: Images
+
+
+def parser(description: str, *, batch_size: int = 128, lr: float = 1e-3, z_dim: int) -> cli.Parser:
+    """The options of every script of the family."""
+    parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr)
+    parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
+    bound = parser.add_argument_group("learning to use the code")
+    bound.add_argument("--warm-up", type=cli.natural_int, default=0, metavar="STEPS", help="of the KL's weight, 0 to 1")
+    bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
+    bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
+    schedule = parser.add_argument_group("course of the training")
+    schedule.add_argument("--clip-norm", type=cli.positive_float, default=200.0, help="of a gradient, nats per image")
+    schedule.add_argument("--hold", type=float, default=0.5, help="part of the steps before the rate falls to 1/100")
+    schedule.add_argument("--averaging", type=float, metavar="DECAY", help="measure averaged weights (such as 0.999)")
+    schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
+    schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by (default: a tenth of training's)")
+    return parser
+
+
+def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
+    """Defaults that depend on other options; ``steps`` are those of data sets that need fewer."""
+    options.steps = options.steps or steps.get(options.data, STEPS)
+    options.eval_every = options.eval_every or max(1, options.steps // 10)
+
+
+def train(options: argparse.Namespace, run: Run, build: Callable[[], tuple[Half, Half]], images: ImageSet) -> dict:
+    """Fit a new pair, write weights, measures and pictures into the run's folder; returns the held-out metrics."""
+    device = images.train.pixels.device
+    pyro.set_rng_seed(options.seed)
+    model, guide = pair = nn.ModuleList(build()).to(device)
+    halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
+    optim = adam(model, guide, options.lr)
+    elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
+    svi = SVI(*halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
+    annealed = [
+        Annealed(rate, linear(options.lr, options.lr / 100, int(options.hold * options.steps), options.steps))
+        for rate in learning_rates(optim)
+    ]
+    if options.warm_up:
+        warm_up = linear(0.0, 1.0, 0, options.warm_up)
+        if options.cycle:
+            warm_up = cyclical(0.0, 1.0, options.cycle, options.warm_up / options.cycle)
+        annealed += [Annealed(half.beta, warm_up) for half in halves]
+    averaged = None
+    if options.averaging:
+        multi = get_ema_multi_avg_fn(options.averaging)
+        averaged = AveragedModel(nn.ModuleList(halves), multi_avg_fn=multi, use_buffers=True)
+    measured = [model, guide] if averaged is None else [_bare(half) for half in averaged.module]
+    bound = compiled_log_probs(*measured, fallback=True) if options.compile else partial(log_probs, *measured)
+
+    def evaluate() -> dict:
+        metrics = image_metrics(bound, *measured, images.valid)
+        return {"valid_elbo": metrics.pop("elbo"), **metrics}
+
+    seconds = fit(
+        svi,
+        images.train,
+        run,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        annealed=annealed,
+        evaluate=evaluate,
+        eval_every=options.eval_every,
+        shown=SHOWN,
+        resume=options.resume,
+        averaged=averaged,
+        patience=options.patience,
+    )
+    for half in measured:
+        half.save_pretrained(run.folder)
+    torch.manual_seed(options.seed)
+    metrics = image_metrics(bound, *measured, images.test)
+    image_pictures(*measured, images.test, run.metrics, run.folder)
+    run.finish(seconds, device, metrics)
+    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("elbo", "bits_per_dim") if name in metrics)
+    print(f"held out, {len(images.test)} images: {figures}")
+    print(f"everything is in {run.folder}")
+    return metrics
+
+
+def _bare(half: nn.Module) -> nn.Module:
+    return half.half if isinstance(half, ScaledKL) else half
+
+
+def image_set(options: argparse.Namespace, reading: Reading, device: torch.device) -> ImageSet:
+    """The images that a run's options name; binarised test and validation images are drawn once, for good."""
+    train, test = load_images(options.data, options.data_dir)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))  # the same for every seed
+    number = options.valid or len(train) // 10
+    if number >= len(train):
+        raise InputError(f"--valid {number} leaves none of the {len(train)} training images to train on.")
+    valid, train = train.part(order[:number]), train.part(order[number:])
+    parts = [part.read_as(reading) for part in (train, valid, test)]
+    if reading is bernoulli:
+        parts[1:] = [part.frozen(seed=0) for part in parts[1:]]
+    return ImageSet(*(part.to(device) for part in parts))

@@ -1,0 +1,218 @@
+"""The VAE family where the answer is known: probabilistic PCA, flows by autograd, likelihoods by summation."""
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from guides import ConvGuide, LSTMGuide, VAEGuide
+from pplmodels import VAE, ConvVAE
+from pplmodels.distributions import DiscretizedLogisticMixture
+from pplmodels.infer import SVI, adam, elbo_terms, importance_weighted, log_probs
+from pplmodels.likelihoods import LogitNormal
+from pplmodels.priors import AutoregressiveFlow, StandardNormal, autoregressive_step
+
+
+class SharedNormal(nn.Module):
+    """x ~ N(decoder's output, s^2), one s for all coordinates."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def forward(self, loc):
+        return dist.Normal(loc, self.log_scale.exp()).to_event(1)
+
+
+class ExactEncoder(nn.Module):
+    """The posterior of probabilistic PCA with orthogonal columns: linear in x, the same variance for all x."""
+
+    def __init__(self, weight, mean, scale):
+        super().__init__()
+        precision = weight.pow(2).sum(0) / scale**2 + 1
+        self.linear = weight.mT / scale**2 / precision[:, None]
+        self.mean, self.scale = mean, precision.rsqrt()
+
+    def forward(self, x):
+        loc = (x - self.mean) @ self.linear.mT
+        raw = self.scale.expm1().log()  # softplus of it is the scale
+        return torch.cat([loc, raw.expand_as(loc)], -1)
+
+
+def ppca(seed=0, dim=6, codes=2, number=4000):
+    """Data, the maximum-likelihood pPCA of them, and its mean log-likelihood (Tipping & Bishop 1999, section 3.2)."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dim, dim, generator=generator)
+    x = torch.randn(number, dim, generator=generator) @ mixing.mT + torch.randn(dim, generator=generator)
+    eigenvalues, vectors = torch.linalg.eigh(torch.cov(x.mT, correction=0))
+    eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
+    noise = eigenvalues[codes:].mean()
+    weight = vectors[:, :codes] * (eigenvalues[:codes] - noise).sqrt()
+    likelihood = -0.5 * (
+        dim * math.log(2 * math.pi) + eigenvalues[:codes].log().sum() + (dim - codes) * noise.log() + dim
+    )
+    return x, weight, x.mean(0), noise.sqrt(), float(likelihood)
+
+
+def linear_pair(weight, mean, scale):
+    decoder = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        decoder.weight.copy_(weight)
+        decoder.bias.copy_(mean)
+    model = VAE(StandardNormal(weight.shape[1]), decoder, SharedNormal(float(scale)))
+    return model, VAEGuide(ExactEncoder(weight, mean, scale), weight.shape[1])
+
+
+def test_with_the_exact_posterior_every_sample_gives_log_p(float64):
+    x, weight, mean, scale, likelihood = ppca()
+    pair = linear_pair(weight, mean, scale)
+    covariance = weight @ weight.mT + scale**2 * torch.eye(len(weight))
+    exact = torch.distributions.MultivariateNormal(mean, covariance).log_prob(x)
+    for _ in range(3):
+        log_p, log_q, _ = log_probs(*pair, x)
+        torch.testing.assert_close(sum(log_p.values()) - sum(log_q.values()), exact, rtol=1e-9, atol=1e-9)
+    assert float(exact.mean()) == pytest.approx(likelihood, rel=1e-9)
+
+
+def test_training_a_linear_vae_reaches_the_likelihood_of_pca(float64):
+    """From random weights: within 0.01 nats of the optimum, and never above it on the training data beyond noise."""
+    x, _, _, _, likelihood = ppca()
+    model = VAE(StandardNormal(2), nn.Linear(2, 6), SharedNormal(1.0))
+    guide = VAEGuide(nn.Linear(6, 4), 2)
+    optim = adam(model, guide, 1e-2)
+    svi = SVI(model, guide, optim, compile=True)
+    for step in range(3000):
+        if step == 2000:
+            optim.param_groups[0]["lr"].fill_(1e-3)
+        svi.step(x[torch.randint(len(x), (256,))])
+    elbo = elbo_terms(partial(log_probs, model, guide), x.split(4000))[0]["elbo"]
+    assert likelihood - 0.02 < elbo < likelihood + 0.01
+
+
+def test_importance_weighting_closes_the_gap_on_a_linear_pair(float64):
+    x, weight, mean, scale, likelihood = ppca(number=500)
+    model, _ = linear_pair(weight, mean, scale)
+    guide = VAEGuide(ExactEncoder(weight, mean, 1.5 * scale), 2)
+    bounds = [
+        float(importance_weighted(partial(log_probs, model, guide), x.split(500), samples).mean())
+        for samples in (1, 10, 200)
+    ]
+    assert bounds[0] < bounds[1] < bounds[2] < likelihood + 0.01
+    assert bounds[2] == pytest.approx(likelihood, abs=0.02)
+
+
+def test_the_flow_is_autoregressive_and_its_jacobian_is_counted(float64):
+    flow = autoregressive_step(5, (16, 16))
+    for parameter in flow.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    z = torch.randn(5)
+    jacobian = torch.autograd.functional.jacobian(flow, z)
+    assert torch.equal(jacobian, jacobian.tril()) and (jacobian.tril(-1).abs() > 0).any()
+    torch.testing.assert_close(flow.log_abs_det_jacobian(z, flow(z)), jacobian.slogdet().logabsdet)
+    torch.testing.assert_close(flow.inv(flow(z).clone()), z)
+
+
+def test_the_flow_prior_is_normalised_and_begins_as_a_standard_normal(float64):
+    prior = AutoregressiveFlow(2, (16, 16))
+    z = torch.randn(50, 2)
+    torch.testing.assert_close(prior().log_prob(z), StandardNormal(2)().log_prob(z))
+    for parameter in prior.flow.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    assert not torch.allclose(prior().log_prob(z), StandardNormal(2)().log_prob(z))
+    side = torch.linspace(-12, 12, 801)
+    grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1)
+    density = prior().log_prob(grid).exp()
+    assert float(density.sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=1e-3)
+    samples = prior().sample((4000,))
+    torch.testing.assert_close(
+        samples.mean(0), (grid * density[..., None]).sum((0, 1)) / density.sum(), atol=0.1, rtol=0
+    )
+
+
+def test_an_untrained_flow_prior_gives_the_plain_vaes_bound():
+    sizes = {"image": (1, 8, 8), "z_dim": 3, "channels": (8, 8), "likelihood": "bernoulli"}
+    plain, flowing = ConvVAE(**sizes), ConvVAE(**sizes, flow=(16,))
+    flowing.load_state_dict(
+        {**flowing.state_dict(), **{k: v for k, v in plain.state_dict().items() if "prior" not in k}}
+    )
+    guide = ConvGuide((1, 8, 8), 3, (4, 8))
+    x = torch.rand(5, 1, 8, 8).round()
+    bounds = []
+    for model in (plain, flowing):
+        pyro.set_rng_seed(3)
+        log_p, log_q, _ = log_probs(model, guide, x)
+        bounds.append(sum(log_p.values()) - sum(log_q.values()))
+    torch.testing.assert_close(*bounds)
+
+
+def levels(*shape):
+    return (torch.arange(256.0, dtype=torch.get_default_dtype()) / 255).view(*shape)
+
+
+def test_the_logistic_mixture_sums_to_one_over_the_levels(float64):
+    """Narrow and wide components, in the middle, at the edges and beyond them."""
+    parameters = 2 * torch.randn(20, 3 * DiscretizedLogisticMixture.per_component(1), 1, 1)
+    total = DiscretizedLogisticMixture(parameters, 1).log_prob(levels(256, 1, 1, 1, 1)).exp().sum(0)
+    torch.testing.assert_close(total, torch.ones(20))
+
+
+def test_summing_later_channels_out_leaves_the_first(float64):
+    """Over all 256 x 256 values of two channels, for some values of the first."""
+    parameters = 2 * torch.randn(3 * DiscretizedLogisticMixture.per_component(3), 1, 1)
+    first_channel = parameters.unflatten(0, (3, -1))[:, [0, 1, 4]].flatten(0, 1)  # weight, first mean, first scale
+    for level in (0, 90, 255):
+        x = torch.full((256, 256, 3, 1, 1), level / 255)
+        x[..., 1, :, :], x[..., 2, :, :] = levels(256, 1, 1, 1), levels(1, 256, 1, 1)
+        total = DiscretizedLogisticMixture(parameters, 3).log_prob(x).exp().sum()
+        alone = DiscretizedLogisticMixture(first_channel, 1).log_prob(x[0, 0, :1]).exp()
+        torch.testing.assert_close(total, alone)
+
+
+def test_samples_of_the_logistic_mixture_follow_its_probabilities():
+    parameters = torch.randn(2 * DiscretizedLogisticMixture.per_component(1), 1, 1).expand(20_000, -1, -1, -1)
+    mixture = DiscretizedLogisticMixture(parameters, 1)
+    levels = (mixture.sample().flatten() * 255).round().long()
+    probabilities = (
+        DiscretizedLogisticMixture(parameters[:256], 1).log_prob((torch.arange(256.0) / 255).view(256, 1, 1, 1)).exp()
+    )
+    for edge in (64, 128, 192, 255):
+        p = float(probabilities[:edge].sum())
+        error = math.sqrt(p * (1 - p) / 20_000)
+        assert float((levels < edge).double().mean()) == pytest.approx(p, abs=4.5 * error + 1e-6)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_logit_normal_is_a_density_of_intensities(float64, learned):
+    """Its integral over all x that the squeeze allows is one: the Jacobian is right."""
+    likelihood = LogitNormal(1, learned_scale=learned)
+    if learned:
+        likelihood.log_scale.data.fill_(-0.7)
+    reach = 0.1 / 1.8
+    x = torch.linspace(-reach + 1e-9, 1 + reach - 1e-9, 400_001)
+    density = likelihood(torch.full((len(x), 1, 1, 1), 0.8)).log_prob(x.view(-1, 1, 1, 1)).exp()
+    assert float(torch.trapezoid(density, x).detach()) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_order_of_rows_matters_to_the_lstm():
+    guide = LSTMGuide((1, 8, 8), z_dim=4, hidden_dim=16)
+    x = torch.rand(3, 1, 8, 8)
+    locs = [poutine.trace(guide).get_trace(rows).nodes["z"]["fn"].mean for rows in (x, x.flip(2))]
+    assert not torch.allclose(*locs, atol=1e-4)
+
+
+def test_a_flow_posterior_scores_its_own_samples(float64):
+    """Through the cache or by inverting, D passes, the same log q."""
+    guide = ConvGuide((1, 8, 8), 3, (4, 8), flow=(16,))
+    for parameter in guide.flow.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.rand(4, 1, 8, 8)
+    trace = poutine.trace(guide).get_trace(x)
+    trace.compute_log_prob()
+    again = poutine.trace(poutine.condition(guide, data={"z": trace.nodes["z"]["value"].clone()})).get_trace(x)
+    again.compute_log_prob()
+    torch.testing.assert_close(trace.nodes["z"]["log_prob"], again.nodes["z"]["log_prob"])
