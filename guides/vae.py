@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
+from pyro.distributions.transforms import AffineAutoregressive
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pplmodels.nn import RowLSTM, conv_encoder, mlp
 from pplmodels.pretrained import Half
-from pplmodels.priors import autoregressive_step
+from pplmodels.priors import made
 
 
 class VAEGuide(Half):
@@ -41,14 +42,16 @@ class VAEGuide(Half):
     def __init__(self, encoder: nn.Module, z_dim: int, flow: Sequence[int] | None = None):
         super().__init__("vae_guide")
         self.encoder = encoder
-        self.flow = autoregressive_step(z_dim, flow) if flow else None
+        self.network = made(z_dim, flow) if flow else None
 
     @pyro_method
     def q_z(self, x: Tensor) -> dist.Distribution:
         """q(z | x), event shape (D), from ``x (..., B, C, H, W)``."""
         loc, raw = self.encoder(x).chunk(2, -1)
         normal = dist.Normal(loc, softplus(raw)).to_event(1)
-        return normal if self.flow is None else dist.TransformedDistribution(normal, [self.flow])
+        if self.network is None:
+            return normal
+        return dist.TransformedDistribution(normal, [AffineAutoregressive(self.network)])
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Sample the codes of the images ``x (B, C, H, W)``; ``n`` is the model's and unused here."""

@@ -80,6 +80,13 @@ def reconstruct(model, guide, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def samples(model, n: int) -> Tensor:
+    """``n`` draws of x from the model, noise of p(x | z) included."""
+    with module_owned_parameters():
+        return model(n=n)
+
+
+@torch.no_grad()
 def sample_images(model, n: int) -> Tensor:
     """The centre of p(x | z) at ``n`` codes from the prior, ``(n, C, H, W)``."""
     with module_owned_parameters():
@@ -99,7 +106,7 @@ def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str
 
 
 def centre(distribution: TorchDistribution) -> Tensor:
-    """What to show of p(x | z): the mean, or where the transforms of a transformed distribution take its base's mean."""
+    """What to show of p(x | z): its mean, or where the transforms of a transformed distribution take its base's."""
     base = distribution
     while isinstance(base, Independent):
         base = base.base_dist

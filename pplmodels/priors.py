@@ -1,5 +1,7 @@
 """p(z): modules that return a distribution over codes, event shape (D)."""
 
+from collections.abc import Sequence
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import AffineAutoregressive
@@ -34,19 +36,22 @@ class AutoregressiveFlow(nn.Module):
         hidden_dims: widths of the MADE's hidden layers.
     """
 
-    def __init__(self, dim: int, hidden_dims: tuple[int, ...] = (512, 512)):
+    def __init__(self, dim: int, hidden_dims: Sequence[int] = (512, 512)):
         super().__init__()
         self.base = StandardNormal(dim)
-        self.flow = autoregressive_step(dim, hidden_dims)
+        self.network = made(dim, hidden_dims)
 
     def forward(self) -> dist.Distribution:
         """p(z), event shape (D)."""
-        return dist.TransformedDistribution(self.base(), [self.flow.inv])
+        return dist.TransformedDistribution(self.base(), [AffineAutoregressive(self.network).inv])
 
 
-def autoregressive_step(dim: int, hidden_dims: tuple[int, ...]) -> AffineAutoregressive:
-    """y_i = exp(a_i(x_{<i})) x_i + m_i(x_{<i}) with y = x at first: x -> y in one pass, back in D."""
+def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
+    """The network of an :class:`AffineAutoregressive` step that is the identity at first.
+
+    Make the step itself anew for each use: it remembers its last value, also when the network has changed since.
+    """
     network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
     for parameter in network.layers[-1].parameters():
         nn.init.zeros_(parameter)
-    return AffineAutoregressive(network)
+    return network

@@ -72,17 +72,21 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
 
 
 def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
-    """Write reconstructions.png, samples.png (from the prior), interpolations.png and curves.png."""
-    x = images.head(12)[:]
-    rows = [x, inspect.reconstruct(model, guide, x)]
-    rows = [row.cpu().numpy() for row in rows]
-    plotting.save(plotting.image_rows(rows, ["image", "p(x | z)"]), folder / "reconstructions.png")
-    samples = inspect.sample_images(model, 48).cpu().numpy().reshape(4, 12, *images.shape)
-    plotting.save(plotting.image_rows(list(samples), [""] * 4), folder / "samples.png")
-    between = inspect.interpolate(model, guide, x[:4], x[4:8], steps=12).cpu().numpy()
-    plotting.save(plotting.image_rows(list(between), [""] * 4), folder / "interpolations.png")
+    """Write curves.png, and of images reconstructions.png, samples.png (from the prior) and interpolations.png."""
     groups = [["train_elbo", "valid_elbo"], [name for name in metrics[-1] if name.startswith("kl/")]]
     plotting.save(plotting.curves(metrics, groups), folder / "curves.png")
+    if len(images.shape) != 3:
+        return
+    x = images.head(12)[:]
+    rows = {
+        "reconstructions": [x, inspect.reconstruct(model, guide, x)],
+        "samples": inspect.sample_images(model, 48).unflatten(0, (4, 12)),
+        "interpolations": inspect.interpolate(model, guide, x[:4], x[4:8], steps=12),
+    }
+    for name, images_ in rows.items():
+        labels = ["image", "p(x | z)"] if name == "reconstructions" else [""] * len(images_)
+        figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
+        plotting.save(figure, folder / f"{name}.png")
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:

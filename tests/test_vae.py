@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import AffineAutoregressive
 from torch import nn
 
 from guides import ConvGuide, LSTMGuide, VAEGuide
@@ -15,7 +16,7 @@ from pplmodels import VAE, ConvVAE
 from pplmodels.distributions import DiscretizedLogisticMixture
 from pplmodels.infer import SVI, adam, elbo_terms, importance_weighted, log_probs
 from pplmodels.likelihoods import LogitNormal
-from pplmodels.priors import AutoregressiveFlow, StandardNormal, autoregressive_step
+from pplmodels.priors import AutoregressiveFlow, StandardNormal, made
 
 
 class SharedNormal(nn.Module):
@@ -80,14 +81,14 @@ def test_with_the_exact_posterior_every_sample_gives_log_p(float64):
 
 
 def test_training_a_linear_vae_reaches_the_likelihood_of_pca(float64):
-    """From random weights: within 0.01 nats of the optimum, and never above it on the training data beyond noise."""
+    """From random weights, on the training data: as good as the closed form, and no better beyond the noise."""
     x, _, _, _, likelihood = ppca()
     model = VAE(StandardNormal(2), nn.Linear(2, 6), SharedNormal(1.0))
     guide = VAEGuide(nn.Linear(6, 4), 2)
     optim = adam(model, guide, 1e-2)
     svi = SVI(model, guide, optim, compile=True)
-    for step in range(3000):
-        if step == 2000:
+    for step in range(1500):
+        if step == 1000:
             optim.param_groups[0]["lr"].fill_(1e-3)
         svi.step(x[torch.randint(len(x), (256,))])
     elbo = elbo_terms(partial(log_probs, model, guide), x.split(4000))[0]["elbo"]
@@ -99,7 +100,7 @@ def test_importance_weighting_closes_the_gap_on_a_linear_pair(float64):
     model, _ = linear_pair(weight, mean, scale)
     guide = VAEGuide(ExactEncoder(weight, mean, 1.5 * scale), 2)
     bounds = [
-        float(importance_weighted(partial(log_probs, model, guide), x.split(500), samples).mean())
+        float(importance_weighted(partial(log_probs, model, guide), x.split(500), samples).bound.mean())
         for samples in (1, 10, 200)
     ]
     assert bounds[0] < bounds[1] < bounds[2] < likelihood + 0.01
@@ -107,9 +108,10 @@ def test_importance_weighting_closes_the_gap_on_a_linear_pair(float64):
 
 
 def test_the_flow_is_autoregressive_and_its_jacobian_is_counted(float64):
-    flow = autoregressive_step(5, (16, 16))
-    for parameter in flow.parameters():
+    network = made(5, (16, 16))
+    for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.4)
+    flow = AffineAutoregressive(network)
     z = torch.randn(5)
     jacobian = torch.autograd.functional.jacobian(flow, z)
     assert torch.equal(jacobian, jacobian.tril()) and (jacobian.tril(-1).abs() > 0).any()
@@ -121,25 +123,22 @@ def test_the_flow_prior_is_normalised_and_begins_as_a_standard_normal(float64):
     prior = AutoregressiveFlow(2, (16, 16))
     z = torch.randn(50, 2)
     torch.testing.assert_close(prior().log_prob(z), StandardNormal(2)().log_prob(z))
-    for parameter in prior.flow.parameters():
-        nn.init.normal_(parameter, std=0.4)
+    for parameter in prior.network.parameters():
+        nn.init.normal_(parameter, std=0.25)
     assert not torch.allclose(prior().log_prob(z), StandardNormal(2)().log_prob(z))
     side = torch.linspace(-12, 12, 801)
     grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1)
-    density = prior().log_prob(grid).exp()
+    density = prior().log_prob(grid).exp().detach()
     assert float(density.sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=1e-3)
-    samples = prior().sample((4000,))
-    torch.testing.assert_close(
-        samples.mean(0), (grid * density[..., None]).sum((0, 1)) / density.sum(), atol=0.1, rtol=0
-    )
+    samples = prior().sample((4000,)).detach()
+    mean = (grid * density[..., None]).sum((0, 1)) / density.sum()
+    torch.testing.assert_close(samples.mean(0), mean, atol=5 * float(samples.std(0).max()) / 4000**0.5, rtol=0)
 
 
 def test_an_untrained_flow_prior_gives_the_plain_vaes_bound():
     sizes = {"image": (1, 8, 8), "z_dim": 3, "channels": (8, 8), "likelihood": "bernoulli"}
     plain, flowing = ConvVAE(**sizes), ConvVAE(**sizes, flow=(16,))
-    flowing.load_state_dict(
-        {**flowing.state_dict(), **{k: v for k, v in plain.state_dict().items() if "prior" not in k}}
-    )
+    flowing.decoder.load_state_dict(plain.decoder.state_dict())
     guide = ConvGuide((1, 8, 8), 3, (4, 8))
     x = torch.rand(5, 1, 8, 8).round()
     bounds = []
@@ -208,7 +207,7 @@ def test_the_order_of_rows_matters_to_the_lstm():
 def test_a_flow_posterior_scores_its_own_samples(float64):
     """Through the cache or by inverting, D passes, the same log q."""
     guide = ConvGuide((1, 8, 8), 3, (4, 8), flow=(16,))
-    for parameter in guide.flow.parameters():
+    for parameter in guide.network.parameters():
         nn.init.normal_(parameter, std=0.3)
     x = torch.rand(4, 1, 8, 8)
     trace = poutine.trace(guide).get_trace(x)

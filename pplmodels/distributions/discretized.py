@@ -74,7 +74,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
                 used += 1
             means.append(mean)
             values.append(value_of(channel, mean))
-        return torch.stack(means, -3)
+        return torch.stack(torch.broadcast_tensors(*means), -3)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p of images ``(..., C, H, W)``, ``(...)``."""
