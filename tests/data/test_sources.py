@@ -1,10 +1,14 @@
 """Images: real ones, files, and files that are wrong."""
 
+import hashlib
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pplmodels.data import load_images, load_scenes
+from pplmodels.data import bernoulli, dequantised, load_images, load_scenes, thresholded
 from pplmodels.data.images import Images
 from pplmodels.data.scenes import ink_extent
 from pplmodels.errors import InputError
@@ -148,3 +152,118 @@ def test_ink_extent_is_the_bounding_box():
     pixels[0, 0, 2:6, 3:5] = 255  # 4 of 10
     pixels[1, 0, 0, 1:9] = 255  # 8 of 10
     assert ink_extent(Images(pixels)) == pytest.approx(0.6)
+
+
+def write_folder(folder, number=12, size=(6, 5), mode="L"):
+    for i in range(number):
+        (folder / f"part{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, i if mode == "L" else (i, 2 * i, 3 * i)).save(folder / f"part{i % 2}" / f"{i:02}.png")
+    return sorted(folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("mode, channels", [("L", 1), ("RGB", 3)])
+def test_a_folder_of_images_loads_and_every_tenth_is_held_out(tmp_path, mode, channels):
+    write_folder(tmp_path, 20, mode=mode)
+    train, test = load_images(str(tmp_path))
+    assert (len(train), len(test), train.shape) == (18, 2, (channels, 5, 6))
+    together = torch.cat([train.pixels, test.pixels])[:, 0, 0, 0]
+    assert sorted(together.tolist()) == list(range(20))
+
+
+def test_a_folder_of_grey_and_coloured_images_is_coloured(tmp_path):
+    paths = write_folder(tmp_path)
+    Image.new("RGB", (6, 5), (255, 0, 0)).save(paths[3])
+    assert load_images(str(tmp_path))[0].shape == (3, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [
+        ("empty", "holds 0 images"),
+        ("text", "03.png is not a readable image"),
+        ("cut", "03.png is not a readable image"),
+        ("size", "differ in size: 00.png is 5x6, .*03.png is 5x7"),
+    ],
+)
+def test_wrong_folders_get_one_sentence(tmp_path, damage, sentence):
+    if damage == "empty":
+        (tmp_path / "notes.txt").write_text("nothing here")
+    else:
+        write_folder(tmp_path)
+        path = tmp_path / "part1" / "03.png"
+        if damage == "text":
+            path.write_text("no image")
+        elif damage == "cut":
+            path.write_bytes(path.read_bytes()[:40])
+        elif damage == "size":
+            Image.new("L", (7, 5)).save(path)
+    with pytest.raises(InputError, match=sentence):
+        load_images(str(tmp_path))
+
+
+def test_cifar10_in_torchvisions_layout_loads(tmp_path, monkeypatch):
+    """Files of the real format, with their own checksums in place of the real ones."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images = {}
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def batch(name):
+        images[name] = rng.integers(0, 256, (4, 3072)).astype(np.uint8)
+        return write(name, {"data": images[name], "labels": [0] * 4})
+
+    monkeypatch.setattr(CIFAR10, "train_list", [list(batch(f"data_batch_{i}")) for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [list(batch("test_batch"))])
+    name, checksum = write("batches.meta", {"label_names": ["a"]})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": checksum})
+    train, test = load_images("cifar10", tmp_path)
+    assert (len(train), len(test), train.shape) == (20, 4, (3, 32, 32))
+    assert np.array_equal(test.pixels.numpy().reshape(4, -1), images["test_batch"])
+
+
+def test_svhn_in_torchvisions_layout_loads(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    rng = np.random.default_rng(0)
+    lists = dict(SVHN.split_list)
+    for half in ("train", "test"):
+        path = tmp_path / f"{half}_32x32.mat"
+        savemat(path, {"X": rng.integers(0, 256, (32, 32, 3, 5)).astype(np.uint8), "y": np.ones((5, 1), np.uint8)})
+        lists[half] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(SVHN, "split_list", lists)
+    train, test = load_images("svhn", tmp_path)
+    assert (len(train), len(test), train.shape) == (5, 5, (3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_what_is_not_there_says_what_to_do(tmp_path, monkeypatch, name):
+    import torchvision.datasets as datasets
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", refuse)
+    monkeypatch.setattr(datasets.svhn, "download_url", refuse)
+    with pytest.raises(InputError, match=f"{name} is not in .*--data-dir.*--data digits"):
+        load_images(name, tmp_path)
+
+
+def test_readings_are_what_they_say():
+    images = Images((torch.arange(256, dtype=torch.uint8)).view(256, 1, 1, 1))
+    assert images[:].max() == 1 and images.read_as(thresholded)[:].sum() == 128
+    draws = torch.stack([images.read_as(bernoulli)[:] for _ in range(2000)])
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(draws.mean(0), images[:], atol=0.06, rtol=0)  # 5 standard errors
+    noisy = images.read_as(dequantised)
+    first, second = noisy[:], noisy[:]
+    assert not torch.equal(first, second)  # drawn anew
+    assert torch.equal((first * 256).floor().byte(), images.pixels)  # and within its level
+    frozen = images.read_as(bernoulli).frozen(seed=1)
+    assert torch.equal(frozen[:], frozen[:]) and set(frozen[:].unique().tolist()) == {0.0, 1.0}
