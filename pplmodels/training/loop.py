@@ -79,8 +79,7 @@ def fit(
                 metrics = {"train_elbo": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
                 losses.clear()
                 run.log(done, seconds(), metrics)
-                report = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
-                bar.write(f"step {done:>6}  {seconds():6.0f} s  {report}", file=sys.stderr)
+                bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
                 if "warning" in metrics:
                     bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
             if evaluating or stop_requested():
@@ -132,6 +131,17 @@ def _show(bar: tqdm, losses: list[Tensor], metrics: dict, batch_size: int) -> No
     rate = (state["n"] - state["initial"]) * batch_size / max(state["elapsed"], 1e-9)
     fields = {"elbo": f"{elbo:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
     bar.set_postfix({**fields, "images/s": f"{rate:.0f}"}, refresh=False)
+
+
+def _summary(metrics: dict) -> str:
+    """The numbers and the lists of numbers among the metrics, in their order."""
+    texts = []
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            texts.append(f"{name} {value:.4g}")
+        elif isinstance(value, list) and all(isinstance(number, int | float) for number in value):
+            texts.append(f"{name} [{' '.join(f'{number:.2g}' for number in value)}]")
+    return "  ".join(texts)
 
 
 @contextmanager

@@ -80,8 +80,10 @@ class Run:
 
             self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=step)
         for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
+            numbered = {f"{name}/{i}": number for i, number in enumerate(value)} if isinstance(value, list) else {}
+            for tag, number in (numbered or {name: value}).items():
+                if isinstance(number, int | float):
+                    self._writer.add_scalar(tag, number, step)
         self._writer.flush()
 
     def finish(self, seconds: float, device: torch.device, metrics: dict) -> None:
