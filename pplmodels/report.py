@@ -46,8 +46,8 @@ def scene_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 
     ``score_variance`` is that of the gradient of the layer that decides on going on, in (nats per image per unit)^2, of
     batches of ``batch_size`` as in training; ``baseline_explained`` the share of the costs' variance that the baseline
-    predicts, where one is in use; ``decided_counts`` are the shares of scenes with n = 0..T likely steps; ``warning`` is
-    there where nearly all scenes get no object, or nearly all that get one get T.
+    predicts, where one is in use; ``decided_counts`` are the shares of scenes with n = 0..T likely steps; ``warning``
+    is there where nearly all scenes get no object, or nearly all that get one get T.
     """
     guide = svi.guide
     batch = scenes.head(batch_size)[:]
