@@ -66,7 +66,7 @@ def picture(names: list[str], metric: str, path: Path) -> None:
 
 
 def table(cards: list[dict], metrics: list[str]) -> str:
-    """A Markdown table, a row a card and seed."""
+    """A Markdown table, a row a card and seed that has any of the metrics."""
     head = ["command", "seed", *metrics, "seconds", "device"]
     rows = [
         [
@@ -78,6 +78,7 @@ def table(cards: list[dict], metrics: list[str]) -> str:
         ]
         for card in cards
         for i, seed in enumerate(card["seeds"])
+        if any(card["metrics"].get(metric, [None] * (i + 1))[i] is not None for metric in metrics)
     ]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
