@@ -80,8 +80,8 @@ def parser() -> cli.Parser:
     )
     add_course(
         *("--explore", cli.positive_float, None, ("P0", "P1")),
-        help="least probability of stopping and of going on, annealed likewise (default: to 0.0001, for two objects from "
-        "0.3, for more from less, so that as many scenes come to the last object)",
+        help="least probability of stopping and of going on, annealed likewise (default: to 0.0001, from 0.3 for two "
+        "objects and from less for more, so that as many scenes come to the last)",
     )
     add_course(
         *("--explore-steps", cli.natural_int, None, ("BEGIN", "END")),
