@@ -113,7 +113,7 @@ def complete(options: argparse.Namespace) -> None:
     options.counts = options.counts or list(range(options.max_objects + 1))
     options.unseen_counts = options.unseen_counts or []
     options.num_steps = options.num_steps or max(max(options.counts) + 1, *options.unseen_counts, 0)
-    options.explore = options.explore or [min(0.3, 1 - 0.7 ** (2 / max(1, *options.counts))), 1e-4]
+    options.explore = options.explore or [1 - 0.7 ** (1 / max(1, *(n - 1 for n in options.counts))), 1e-4]
     options.explore_steps = options.explore_steps or [options.count_steps[0], 3 * options.steps // 4]
     if not all(p < 0.5 for p in options.explore):
         raise InputError("--explore: the probabilities must be below 0.5.")
