@@ -11,7 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # ticks of a stretched axis
 STEP_COLOURS = ("tab:red", "tab:green", "tab:blue", "tab:orange", "tab:purple", "tab:cyan")
 
 
@@ -87,7 +89,12 @@ def curves_by_run(runs: Mapping[str, Sequence[Sequence[dict]]], metric: str, x: 
             name = label if number == 0 else None
             axis.plot(*zip(*points, strict=True), color=f"C{colour}", alpha=0.7, linewidth=1, label=name)
     values = np.concatenate([line.get_ydata() for line in axis.lines])
-    axis.set(xlabel=x, ylabel=metric, yscale="logit" if values.min() > 0 and values.max() < 1 else "linear")
+    axis.set(xlabel=x, ylabel=metric)
+    if values.min() > 0 and values.max() < 1:
+        axis.set_yscale("logit")
+        axis.set_yticks(SHARES, [f"{share:g}" for share in SHARES])
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.set_ylim(values.min(), values.max() + 0.2 * (1 - values.max()))
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     return figure

@@ -13,7 +13,7 @@ from pplmodels.infer.bounds import LogProbs
 from pplmodels.likelihoods import Bernoulli
 
 BATCH = 500  # images evaluated at a time
-UNANIMOUS = 0.95  # share of scenes with one and the same extreme count that means collapse
+UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
 
 
 def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
@@ -47,7 +47,8 @@ def scene_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 
     ``score_variance`` is that of the gradient of the layer that decides on going on, in (nats per image per unit)^2, of
     batches of ``batch_size`` as in training; ``baseline_explained`` the share of the costs' variance that the baseline
-    predicts, where one is in use; ``warning`` is there where nearly all scenes get no object, or one at every step.
+    predicts, where one is in use; ``decided_counts`` are the shares of scenes with n = 0..T likely steps; ``warning``
+    is there where nearly all scenes get no object, or nearly all that get one get T.
     """
     guide = svi.guide
     batch = scenes.head(batch_size)[:]
@@ -55,10 +56,15 @@ def scene_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
     if guide.baseline.observations > 0:
         health["baseline_explained"] = float(guide.baseline.explained())
     decided = torch.cat([inspect.decided_counts(guide, x) for x in scenes.batches(BATCH)])
-    for count, words in ((0, "no object"), (guide.num_steps, f"all {guide.num_steps} objects")):
-        share = float((decided == count).double().mean())
-        if share > UNANIMOUS:
-            health["warning"] = f"collapsing: {share:.0%} of the held-out scenes get {words}, whatever they show."
+    shares = decided.bincount(minlength=guide.num_steps + 1) / len(decided)
+    health["decided_counts"] = shares.tolist()
+    none, every = float(shares[0]), float(shares[-1] / (1 - shares[0]))
+    if none > UNANIMOUS:
+        health["warning"] = f"collapsing: {none:.0%} of the scenes get no object, whatever they show."
+    elif every > UNANIMOUS:
+        health["warning"] = (
+            f"collapsing: of the scenes that get an object {every:.0%} get all {guide.num_steps}, whatever they show."
+        )
     return health
 
 

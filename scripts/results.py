@@ -16,11 +16,14 @@ CARDS = ROOT / "results"
 
 
 def write_card(name: str, runs: list[Path], note: str) -> Path:
-    """results/<name>.json from run folders that differ in their seed only."""
+    """results/<name>.json from run folders that differ in their seed only; later evaluations of them count too."""
     results, configs, lines = [], [], []
     for run in runs:
         try:
-            results.append(json.loads((run / "result.json").read_text()))
+            result = json.loads((run / "result.json").read_text())
+            if (run / "evaluation.json").exists():
+                result["metrics"] |= json.loads((run / "evaluation.json").read_text())
+            results.append(result)
             configs.append(json.loads((run / "config.json").read_text()))
             lines.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
         except (OSError, ValueError) as error:
@@ -28,7 +31,8 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     fixed = [{key: value for key, value in config.items() if key not in ("seed", "command")} for config in configs]
     if any(other != fixed[0] for other in fixed):
         raise InputError("these runs differ in more than their seed: write a card for each.")
-    metrics = {key: [result["metrics"][key] for result in results] for key in results[0]["metrics"]}
+    names = dict.fromkeys(name for result in results for name in result["metrics"])
+    metrics = {name: [result["metrics"].get(name) for result in results] for name in names}
     if "count_accuracy" in metrics:
         metrics["seconds_to_98"] = [seconds_to(0.98, run) for run in lines]
     card = {
@@ -62,7 +66,7 @@ def picture(names: list[str], metric: str, path: Path) -> None:
 
 
 def table(cards: list[dict], metrics: list[str]) -> str:
-    """A Markdown table, a row a card and seed."""
+    """A Markdown table, a row a card and seed that has any of the metrics."""
     head = ["command", "seed", *metrics, "seconds", "device"]
     rows = [
         [
@@ -74,6 +78,7 @@ def table(cards: list[dict], metrics: list[str]) -> str:
         ]
         for card in cards
         for i, seed in enumerate(card["seeds"])
+        if any(card["metrics"].get(metric, [None] * (i + 1))[i] is not None for metric in metrics)
     ]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 

@@ -79,8 +79,9 @@ def parser() -> cli.Parser:
         help="the steps between which that ratio moves, geometrically",
     )
     add_course(
-        *("--explore", cli.positive_float, [0.3, 1e-4], ("P0", "P1")),
-        help="least probability of stopping and of going on, annealed likewise",
+        *("--explore", cli.positive_float, None, ("P0", "P1")),
+        help="least probability of stopping and of going on, annealed likewise (default: to 0.0001, from 0.3 for two "
+        "objects and from less for more, so that as many scenes come to the last)",
     )
     add_course(
         *("--explore-steps", cli.natural_int, None, ("BEGIN", "END")),
@@ -112,6 +113,7 @@ def complete(options: argparse.Namespace) -> None:
     options.counts = options.counts or list(range(options.max_objects + 1))
     options.unseen_counts = options.unseen_counts or []
     options.num_steps = options.num_steps or max(max(options.counts) + 1, *options.unseen_counts, 0)
+    options.explore = options.explore or [1 - 0.7 ** (1 / max(1, *(n - 1 for n in options.counts))), 1e-4]
     options.explore_steps = options.explore_steps or [options.count_steps[0], 3 * options.steps // 4]
     if not all(p < 0.5 for p in options.explore):
         raise InputError("--explore: the probabilities must be below 0.5.")

@@ -211,7 +211,7 @@ def test_the_count_posterior_is_what_sampling_counts():
     torch.testing.assert_close(posterior[0], sampled, atol=0.015, rtol=0)  # 4 standard errors
 
 
-@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "all 2 objects"), (None, None, None)])
+@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "get all 2"), (None, None, None)])
 def test_collapse_is_told_in_words(bias, found, words):
     model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=bias or 0.0)
     scenes = Images((torch.rand(64, 1, 10, 10) * 255).byte())
@@ -228,6 +228,7 @@ def test_collapse_is_told_in_words(bias, found, words):
     else:
         assert (decided_counts(guide, scenes[:]) == found).all()
         assert words in health["warning"] and "100%" in health["warning"]
+        assert health["decided_counts"][found] == 1
 
 
 def test_baselines_learn_from_their_own_loss_only():

@@ -63,6 +63,17 @@ def test_ready_made_scenes_of_any_size_with_three_channels(script, tmp_path):
     assert "elbo" in metrics and "count_accuracy" not in metrics  # nobody said how many objects there are
 
 
+@pytest.mark.filterwarnings("default")
+def test_five_objects_get_the_steps_that_they_need(script, tmp_path):
+    run = tmp_path / "run"
+    options = ["--max-objects", "5", "--steps", "2", "--canvas", "40", "--out", str(run)]
+    script("train_air")([*options, *SMALL[2:]])
+    config = json.loads((run / "config.json").read_text())
+    assert config["counts"] == [0, 1, 2, 3, 4, 5] and config["num_steps"] == 6
+    assert (1 - config["explore"][0]) ** 4 == pytest.approx(0.7)  # from the first object to the fifth
+    assert np.array(json.loads((run / "result.json").read_text())["metrics"]["confusion"]).shape == (6, 7)
+
+
 def test_killed_and_resumed_is_the_same_as_never_stopped(tmp_path):
     """kill -9 somewhere in the middle, resume: the final weights are equal bit for bit and no line is lost."""
     options = [*SMALL, "--steps", "60", "--eval-every", "10"]
