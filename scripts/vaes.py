@@ -124,7 +124,7 @@ def train(
 
 
 def _bare(half: nn.Module) -> nn.Module:
-    return half.half if isinstance(half, ScaledKL) else half
+    return half.wrapped if isinstance(half, ScaledKL) else half
 
 
 def image_set(options: argparse.Namespace, reading: Reading, device: torch.device) -> ImageSet:

@@ -15,14 +15,14 @@ class ScaledKL(nn.Module):
 
     def __init__(self, half: nn.Module, beta: float = 1.0):
         super().__init__()
-        self.half = half
+        self.wrapped = half
         device = next(half.parameters()).device
         self.register_buffer("beta", torch.tensor(beta, dtype=torch.get_default_dtype(), device=device))
 
     def forward(self, *args, **kwargs):
         """Run the half."""
         with _LatentScale(self.beta):
-            return self.half(*args, **kwargs)
+            return self.wrapped(*args, **kwargs)
 
 
 class _LatentScale(Messenger):
