@@ -66,11 +66,11 @@ def picture(names: list[str], metric: str, path: Path) -> None:
 
 
 def table(cards: list[dict], metrics: list[str]) -> str:
-    """A Markdown table, a row a card and seed that has any of the metrics."""
+    """A Markdown table, a row a card and seed that has any of the metrics; commands without their seed and folder."""
     head = ["command", "seed", *metrics, "seconds", "device"]
     rows = [
         [
-            f"`{card['command']}`",
+            "`" + re.sub(r" --(seed|out) \S+", "", card["command"]) + "`",
             str(seed),
             *(_figure(card["metrics"].get(metric, [None] * (i + 1))[i]) for metric in metrics),
             f"{card['seconds'][i]:.0f}",
