@@ -62,12 +62,11 @@ def count_posterior(guide, scenes: Tensor, num_samples: int = 1) -> Tensor:
         return sum(Stops(trace_path(guide, scenes)).probs for _ in range(num_samples)).T / num_samples
 
 
-@torch.no_grad()
-def decided_counts(guide, scenes: Tensor) -> Tensor:
-    """The steps that a guide takes when it goes on wherever that is the likelier choice, int64 ``(B)``."""
-    with module_owned_parameters():
-        stops = Stops(trace_path(guide, scenes))
-    return (stops.go_on > 0.5).long().cumprod(0).sum(0)
+def decided_counts(posterior: Tensor) -> Tensor:
+    """The steps taken when going on wherever that is likelier than not, int64 ``(B)``, from q(n | x) ``(B, T + 1)``."""
+    reached = posterior.flip(1).cumsum(1).flip(1)  # P(n >= t)
+    go_on = reached[:, 1:] > 0.5 * reached[:, :-1]
+    return go_on.long().cumprod(1).sum(1)
 
 
 @torch.no_grad()

@@ -17,20 +17,37 @@ UNANIMOUS = 0.95  # share of scenes with the same extreme count that means colla
 
 
 def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
-    """The bound split by site, the inferred counts, and where the true ones are known how right they are.
+    """The bound split by site, the inferred counts and a word on collapse, and the accuracy where counts are known.
 
     ``run`` is :func:`pplmodels.infer.log_probs` of the pair, compiled or not. ``count_accuracy``, ``confusion`` and
     ``inferred_counts`` (shares of the scenes) are those of one sample of the guide a scene, ``count_accuracy_argmax``
-    of the most probable count.
+    of the most probable count; ``decided_counts`` are the shares of scenes with n = 0..T likely steps. ``warning`` is
+    there where nearly all scenes get no object, or nearly all that get one get T.
     """
     metrics, inferred = elbo_terms(run, scenes.batches(BATCH), inspect.count_objects)
     posterior = torch.cat([inspect.count_posterior(guide, x) for x in scenes.batches(BATCH)])
     counts = posterior.shape[1]
     metrics["inferred_counts"] = (inferred.bincount(minlength=counts) / len(inferred)).tolist()
+    decided = inspect.decided_counts(posterior).bincount(minlength=counts) / len(posterior)
+    metrics["decided_counts"] = decided.tolist()
+    if warning := _collapse(decided):
+        metrics["warning"] = warning
     if scenes.counts is not None:
         metrics |= inspect.count_metrics(scenes.counts, inferred, counts - 1)
         metrics["count_accuracy_argmax"] = float((posterior.argmax(1) == scenes.counts).double().mean())
     return metrics
+
+
+def _collapse(decided: Tensor) -> str | None:
+    """What is wrong with the shares of scenes that get n = 0..T objects, if they hardly differ."""
+    none, every = float(decided[0]), float(decided[-1] / (1 - decided[0]))
+    if none > UNANIMOUS:
+        return f"collapsing: {none:.0%} of the scenes get no object, whatever they show."
+    if every > UNANIMOUS:
+        return (
+            f"collapsing: of the scenes that get an object {every:.0%} get all {len(decided) - 1}, whatever they show."
+        )
+    return None
 
 
 def held_out_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: SceneSet) -> dict:
@@ -42,29 +59,18 @@ def held_out_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: SceneSet)
     return metrics
 
 
-def scene_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
-    """What tells early whether a run of AIR will succeed: how noisy its discrete gradient is, and a warning in words.
+def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
+    """How noisy the gradient of AIR's discrete sites is.
 
     ``score_variance`` is that of the gradient of the layer that decides on going on, in (nats per image per unit)^2, of
     batches of ``batch_size`` as in training; ``baseline_explained`` the share of the costs' variance that the baseline
-    predicts, where one is in use; ``decided_counts`` are the shares of scenes with n = 0..T likely steps; ``warning``
-    is there where nearly all scenes get no object, or nearly all that get one get T.
+    predicts, where one is in use.
     """
     guide = svi.guide
     batch = scenes.head(batch_size)[:]
     health = {"score_variance": gradient_variance(svi, (batch,), list(guide.presence.parameters()))}
     if guide.baseline.observations > 0:
         health["baseline_explained"] = float(guide.baseline.explained())
-    decided = torch.cat([inspect.decided_counts(guide, x) for x in scenes.batches(BATCH)])
-    shares = decided.bincount(minlength=guide.num_steps + 1) / len(decided)
-    health["decided_counts"] = shares.tolist()
-    none, every = float(shares[0]), float(shares[-1] / (1 - shares[0]))
-    if none > UNANIMOUS:
-        health["warning"] = f"collapsing: {none:.0%} of the scenes get no object, whatever they show."
-    elif every > UNANIMOUS:
-        health["warning"] = (
-            f"collapsing: of the scenes that get an object {every:.0%} get all {guide.num_steps}, whatever they show."
-        )
     return health
 
 

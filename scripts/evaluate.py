@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
-from train_air import GUIDES, scenes_of
+from train_air import GUIDES, parts_of, scenes_of
 
 from guides import AIRGuide
 from pplmodels import AIR, inspect
@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     trained = argparse.Namespace(**run.config)
     trained.data_dir = options.data_dir or trained.data_dir
     model = AIR.from_pretrained(run.folder).to(device)
-    guide = GUIDES[trained.guide]
-    guide = guide.from_pretrained(run.folder, **({"model": model} if trained.guide == "dair" else {})).to(device)
+    guide = GUIDES[trained.guide].from_pretrained(run.folder, **parts_of(model, trained)).to(device)
     scenes = scenes_of(trained).to(device)
     bound = compiled_log_probs(model, guide, fallback=True)
     torch.manual_seed(options.seed)

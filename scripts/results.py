@@ -59,18 +59,18 @@ def seconds_to(accuracy: float, curve: list[dict]) -> float | None:
     return next((line["seconds"] for line in curve if line["count_accuracy"] >= accuracy), None)
 
 
-def picture(names: list[str], metric: str, path: Path) -> None:
-    """A metric against the seconds of training, a line a run, a colour a card."""
+def picture(names: list[str], path: Path) -> None:
+    """Count accuracy against the seconds of training, a line a run, a colour a card."""
     curves = {name: json.loads((CARDS / f"{name}.json").read_text())["curve"] for name in names}
-    plotting.save(plotting.curves_by_run(curves, metric), path)
+    plotting.save(plotting.curves_by_run(curves, "count_accuracy"), path)
 
 
 def table(cards: list[dict], metrics: list[str]) -> str:
-    """A Markdown table, a row a card and seed that has any of the metrics."""
+    """A Markdown table, a row a card and seed that has any of the metrics; commands without their seed and folder."""
     head = ["command", "seed", *metrics, "seconds", "device"]
     rows = [
         [
-            f"`{card['command']}`",
+            "`" + re.sub(r" --(seed|out) \S+", "", card["command"]) + "`",
             str(seed),
             *(_figure(card["metrics"].get(metric, [None] * (i + 1))[i]) for metric in metrics),
             f"{card['seconds'][i]:.0f}",
@@ -119,16 +119,15 @@ def main() -> None:
     card.add_argument("name", metavar="NAME", help="<model>-<data>[-<variant>]")
     card.add_argument("runs", metavar="RUN", nargs="+", type=Path)
     card.add_argument("--note", default="", help="the protocol, and what to know about the machine")
-    drawn = commands.add_parser("picture", help="draw a metric against the seconds of training")
+    drawn = commands.add_parser("picture", help="draw the count accuracy against the seconds of training")
     drawn.add_argument("file", metavar="FILE.png", type=Path)
     drawn.add_argument("cards", metavar="NAME", nargs="+")
-    drawn.add_argument("--metric", default="count_accuracy", help="of the evaluations during training")
     commands.add_parser("tables", help="rewrite the tables in README.md and docs/ from the cards")
     options = parser.parse_args()
     if options.command == "card":
         print(write_card(options.name, options.runs, options.note))
     elif options.command == "picture":
-        picture(options.cards, options.metric, options.file)
+        picture(options.cards, options.file)
     else:
         for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
             update_tables(page)

@@ -24,7 +24,7 @@ from pplmodels.infer import (
     linear,
     log_probs,
 )
-from pplmodels.report import held_out_metrics, scene_health, scene_metrics, scene_pictures
+from pplmodels.report import gradient_health, held_out_metrics, scene_metrics, scene_pictures
 from pplmodels.training import Run, best_start, cli, fit
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
@@ -119,6 +119,11 @@ def complete(options: argparse.Namespace) -> None:
         raise InputError("--explore: the probabilities must be below 0.5.")
 
 
+def parts_of(model: AIR, options: argparse.Namespace) -> dict[str, AIR]:
+    """What the guide is given of the model."""
+    return {"model": model} if options.guide == "dair" else {}
+
+
 def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     """The pair and what trains it."""
     sizes = {
@@ -130,10 +135,9 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     device = scenes.train.pixels.device
     where_loc, where_scale = scenes.window_prior()
     model = AIR(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
-    shared = {"model": model} if options.guide == "dair" else {}
     log_k = math.log(options.count_ratio[0])
     guide = GUIDES[options.guide](
-        **shared, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k
+        **parts_of(model, options), **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k
     ).to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
     elbo = ESTIMATORS[options.estimator]()
@@ -168,7 +172,7 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
         batch_size=options.batch_size,
         seed=seed,
         annealed=schedules(options, svi),
-        evaluate=lambda: scene_metrics(bound, svi.guide, few) | scene_health(svi, few, options.batch_size),
+        evaluate=lambda: scene_metrics(bound, svi.guide, few) | gradient_health(svi, few, options.batch_size),
         eval_every=options.eval_every,
         shown=SHOWN,
         resume=resume,

@@ -29,7 +29,7 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
         rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
         assert [row[2].strip() for row in rows] == ["0", "1"]
         assert f"{card['metrics']['elbo'][1]:.4g}" in text
-    results.picture(["air-small"], "count_accuracy", tmp_path / "curves.png")
+    results.picture(["air-small"], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="differ in more than their seed"):
         results.write_card("air-small", [runs["first"], runs["other"]], "")
