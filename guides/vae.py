@@ -64,8 +64,15 @@ class VAEGuide(Half):
 class MLPGuide(VAEGuide):
     """A fully connected encoder of images (C, H, W); arguments as :class:`pplmodels.MLPVAE`'s, reversed."""
 
-    def __init__(self, image: Sequence[int] = (1, 28, 28), z_dim: int = 64, hidden_dims: Sequence[int] = (500, 500)):
-        super().__init__(nn.Sequential(nn.Flatten(-3), mlp(math.prod(image), hidden_dims, 2 * z_dim)), z_dim)
+    def __init__(
+        self,
+        image: Sequence[int] = (1, 28, 28),
+        z_dim: int = 64,
+        hidden_dims: Sequence[int] = (800, 800),
+        activation: str = "silu",
+    ):
+        net = mlp(math.prod(image), hidden_dims, 2 * z_dim, activation)
+        super().__init__(nn.Sequential(nn.Flatten(-3), net), z_dim)
 
 
 class PlaneGuide(VAEGuide):

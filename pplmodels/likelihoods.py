@@ -1,8 +1,9 @@
 """p(x | z): what a decoder's output means for what was observed.
 
 Each is a module that is called with the decoder's output and returns a distribution; ``outputs(channels)`` says how
-many numbers it needs a pixel. Images have intensities in [0, 1]. A likelihood is either a density on [0, 1], for 8-bit
-levels with noise of a level's width (``is_density``), or a distribution over the levels themselves.
+many numbers it needs a pixel. What a likelihood is about has to be read accordingly (:mod:`pplmodels.data.reading`):
+``bernoulli``, ``thresholded`` for :class:`Bernoulli`, ``dequantised`` for :class:`LogitNormal`, which is a density on
+[0, 1], and ``intensities`` for :class:`LogisticMixture`, which is a distribution over the 256 levels.
 """
 
 import pyro.distributions as dist
@@ -17,8 +18,6 @@ from pplmodels.distributions import DiscretizedLogisticMixture
 class Bernoulli(nn.Module):
     """Pixels that are 0 or 1; the decoder gives their logits, ``(..., C, H, W)``."""
 
-    is_density = False
-
     def outputs(self, channels: int) -> int:
         """One logit a pixel and channel."""
         return channels
@@ -30,8 +29,6 @@ class Bernoulli(nn.Module):
 
 class DiagonalNormal(nn.Module):
     """Vectors; the decoder gives mean and scale of each coordinate, ``(..., 2 D)``."""
-
-    is_density = True
 
     def outputs(self, channels: int) -> int:
         """A mean and an unconstrained scale a coordinate."""
@@ -59,8 +56,6 @@ class LogitNormal(nn.Module):
         squeeze: keeps y finite at 0 and 1 (RealNVP, Dinh et al. 2017, arXiv 1605.08803, section 4.1).
     """
 
-    is_density = True
-
     def __init__(self, channels: int, learned_scale: bool = True, squeeze: float = 0.1):
         super().__init__()
         log_scale = torch.zeros(channels, 1, 1)
@@ -86,8 +81,6 @@ class LogisticMixture(nn.Module):
         channels: C.
         components: K.
     """
-
-    is_density = False
 
     def __init__(self, channels: int, components: int = 5):
         super().__init__()

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from pplmodels import inspect, plotting
-from pplmodels.data import Images, SceneSet
+from pplmodels.data import Images, SceneSet, dequantised, intensities
 from pplmodels.infer import SVI, active_units, bits_per_dim, elbo_terms, gradient_variance, information
 from pplmodels.infer.bounds import LogProbs
-from pplmodels.likelihoods import Bernoulli
 
 BATCH = 500  # images evaluated at a time
 UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
@@ -77,8 +76,8 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
     """The bound split by site, bits per dimension where the data are 8-bit levels, and how much of the code is used."""
     metrics, _ = elbo_terms(run, images.batches(BATCH))
-    if not isinstance(model.likelihood, Bernoulli):
-        metrics["bits_per_dim"] = bits_per_dim(metrics["elbo"], images.shape, model.likelihood.is_density)
+    if images.reading in (intensities, dequantised):
+        metrics["bits_per_dim"] = bits_per_dim(metrics["elbo"], images.shape, images.reading is dequantised)
     metrics["active_units"] = active_units(guide, images.batches(BATCH))
     return metrics | information(model, guide, images.head(1000)[:])
 

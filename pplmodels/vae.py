@@ -73,10 +73,18 @@ class MLPVAE(VAE):
         image: (C, H, W).
         z_dim: D.
         hidden_dims: widths from the code to the image.
+        activation: a name in :data:`pplmodels.nn.mlp.ACTIVATIONS`.
     """
 
-    def __init__(self, image: Sequence[int] = (1, 28, 28), z_dim: int = 64, hidden_dims: Sequence[int] = (500, 500)):
-        decoder = nn.Sequential(mlp(z_dim, hidden_dims, math.prod(image)), nn.Unflatten(-1, tuple(image)))
+    def __init__(
+        self,
+        image: Sequence[int] = (1, 28, 28),
+        z_dim: int = 64,
+        hidden_dims: Sequence[int] = (800, 800),
+        activation: str = "silu",
+    ):
+        net = mlp(z_dim, hidden_dims, math.prod(image), activation)
+        decoder = nn.Sequential(net, nn.Unflatten(-1, tuple(image)))
         super().__init__(StandardNormal(z_dim), decoder, likelihoods.Bernoulli())
 
 

@@ -4,11 +4,10 @@ import vaes
 
 from guides import ConvGuide
 from pplmodels import ConvVAE
-from pplmodels.data import bernoulli, dequantised, intensities
 from pplmodels.training import cli
 from pplmodels.vae import LIKELIHOODS
 
-READINGS = {"bernoulli": bernoulli, "mixture": intensities}  # others are densities of dequantised values
+READINGS = {"bernoulli": "dynamic", "mixture": "levels"}  # others are densities of dequantised values
 STEPS = {"digits": 2000}
 FLOW = [512, 512]
 
@@ -33,8 +32,8 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    reading = READINGS.get(options.likelihood, dequantised)
-    images = vaes.image_set(options, reading, cli.find_device(options.device))
+    options.reading = READINGS.get(options.likelihood, "dequantised")
+    images = vaes.image_set(options, run)
     vaes.complete(options, STEPS)
     run = run or cli.open_run(options, "image-vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}

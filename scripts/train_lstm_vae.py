@@ -4,7 +4,6 @@ import vaes
 
 from guides import LSTMGuide
 from pplmodels import ConvVAE
-from pplmodels.data import bernoulli
 from pplmodels.training import cli
 
 STEPS = {"digits": 2000}
@@ -29,7 +28,8 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    images = vaes.image_set(options, bernoulli, cli.find_device(options.device))
+    options.reading = "dynamic"
+    images = vaes.image_set(options, run)
     vaes.complete(options, STEPS)
     run = run or cli.open_run(options, "lstm-vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}

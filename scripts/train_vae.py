@@ -4,10 +4,9 @@ import vaes
 
 from guides import MLPGuide
 from pplmodels import MLPVAE
-from pplmodels.data import bernoulli, thresholded
+from pplmodels.nn.mlp import ACTIVATIONS
 from pplmodels.training import cli
 
-BINARISATIONS = {"dynamic": bernoulli, "threshold": thresholded}
 STEPS = {"digits": 3000}
 
 
@@ -19,12 +18,16 @@ def parser() -> cli.Parser:
         "--hidden",
         type=cli.positive_int,
         nargs="+",
-        default=[500, 500],
+        default=[800, 800],
         metavar="WIDTH",
         help="from the image to the code",
     )
+    model.add_argument("--activation", choices=ACTIVATIONS, default="silu", help="of the hidden layers")
     model.add_argument(
-        "--binarise", choices=BINARISATIONS, default="dynamic", help="dynamic: drawn anew each time an image is seen"
+        "--binarise",
+        choices=("dynamic", "threshold", "static"),
+        default="dynamic",
+        help="dynamic: drawn anew each time an image is seen; threshold: at a half; static: the data are 0 and 1",
     )
     return parser
 
@@ -32,16 +35,17 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    images = vaes.image_set(options, BINARISATIONS[options.binarise], cli.find_device(options.device))
+    options.reading = options.binarise
+    images = vaes.image_set(options, run)
     vaes.complete(options, STEPS)
     run = run or cli.open_run(options, "vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}
-    vaes.train(
-        options,
-        run,
-        lambda: (MLPVAE(**sizes, hidden_dims=options.hidden[::-1]), MLPGuide(**sizes, hidden_dims=options.hidden)),
-        images,
-    )
+
+    def build() -> tuple[MLPVAE, MLPGuide]:
+        nets = {**sizes, "activation": options.activation}
+        return MLPVAE(**nets, hidden_dims=options.hidden[::-1]), MLPGuide(**nets, hidden_dims=options.hidden)
+
+    vaes.train(options, run, build, images)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import pyro
@@ -10,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pplmodels.data import Images, bernoulli, load_images
-from pplmodels.data.reading import Reading
+from pplmodels.data import Images, ImageSet, bernoulli, load_images
+from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
 from pplmodels.infer import (
     SVI,
@@ -21,25 +20,17 @@ from pplmodels.infer import (
     adam,
     compiled_log_probs,
     cyclical,
+    elbo_terms,
     learning_rates,
     linear,
     log_probs,
 )
 from pplmodels.pretrained import Half
-from pplmodels.report import image_metrics, image_pictures
+from pplmodels.report import BATCH, image_metrics, image_pictures
 from pplmodels.training import Run, cli, fit
 
 STEPS = 20_000
 SHOWN = ("valid_elbo",)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images to train on, to choose by, and to measure on at the end; all in the reading that a likelihood asks for."""
-
-    train: Images
-    valid: Images
-    test: Images
 
 
 def parser(description: str, *, batch_size: int = 128, lr: float = 1e-3, z_dim: int) -> cli.Parser:
@@ -47,7 +38,7 @@ def parser(description: str, *, batch_size: int = 128, lr: float = 1e-3, z_dim: 
     parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr)
     parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
     bound = parser.add_argument_group("learning to use the code")
-    bound.add_argument("--warm-up", type=cli.natural_int, default=0, metavar="STEPS", help="of the KL's weight, 0 to 1")
+    bound.add_argument("--warm-up", type=cli.natural_int, default=2000, metavar="STEPS", help="of the KL's weight, 0 to 1")
     bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
     bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
     schedule = parser.add_argument_group("course of the training")
@@ -93,8 +84,9 @@ def train(
     bound = compiled_log_probs(*measured, fallback=True) if options.compile else partial(log_probs, *measured)
 
     def evaluate() -> dict:
+        seen, _ = elbo_terms(bound, images.train.head(len(images.valid)).batches(BATCH))
         metrics = image_metrics(bound, *measured, images.valid)
-        return {"valid_elbo": metrics.pop("elbo"), **metrics}
+        return {"train_elbo": seen["elbo"], "valid_elbo": metrics.pop("elbo"), **metrics}
 
     seconds = fit(
         svi,
@@ -107,6 +99,7 @@ def train(
         evaluate=evaluate,
         eval_every=options.eval_every,
         shown=SHOWN,
+        objective="annealed_elbo" if options.warm_up else "elbo",
         resume=options.resume,
         averaged=averaged,
         patience=options.patience,
@@ -127,15 +120,29 @@ def _bare(half: nn.Module) -> nn.Module:
     return half.wrapped if isinstance(half, ScaledKL) else half
 
 
-def image_set(options: argparse.Namespace, reading: Reading, device: torch.device) -> ImageSet:
-    """The images that a run's options name; binarised test and validation images are drawn once, for good."""
-    train, test = load_images(options.data, options.data_dir)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))  # the same for every seed
-    number = options.valid or len(train) // 10
-    if number >= len(train):
-        raise InputError(f"--valid {number} leaves none of the {len(train)} training images to train on.")
-    valid, train = train.part(order[:number]), train.part(order[number:])
-    parts = [part.read_as(reading) for part in (train, valid, test)]
-    if reading is bernoulli:
-        parts[1:] = [part.frozen(seed=0) for part in parts[1:]]
-    return ImageSet(*(part.to(device) for part in parts))
+def image_set(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
+    """The images that a run's options name, read as ``options.reading`` says, on the device that they name.
+
+    Binarised validation and test images are drawn once, for good. Images of another shape than those that ``run`` was
+    trained on are refused; else their shape is written down in ``options.image``.
+    """
+    images = load_images(options.data, options.data_dir).with_validation(options.valid)
+    options.image = list(images.train.shape)
+    if run is not None and run.config["image"] != options.image:
+        sizes = ["x".join(map(str, shape)) for shape in (options.image, run.config["image"])]
+        raise InputError(f"the images of {options.data} are {sizes[0]}; the run was trained on {sizes[1]}.")
+    if options.reading == "static":
+        images.map(lambda part: _refuse_grey(part, options.data))
+    images = images.map(lambda part: part.read_as(READINGS[options.reading]))
+    if images.train.reading is bernoulli:
+        images = ImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))
+    device = cli.find_device(options.device)
+    return images.map(lambda part: part.to(device))
+
+
+def _refuse_grey(images: Images, source: str) -> None:
+    if not ((images.pixels == 0) | (images.pixels == 255)).all():
+        raise InputError(
+            f"{source} has grey pixels, which have no probability where pixels are 0 or 1: "
+            "draw them with --binarise dynamic, or cut them with --binarise threshold."
+        )

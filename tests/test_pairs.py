@@ -193,7 +193,10 @@ def test_the_bound_splits_into_its_sites(pair):
 
 
 def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
-    """50 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit."""
+    """50 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit.
+
+    Where kernels round differently, the losses and gradients are compared, each step from the same weights.
+    """
     halves = pair.build()
     again = copy.deepcopy(halves)
     runs = []
@@ -205,14 +208,18 @@ def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
         outcomes = []
         for svi, optim, model, guide in runs:
             pyro.set_rng_seed(step)
-            loss_value = svi.step(x)
-            gradients = [p.grad for p in (*model.parameters(), *guide.parameters()) if p.grad is not None]
-            moments = [t for state in optim.state.values() for t in state.values()]
-            outcomes.append(
-                [loss_value, *gradients, *model.state_dict().values(), *guide.state_dict().values(), *moments]
-            )
+            outcomes.append([svi.step(x)])
+            outcomes[-1] += [p.grad for p in (*model.parameters(), *guide.parameters()) if p.grad is not None]
+            if pair.exact:
+                outcomes[-1] += [*model.state_dict().values(), *guide.state_dict().values()]
+                outcomes[-1] += [t for state in optim.state.values() for t in state.values()]
             outcomes[-1] = [tensor.clone() for tensor in outcomes[-1]]
-        assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True)), f"step {step}"
+        if pair.exact:
+            assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True)), f"step {step}"
+        else:
+            torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
+            for half, twin in zip(halves, again, strict=True):
+                twin.load_state_dict(half.state_dict())
     assert len(runs[1][0]._run.graphs) == 2
 
 
@@ -225,7 +232,7 @@ def test_compiled_bounds_are_the_same_numbers(pair):
             run(x)
         pyro.set_rng_seed(4)
         terms.append(elbo_terms(run, batches)[0])
-    assert terms[0] == terms[1]
+    assert terms[0] == (terms[1] if pair.exact else pytest.approx(terms[1], rel=1e-5))
 
 
 @pytest.mark.gpu

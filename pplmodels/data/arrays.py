@@ -11,7 +11,7 @@ from torch import Tensor
 from pplmodels.errors import InputError
 
 
-def read_npz(path: str | Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The named arrays of an .npz file, read without pickle; :class:`InputError` says what is wrong with it."""
     path = Path(path)
     if not path.is_file():

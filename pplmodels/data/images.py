@@ -1,12 +1,13 @@
 """The container of every image data set here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pplmodels.data.reading import Reading, intensities
+from pplmodels.data.reading import Reading, intensities, thresholded
+from pplmodels.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,37 @@ class Images:
         return replace(self, reading=reading)
 
     def frozen(self, seed: int = 0) -> "Images":
-        """The same images with one drawing of their random reading for good, where that is 0 or 1 (binarisation)."""
+        """The same images with one drawing of a random binarisation (:func:`bernoulli`) for good."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drawn = self.reading(self.pixels.cpu())
-        return Images((drawn * 255).byte().to(self.pixels.device), self.counts)
+        return Images((drawn * 255).byte().to(self.pixels.device), self.counts, thresholded)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images once, in order, as float batches; the last may be smaller."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to train on, to choose by, and to measure on at the end; ``valid`` is None where a source has no such part."""
+
+    train: Images
+    test: Images
+    valid: Images | None = None
+
+    def with_validation(self, number: int | None = None) -> "ImageSet":
+        """The set's own validation images, or ``number`` of the training images (a tenth), the same ones every time."""
+        if self.valid is not None:
+            return self
+        number = number or len(self.train) // 10
+        if number >= len(self.train):
+            raise InputError(f"{number} validation images leave none of the {len(self.train)} to train on.")
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
+        return replace(self, train=self.train.part(order[number:]), valid=self.train.part(order[:number]))
+
+    def map(self, change: Callable[[Images], Images]) -> "ImageSet":
+        """The set with each of its parts changed."""
+        parts = (self.train, self.test, self.valid)
+        return ImageSet(*(None if part is None else change(part) for part in parts))

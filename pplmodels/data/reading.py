@@ -35,3 +35,12 @@ def bernoulli(pixels: Tensor) -> Tensor:
 def thresholded(pixels: Tensor) -> Tensor:
     """1 where the intensity is above a half, else 0."""
     return (pixels > 127).float()
+
+
+READINGS: dict[str, Reading] = {
+    "levels": intensities,
+    "dequantised": dequantised,
+    "dynamic": bernoulli,
+    "threshold": thresholded,
+    "static": thresholded,  # of images that are black and white already
+}

@@ -178,12 +178,12 @@ def scene_set(
     # two of the small digits fit into a window that is little larger than it should be
     spread = 0.05 if data == "digits" else 0.07
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
-    train, test = load_images(data, data_dir)
+    images = load_images(data, data_dir)
     options = {"canvas": canvas, "object_size": object_size, "seed": seed}
     return SceneSet(
-        make_scenes(train, num_train, counts=counts, **options),
-        make_scenes(test, num_test, counts=counts, **options),
-        object_size * ink_extent(train),
-        make_scenes(test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
+        make_scenes(images.train, num_train, counts=counts, **options),
+        make_scenes(images.test, num_test, counts=counts, **options),
+        object_size * ink_extent(images.train),
+        make_scenes(images.test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
         spread,
     )

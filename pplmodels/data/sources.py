@@ -1,5 +1,6 @@
-"""Sets of images, for training and held out: built in, from torchvision, from a file, from a folder."""
+"""Sets of images, for training and held out: built in, from public archives, from a file, from a folder."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,25 +10,34 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from pplmodels.data.arrays import read_npz, to_pixels
-from pplmodels.data.images import Images
+from pplmodels.data.images import Images, ImageSet
+from pplmodels.data.reading import thresholded
 from pplmodels.errors import InputError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 HELD_OUT = 10  # every tenth image of a folder
+BINARISED = "binarised-mnist"
+BINARISED_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+PARTS = ("train", "valid", "test")
 
 
-def load_images(data: str, data_dir: str | Path = "data") -> tuple[Images, Images]:
-    """(train, test) images, which share none.
+def load_images(data: str, data_dir: str | Path = "data") -> ImageSet:
+    """Images to train on and to measure on, which share none.
 
     ``data`` is one of
 
     - ``digits``: scikit-learn's 8x8 digits, built in;
     - ``mnist``, ``cifar10``, ``svhn``: torchvision's, under ``data_dir``, downloaded where that is possible;
-    - an .npz file with ``x_train`` and ``x_test`` (see :func:`pplmodels.data.arrays.to_pixels`);
+    - ``binarised-mnist``: MNIST binarised once and for all (Larochelle & Murray 2011; Salakhutdinov & Murray 2008), with
+      a validation part of its own, under ``data_dir``, downloaded where that is possible;
+    - an .npz file with ``x_train``, ``x_test`` and perhaps ``x_valid`` (:func:`pplmodels.data.arrays.to_pixels`), or
+      with ``train``, ``valid`` and ``test``, binarised MNIST as rows of packed bits (:func:`numpy.packbits`);
     - a folder of images of one size (PNG, JPEG, BMP, WebP; grey or colour), of which every tenth is held out.
     """
     if data == "digits":
         return _digits()
+    if data == BINARISED:
+        return _binarised_mnist(Path(data_dir))
     if data in TORCHVISION:
         return _from_torchvision(data, Path(data_dir))
     if data.endswith(".npz"):
@@ -35,28 +45,77 @@ def load_images(data: str, data_dir: str | Path = "data") -> tuple[Images, Image
     if Path(data).is_dir():
         return _from_folder(Path(data))
     raise InputError(
-        f"there is no data set {data!r}: choose digits, {', '.join(TORCHVISION)}, an .npz file or a folder."
+        f"there is no data set {data!r}: choose digits, {', '.join([*TORCHVISION, BINARISED])}, an .npz file or a folder."
     )
 
 
-def _digits() -> tuple[Images, Images]:
+def _digits() -> ImageSet:
     """1,797 real handwritten digits (UCI, Alpaydin & Kaynak 1998), in the order of their 13 writers."""
     from sklearn.datasets import load_digits
 
     images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)  # 17 grey levels
     pixels = torch.from_numpy(images)[:, None]
-    return Images(pixels[:1400]), Images(pixels[1400:])  # whole writers are held out
+    return ImageSet(Images(pixels[:1400]), Images(pixels[1400:]))  # whole writers are held out
 
 
-def _from_npz(path: str) -> tuple[Images, Images]:
-    arrays = read_npz(path, required=("x_train", "x_test"))
-    train, test = (Images(to_pixels(arrays[name], f"{name} in {path}")) for name in ("x_train", "x_test"))
-    if train.shape != test.shape:
-        raise InputError(f"x_train and x_test in {path} differ in size: {train.shape} and {test.shape}.")
-    return train, test
+def _from_npz(path: str) -> ImageSet:
+    arrays = read_npz(path, optional=("x_train", "x_test", "x_valid", *PARTS))
+    if all(name in arrays for name in PARTS) and "x_train" not in arrays:
+        return _of_parts({name: _unpacked(arrays[name], f"{name} in {path}") for name in PARTS})
+    for name in ("x_train", "x_test"):
+        if name not in arrays:
+            raise InputError(f"{path} has no array named {name}; it has {', '.join(arrays) or 'none that is known'}.")
+    names = [name for name in ("x_train", "x_test", "x_valid") if name in arrays]
+    parts = [Images(to_pixels(arrays[name], f"{name} in {path}")) for name in names]
+    for name, part in zip(names, parts, strict=True):
+        if part.shape != parts[0].shape:
+            raise InputError(f"x_train and {name} in {path} differ in size: {parts[0].shape} and {part.shape}.")
+    return ImageSet(*parts)
 
 
-def _from_folder(folder: Path) -> tuple[Images, Images]:
+def _of_parts(pixels: dict[str, Tensor]) -> ImageSet:
+    parts = {name: Images(array * 255, reading=thresholded) for name, array in pixels.items()}
+    return ImageSet(parts["train"], parts["test"], parts["valid"])
+
+
+def _unpacked(array: np.ndarray, name: str) -> Tensor:
+    """Rows of packed bits as images of 0 and 1."""
+    if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != 28 * 28 // 8 or not len(array):
+        raise InputError(f"{name} is not binarised MNIST: rows of {28 * 28 // 8} bytes of packed bits.")
+    return torch.from_numpy(np.unpackbits(array, axis=1)).view(-1, 1, 28, 28)
+
+
+def _binarised_mnist(data_dir: Path) -> ImageSet:
+    from torchvision.datasets.utils import download_url
+
+    paths = {name: data_dir / f"binarized_mnist_{name}.amat" for name in PARTS}
+    for path in paths.values():
+        if not path.exists():
+            try:
+                download_url(BINARISED_URL + path.name, data_dir)
+            except (OSError, RuntimeError) as error:
+                raise InputError(
+                    f"{BINARISED} is not in {data_dir} and could not be downloaded: put "
+                    f"{', '.join(p.name for p in paths.values())} there, or name another folder with --data-dir."
+                ) from error
+    return _of_parts({name: _read_amat(path) for name, path in paths.items()})
+
+
+def _read_amat(path: Path) -> Tensor:
+    """Images of 0 and 1 from lines of 784 numbers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # numpy only warns of text that is no number
+            pixels = np.fromfile(path, dtype=np.float32, sep=" ")
+        images = pixels.reshape(-1, 1, 28, 28)
+    except (OSError, ValueError, DeprecationWarning) as error:
+        raise InputError(f"{path} does not hold binarised MNIST, or was cut short.") from error
+    if not len(images) or not np.isin(images, (0, 1)).all():
+        raise InputError(f"{path} does not hold binarised MNIST: its numbers are not 0 and 1.")
+    return torch.from_numpy(images.astype(np.uint8))
+
+
+def _from_folder(folder: Path) -> ImageSet:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
     if len(paths) < HELD_OUT:
         raise InputError(f"{folder} holds {len(paths)} images ({', '.join(ENDINGS)}); at least {HELD_OUT} are needed.")
@@ -72,7 +131,7 @@ def _from_folder(folder: Path) -> tuple[Images, Images]:
     arrays = [array if array.ndim == 3 or not colour else np.stack([array] * 3, -1) for array in arrays]
     pixels = to_pixels(np.stack(arrays), str(folder))
     held_out = torch.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
-    return Images(pixels[~held_out]), Images(pixels[held_out])
+    return ImageSet(Images(pixels[~held_out]), Images(pixels[held_out]))
 
 
 def _read_image(path: Path) -> np.ndarray:
@@ -116,12 +175,12 @@ TORCHVISION: dict[str, tuple[Callable[[Path, bool, bool], Tensor], tuple[str, ..
 }
 
 
-def _from_torchvision(name: str, data_dir: Path) -> tuple[Images, Images]:
+def _from_torchvision(name: str, data_dir: Path) -> ImageSet:
     load, files = TORCHVISION[name]
     there = all((data_dir / file).exists() for file in files)
     broken = (RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, AssertionError)  # torchvision's answers
     try:
-        return tuple(Images(load(data_dir, train, not there)) for train in (True, False))
+        return ImageSet(*(Images(load(data_dir, train, not there)) for train in (True, False)))
     except broken as error:
         if there:
             raise InputError(

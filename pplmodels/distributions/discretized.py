@@ -57,7 +57,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     def expand(self, batch_shape, _instance=None) -> "DiscretizedLogisticMixture":
         """The same distribution for more images."""
         new = self._get_checked_instance(DiscretizedLogisticMixture, _instance)
-        new.channels = self.channels
+        new.channels, batch_shape = self.channels, torch.Size(batch_shape)
         for name in ("logits", "loc", "log_scale", "coefficients"):
             value = getattr(self, name)
             setattr(new, name, value.expand(*batch_shape, *value.shape[len(self.batch_shape) :]))

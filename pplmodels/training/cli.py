@@ -97,7 +97,8 @@ def open_run(options: argparse.Namespace, script: str) -> Run:
     if folder is None:
         data = Path(options.data).stem
         folder = Path("runs") / f"{script}-{data}" / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Run.create(folder, {name: value for name, value in vars(options).items() if name not in ("out", "resume")})
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
+    return Run.create(folder, {"script": script, **config})
 
 
 def find_device(name: str) -> torch.device:

@@ -36,6 +36,7 @@ def fit(
     evaluate: Callable[[], dict],
     eval_every: int,
     shown: Sequence[str] = ("elbo",),
+    objective: str = "elbo",
     resume: bool = False,
     averaged: AveragedModel | None = None,
     patience: int | None = None,
@@ -45,6 +46,7 @@ def fit(
     Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, from a
     fixed random state of its own so that looking does not change the training; then a checkpoint is written. An
     epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence, is shown as one.
+    ``objective`` names what the steps raise, whose mean since the last evaluation is logged as "train_<objective>".
     With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is finished, a
     checkpoint is written and ``KeyboardInterrupt`` raised.
 
@@ -82,10 +84,10 @@ def fit(
                 if svi.failed:
                     raise NonFiniteLoss(_what_failed(svi, recent, done))
                 recent.clear()
-                _show(bar, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
+                _show(bar, objective, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
             bar.update()
             if evaluating:
-                metrics = {"train_elbo": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
+                metrics = {f"train_{objective}": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
                 losses.clear()
                 run.log(done, seconds(), metrics)
                 bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
@@ -144,11 +146,11 @@ def _progress(start: int, steps: int) -> tqdm:
     return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=30 if quiet else 0.5)
 
 
-def _show(bar: tqdm, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
-    elbo = -float(torch.stack(losses[-POLL:]).mean())
+def _show(bar: tqdm, objective: str, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
+    value = -float(torch.stack(losses[-POLL:]).mean())
     state = bar.format_dict
     rate = (state["n"] - state["initial"]) * batch_size / max(state["elapsed"], 1e-9)
-    fields = {"elbo": f"{elbo:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
+    fields = {objective: f"{value:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
     bar.set_postfix({**fields, "images/s": f"{rate:.0f}"}, refresh=False)
 
 

@@ -13,7 +13,7 @@ OPTIONS = {"canvas": 32, "object_size": 12.0, "seed": 3}
 
 @pytest.fixture(scope="module")
 def objects():
-    return load_images("digits")[0]
+    return load_images("digits").train
 
 
 def test_deterministic_in_the_seed(objects):

@@ -21,8 +21,13 @@ def save(path, **arrays):
     return str(path)
 
 
+def halves(*source):
+    images = load_images(*source)
+    return images.train, images.test
+
+
 def test_digits_are_real_whole_and_split():
-    train, test = load_images("digits")
+    train, test = halves("digits")
     assert (len(train), len(test), train.shape) == (1400, 397, (1, 8, 8))
     assert train.pixels.max() == 255
     assert len(np.unique(train.pixels.numpy())) == 17
@@ -41,7 +46,7 @@ def test_digits_are_real_whole_and_split():
     ids=lambda array: f"{array.dtype} {array.shape}",
 )
 def test_files_of_all_promised_kinds_load(tmp_path, array):
-    train, test = load_images(save(tmp_path / "a.npz", x_train=array, x_test=array[:2]))
+    train, test = halves(save(tmp_path / "a.npz", x_train=array, x_test=array[:2]))
     channels = array.shape[3] if array.ndim == 4 else 1
     assert train.pixels.shape == (3, channels, 6, 6) and len(test) == 2
     assert train.pixels.dtype == torch.uint8 and train.pixels.eq(255).all()
@@ -92,7 +97,7 @@ def test_wrong_files_get_one_sentence(tmp_path, damage):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match=r"choose digits, mnist, cifar10, svhn, an \.npz file or a folder"):
+    with pytest.raises(InputError, match=r"choose digits, mnist, cifar10, svhn, binarised-mnist, an \.npz file or a folder"):
         load_images("cats")
 
 
@@ -121,7 +126,7 @@ def write_mnist(folder):
 
 def test_mnist_in_torchvisions_layout_loads(tmp_path):
     _, images = write_mnist(tmp_path)
-    train, _ = load_images("mnist", tmp_path)
+    train, _ = halves("mnist", tmp_path)
     assert np.array_equal(train.pixels[:, 0].numpy(), images)
 
 
@@ -164,7 +169,7 @@ def write_folder(folder, number=12, size=(6, 5), mode="L"):
 @pytest.mark.parametrize("mode, channels", [("L", 1), ("RGB", 3)])
 def test_a_folder_of_images_loads_and_every_tenth_is_held_out(tmp_path, mode, channels):
     write_folder(tmp_path, 20, mode=mode)
-    train, test = load_images(str(tmp_path))
+    train, test = halves(str(tmp_path))
     assert (len(train), len(test), train.shape) == (18, 2, (channels, 5, 6))
     together = torch.cat([train.pixels, test.pixels])[:, 0, 0, 0]
     assert sorted(together.tolist()) == list(range(20))
@@ -173,7 +178,7 @@ def test_a_folder_of_images_loads_and_every_tenth_is_held_out(tmp_path, mode, ch
 def test_a_folder_of_grey_and_coloured_images_is_coloured(tmp_path):
     paths = write_folder(tmp_path)
     Image.new("RGB", (6, 5), (255, 0, 0)).save(paths[3])
-    assert load_images(str(tmp_path))[0].shape == (3, 5, 6)
+    assert load_images(str(tmp_path)).train.shape == (3, 5, 6)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +227,7 @@ def test_cifar10_in_torchvisions_layout_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "test_list", [list(batch("test_batch"))])
     name, checksum = write("batches.meta", {"label_names": ["a"]})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": checksum})
-    train, test = load_images("cifar10", tmp_path)
+    train, test = halves("cifar10", tmp_path)
     assert (len(train), len(test), train.shape) == (20, 4, (3, 32, 32))
     assert np.array_equal(test.pixels.numpy().reshape(4, -1), images["test_batch"])
 
@@ -238,7 +243,7 @@ def test_svhn_in_torchvisions_layout_loads(tmp_path, monkeypatch):
         savemat(path, {"X": rng.integers(0, 256, (32, 32, 3, 5)).astype(np.uint8), "y": np.ones((5, 1), np.uint8)})
         lists[half] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(SVHN, "split_list", lists)
-    train, test = load_images("svhn", tmp_path)
+    train, test = halves("svhn", tmp_path)
     assert (len(train), len(test), train.shape) == (5, 5, (3, 32, 32))
 
 
@@ -267,3 +272,58 @@ def test_readings_are_what_they_say():
     assert torch.equal((first * 256).floor().byte(), images.pixels)  # and within its level
     frozen = images.read_as(bernoulli).frozen(seed=1)
     assert torch.equal(frozen[:], frozen[:]) and set(frozen[:].unique().tolist()) == {0.0, 1.0}
+
+
+def packed(number, seed=0):
+    return np.packbits(np.random.default_rng(seed).integers(0, 2, (number, 784)).astype(np.uint8), axis=1)
+
+
+def test_binarised_mnist_loads_from_packed_bits_with_its_own_parts(tmp_path):
+    parts = {name: packed(number) for name, number in (("train", 5), ("valid", 3), ("test", 2))}
+    images = load_images(save(tmp_path / "a.npz", **parts))
+    assert [len(part) for part in (images.train, images.valid, images.test)] == [5, 3, 2]
+    assert images.with_validation(1).valid is images.valid
+    assert np.array_equal(images.valid[:].numpy().reshape(3, 784), np.unpackbits(parts["valid"], axis=1))
+
+
+@pytest.mark.parametrize("wrong", [packed(3)[:, :-1], packed(3).astype(np.int64), packed(3)[:0]], ids=str)
+def test_bits_that_are_no_mnist_are_refused(tmp_path, wrong):
+    path = save(tmp_path / "a.npz", train=packed(5), valid=wrong, test=packed(2))
+    with pytest.raises(InputError, match="valid in .* is not binarised MNIST"):
+        load_images(path)
+
+
+def test_binarised_mnist_loads_from_its_text_files(tmp_path):
+    for number, name in enumerate(("train", "valid", "test"), start=2):
+        np.savetxt(tmp_path / f"binarized_mnist_{name}.amat", np.unpackbits(packed(number), axis=1), fmt="%d")
+    images = load_images("binarised-mnist", tmp_path)
+    assert [len(part) for part in (images.train, images.valid, images.test)] == [2, 3, 4]
+    assert np.array_equal(images.test[:].numpy().reshape(4, 784), np.unpackbits(packed(4), axis=1))
+
+
+@pytest.mark.parametrize("text", ["0 1 1", "0 2 " * 392, "0 1 cat " * 392, ""], ids=["cut", "levels", "words", "empty"])
+def test_text_files_that_are_no_mnist_are_refused(tmp_path, text):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"binarized_mnist_{name}.amat").write_text(text)
+    with pytest.raises(InputError, match=r"binarized_mnist_train\.amat does not hold binarised MNIST"):
+        load_images("binarised-mnist", tmp_path)
+
+
+def test_binarised_mnist_that_is_not_there_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(url, root):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
+    with pytest.raises(InputError, match=r"put binarized_mnist_train\.amat.*--data-dir"):
+        load_images("binarised-mnist", tmp_path)
+
+
+def test_validation_images_are_training_images_no_longer():
+    images = load_images("digits").with_validation()
+    assert (len(images.train), len(images.valid), len(images.test)) == (1260, 140, 397)
+    known = {image.tobytes() for image in images.train.pixels.numpy()}
+    assert not any(image.tobytes() in known for image in images.valid.pixels.numpy())
+    again = load_images("digits").with_validation()
+    assert torch.equal(again.valid.pixels, images.valid.pixels)
+    with pytest.raises(InputError, match="leave none"):
+        load_images("digits").with_validation(1400)
