@@ -9,6 +9,7 @@ from pyro import poutine
 from pyro.distributions import Independent, TorchDistribution, TransformedDistribution
 from torch import Tensor
 
+from pplmodels.infer.codes import code_variances
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.stops import Stops, trace_path
 
@@ -102,6 +103,24 @@ def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str
         codes = torch.lerp(*ends, weights).flatten(0, 1)
         trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
     return centre(trace.nodes["x"]["fn"]).unflatten(0, (steps, len(first))).transpose(0, 1)
+
+
+@torch.no_grad()
+def manifold(model, guide, x: Tensor, side: int = 15, site: str = "z") -> tuple[Tensor, tuple[int, int]]:
+    """What the model draws as its code moves over a plane, ``(side, side, C, H, W)``, and the plane's coordinates.
+
+    They are the two (down, right) that tell the images ``x`` apart most, at evenly spaced quantiles of the codes of
+    ``x`` from 2.5 % to 97.5 %; the others stay at their medians.
+    """
+    first, second = code_variances(guide, [x])[site].topk(2).indices.tolist()
+    with module_owned_parameters():
+        codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
+        levels = torch.linspace(0.025, 0.975, side, dtype=codes.dtype, device=codes.device)
+        plane = codes.median(0).values.repeat(side, side, 1)
+        plane[..., first] = codes[:, first].quantile(levels)[:, None]
+        plane[..., second] = codes[:, second].quantile(levels)
+        trace = poutine.trace(poutine.condition(model, data={site: plane.flatten(0, 1)})).get_trace(n=side**2)
+    return centre(trace.nodes["x"]["fn"]).unflatten(0, (side, side)), (first, second)
 
 
 def centre(distribution: TorchDistribution) -> Tensor:

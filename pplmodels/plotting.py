@@ -100,6 +100,16 @@ def curves_by_run(runs: Mapping[str, Sequence[Sequence[dict]]], metric: str, x: 
     return figure
 
 
+def image_plane(images: np.ndarray, labels: tuple[str, str]) -> Figure:
+    """Images ``(R, C, channels, H, W)`` in [0, 1] side by side; ``labels`` say what changes downwards, to the right."""
+    rows, columns, channels, height, width = images.shape
+    tiled = images.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+    figure, axis = plt.subplots(figsize=(7, 7 * tiled.shape[1] / tiled.shape[2]), layout="constrained")
+    _show_image(axis, tiled)
+    axis.set(ylabel=labels[0], xlabel=labels[1])
+    return figure
+
+
 def clouds(points: Mapping[str, np.ndarray], mean: np.ndarray, covariance: np.ndarray) -> Figure:
     """Sets of points ``(N, 2)`` side by side, with the ellipses of one, two and three deviations of the truth."""
     figure, axes = plt.subplots(

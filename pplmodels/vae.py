@@ -116,7 +116,7 @@ class ConvVAE(VAE):
     Arguments:
         image: (C, H, W).
         z_dim: D.
-        channels: of the decoder's maps, coarse to fine; each after the first has twice the side of the last.
+        channels, refine: of the decoder (:func:`pplmodels.nn.conv_decoder`).
         likelihood: a name in ``LIKELIHOODS``.
         flow: widths of the MADE of an autoregressive prior (:class:`pplmodels.priors.AutoregressiveFlow`); None for
             a standard normal.
@@ -127,9 +127,11 @@ class ConvVAE(VAE):
         image: Sequence[int] = (3, 32, 32),
         z_dim: int = 16,
         channels: Sequence[int] = (128, 128, 64, 32),
+        refine: bool = True,
         likelihood: str = "mixture",
         flow: Sequence[int] | None = None,
     ):
         prior = AutoregressiveFlow(z_dim, flow) if flow else StandardNormal(z_dim)
         likelihood = LIKELIHOODS[likelihood](image[0])
-        super().__init__(prior, conv_decoder(z_dim, channels, image, likelihood.outputs(image[0])), likelihood)
+        decoder = conv_decoder(z_dim, channels, image, likelihood.outputs(image[0]), refine)
+        super().__init__(prior, decoder, likelihood)

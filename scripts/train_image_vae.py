@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
     options.reading = READINGS.get(options.likelihood, "dequantised")
-    images = vaes.image_set(options, run)
+    images = vaes.load(options, run)
     vaes.complete(options, STEPS)
     run = run or cli.open_run(options, "image-vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}

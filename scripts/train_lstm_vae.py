@@ -11,14 +11,14 @@ STEPS = {"digits": 2000}
 
 def parser() -> cli.Parser:
     """The family's options and this script's."""
-    parser = vaes.parser(__doc__, z_dim=16)
+    parser = vaes.parser(__doc__, z_dim=32, lr=2e-3)
     model = parser.add_argument_group("model")
-    model.add_argument("--hidden", type=cli.positive_int, default=256, help="size of the LSTM's state")
+    model.add_argument("--hidden", type=cli.positive_int, default=128, help="size of the LSTM's state")
     model.add_argument(
         "--channels",
         type=cli.positive_int,
         nargs="+",
-        default=[64, 64, 32],
+        default=[64, 32],
         metavar="N",
         help="of maps, coarse to fine",
     )
@@ -29,13 +29,13 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
     options.reading = "dynamic"
-    images = vaes.image_set(options, run)
+    images = vaes.load(options, run)
     vaes.complete(options, STEPS)
     run = run or cli.open_run(options, "lstm-vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}
 
     def build() -> tuple[ConvVAE, LSTMGuide]:
-        model = ConvVAE(**sizes, channels=options.channels, likelihood="bernoulli")
+        model = ConvVAE(**sizes, channels=options.channels, refine=False, likelihood="bernoulli")
         return model, LSTMGuide(**sizes, hidden_dim=options.hidden)
 
     vaes.train(options, run, build, images)

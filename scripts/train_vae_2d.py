@@ -6,9 +6,12 @@ import vaes
 
 from guides import PlaneGuide
 from pplmodels import PlaneVAE, inspect, plotting
-from pplmodels.data import Images, as_they_are
+from pplmodels.data import Images, ImageSet, as_they_are
 from pplmodels.data.gaussians import GAUSSIANS
-from pplmodels.training import cli
+from pplmodels.errors import InputError
+from pplmodels.training import Run, cli
+
+TEST_POINTS = 100_000
 
 
 def parser() -> cli.Parser:
@@ -20,36 +23,41 @@ def parser() -> cli.Parser:
     return parser
 
 
-def points(options: argparse.Namespace) -> vaes.ImageSet:
+def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     """Fresh draws for training, validation and test: no row of one is a row of another."""
     if options.data not in GAUSSIANS:
-        raise vaes.InputError(f"there is no Gaussian set {options.data!r}: choose {', '.join(GAUSSIANS)}.")
+        raise InputError(f"there is no Gaussian set {options.data!r}: choose {', '.join(GAUSSIANS)}.")
     gaussian, device = GAUSSIANS[options.data], cli.find_device(options.device)
-    numbers = options.train_points, options.valid, 100_000
+    numbers = options.train_points, TEST_POINTS, options.valid
     draws = (gaussian.draw(n, seed=3 * options.seed + i) for i, n in enumerate(numbers))
-    return vaes.ImageSet(*(Images(x.to(device), reading=as_they_are) for x in draws))
+    images = ImageSet(*(Images(x.to(device), reading=as_they_are) for x in draws))
+    cli.check_images(options, run, images.train.shape)
+    return images
+
+
+def draw(model, guide, images: ImageSet, run: Run) -> None:
+    """The pictures of a run: the family's, and clouds.png, points with the truth's contours."""
+    vaes.draw(model, guide, images, run)
+    truth = GAUSSIANS[run.config["data"]].distribution()
+    clouds = {
+        "data": images.test.head(2000)[:],
+        "x ~ p(x)": inspect.samples(model, 2000),
+        "E[x | z], z ~ p(z)": inspect.sample_images(model, 2000),
+    }
+    arrays = {name: cloud.cpu().numpy() for name, cloud in clouds.items()}
+    picture = plotting.clouds(arrays, truth.mean.numpy(), truth.covariance_matrix.numpy())
+    plotting.save(picture, run.folder / "clouds.png")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    sets = points(options)
+    points = load(options, run)
     vaes.complete(options, {})
     run = run or cli.open_run(options, "vae-2d")
     sizes = {"x_dim": 2, "z_dim": options.z_dim, "hidden_dims": options.hidden}
-    model, _ = vaes.train(options, run, lambda: (PlaneVAE(**sizes), PlaneGuide(**sizes)), sets)
-    gaussian = GAUSSIANS[options.data]
-    print(f"the entropy, which no bound on fresh points can beat: {gaussian.entropy():.4f} nats")
-    clouds = {
-        "data": sets.test.head(2000)[:],
-        "x ~ p(x)": inspect.samples(model, 2000),
-        "E[x | z], z ~ p(z)": inspect.sample_images(model, 2000),
-    }
-    truth = gaussian.distribution()
-    picture = plotting.clouds(
-        {name: cloud.cpu().numpy() for name, cloud in clouds.items()}, truth.mean, truth.covariance_matrix
-    )
-    plotting.save(picture, run.folder / "clouds.png")
+    vaes.train(options, run, lambda: (PlaneVAE(**sizes), PlaneGuide(**sizes)), points, draw)
+    print(f"the entropy, which no bound on fresh points can beat: {GAUSSIANS[options.data].entropy():.4f} nats")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from functools import partial
 
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pplmodels.data import Images, ImageSet, bernoulli, load_images
@@ -25,6 +25,7 @@ from pplmodels.infer import (
     linear,
     log_probs,
 )
+from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import Half
 from pplmodels.report import BATCH, image_metrics, image_pictures
 from pplmodels.training import Run, cli, fit
@@ -38,7 +39,9 @@ def parser(description: str, *, batch_size: int = 128, lr: float = 1e-3, z_dim: 
     parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr)
     parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
     bound = parser.add_argument_group("learning to use the code")
-    bound.add_argument("--warm-up", type=cli.natural_int, default=2000, metavar="STEPS", help="of the KL's weight, 0 to 1")
+    bound.add_argument(
+        "--warm-up", type=cli.natural_int, metavar="N", help="steps from KL weight 0 to 1 (default: 2000, or a tenth)"
+    )
     bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
     bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
     schedule = parser.add_argument_group("course of the training")
@@ -54,12 +57,28 @@ def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
     """Defaults that depend on other options; ``steps`` are those of data sets that need fewer."""
     options.steps = options.steps or steps.get(options.data, STEPS)
     options.eval_every = options.eval_every or max(1, options.steps // 10)
+    if options.warm_up is None:
+        options.warm_up = min(2000, options.steps // 10)
+
+
+def measure(bound: Callable[[Tensor], LogProbs], model, guide, images: ImageSet) -> dict:
+    """The metrics of the held-out images."""
+    return image_metrics(bound, model, guide, images.test)
+
+
+def draw(model, guide, images: ImageSet, run: Run) -> None:
+    """The pictures of a run."""
+    image_pictures(model, guide, images.test, run.metrics, run.folder)
 
 
 def train(
-    options: argparse.Namespace, run: Run, build: Callable[[], tuple[Half, Half]], images: ImageSet
-) -> tuple[Half, Half]:
-    """Fit a new pair, and write weights, measures and pictures into the run's folder; returns the measured pair."""
+    options: argparse.Namespace,
+    run: Run,
+    build: Callable[[], tuple[Half, Half]],
+    images: ImageSet,
+    draw: Callable[[Half, Half, ImageSet, Run], None] = draw,
+) -> None:
+    """Fit a new pair, and write weights, metrics and pictures into the run's folder."""
     device = images.train.pixels.device
     pyro.set_rng_seed(options.seed)
     model, guide = pair = nn.ModuleList(build()).to(device)
@@ -107,32 +126,29 @@ def train(
     for half in measured:
         half.save_pretrained(run.folder)
     torch.manual_seed(options.seed)
-    metrics = image_metrics(bound, *measured, images.test)
-    image_pictures(*measured, images.test, run.metrics, run.folder)
+    metrics = measure(bound, *measured, images)
+    draw(*measured, images, run)
     run.finish(seconds, device, metrics)
     figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("elbo", "bits_per_dim") if name in metrics)
     print(f"held out, {len(images.test)} images: {figures}")
     print(f"everything is in {run.folder}")
-    return tuple(measured)
 
 
 def _bare(half: nn.Module) -> nn.Module:
     return half.wrapped if isinstance(half, ScaledKL) else half
 
 
-def image_set(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
+def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     """The images that a run's options name, read as ``options.reading`` says, on the device that they name.
 
-    Binarised validation and test images are drawn once, for good. Images of another shape than those that ``run`` was
-    trained on are refused; else their shape is written down in ``options.image``.
+    Binarised validation and test images are drawn once, for good. ``run`` is an earlier one whose kind of images they
+    must be.
     """
     images = load_images(options.data, options.data_dir).with_validation(options.valid)
-    options.image = list(images.train.shape)
-    if run is not None and run.config["image"] != options.image:
-        sizes = ["x".join(map(str, shape)) for shape in (options.image, run.config["image"])]
-        raise InputError(f"the images of {options.data} are {sizes[0]}; the run was trained on {sizes[1]}.")
+    cli.check_images(options, run, images.train.shape)
     if options.reading == "static":
-        images.map(lambda part: _refuse_grey(part, options.data))
+        for part in (images.train, images.test, images.valid):
+            _refuse_grey(part, options.data)
     images = images.map(lambda part: part.read_as(READINGS[options.reading]))
     if images.train.reading is bernoulli:
         images = ImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))

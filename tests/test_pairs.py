@@ -15,7 +15,7 @@ import guides
 import pplmodels
 from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam, compiled_log_probs, elbo_terms, log_probs
-from pplmodels.pretrained import Half
+from pplmodels.pretrained import Half, load_pair
 
 LOSSES = {"trace": Trace_ELBO, "tracegraph": TraceGraph_ELBO, "nvil": NVIL_ELBO, "summed out": SummedOut_ELBO}
 
@@ -163,7 +163,7 @@ def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
     SVI(model, guide, adam(model, guide, 1e-2), NVIL_ELBO()).step(x)
     for half in (model, guide):
         half.save_pretrained(tmp_path)
-    again = pair.load(tmp_path)
+    again = load_pair(tmp_path)
     losses = []
     for halves in ((model, guide), again):
         pyro.set_rng_seed(2)
@@ -178,11 +178,11 @@ def test_weights_that_are_cut_short_or_of_another_class_are_refused(pair, tmp_pa
     model, _ = pair.build()
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"guide\.json cannot be read"):
-        pair.load(tmp_path)
+        load_pair(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(InputError, match="does not hold the weights"):
-        pair.load(tmp_path)
+        load_pair(tmp_path)
 
 
 def test_the_bound_splits_into_its_sites(pair):

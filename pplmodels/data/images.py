@@ -68,7 +68,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to train on, to choose by, and to measure on at the end; ``valid`` is None where a source has no such part."""
+    """Images to train on, to measure on at the end, and to choose by, which is None where a source has no such part."""
 
     train: Images
     test: Images

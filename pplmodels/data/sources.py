@@ -28,8 +28,8 @@ def load_images(data: str, data_dir: str | Path = "data") -> ImageSet:
 
     - ``digits``: scikit-learn's 8x8 digits, built in;
     - ``mnist``, ``cifar10``, ``svhn``: torchvision's, under ``data_dir``, downloaded where that is possible;
-    - ``binarised-mnist``: MNIST binarised once and for all (Larochelle & Murray 2011; Salakhutdinov & Murray 2008), with
-      a validation part of its own, under ``data_dir``, downloaded where that is possible;
+    - ``binarised-mnist``: MNIST binarised for good (Larochelle & Murray 2011), with a validation part of its own, under
+      ``data_dir``, downloaded where that is possible;
     - an .npz file with ``x_train``, ``x_test`` and perhaps ``x_valid`` (:func:`pplmodels.data.arrays.to_pixels`), or
       with ``train``, ``valid`` and ``test``, binarised MNIST as rows of packed bits (:func:`numpy.packbits`);
     - a folder of images of one size (PNG, JPEG, BMP, WebP; grey or colour), of which every tenth is held out.
@@ -44,9 +44,8 @@ def load_images(data: str, data_dir: str | Path = "data") -> ImageSet:
         return _from_npz(data)
     if Path(data).is_dir():
         return _from_folder(Path(data))
-    raise InputError(
-        f"there is no data set {data!r}: choose digits, {', '.join([*TORCHVISION, BINARISED])}, an .npz file or a folder."
-    )
+    known = ", ".join(["digits", *TORCHVISION, BINARISED])
+    raise InputError(f"there is no data set {data!r}: choose {known}, an .npz file or a folder.")
 
 
 def _digits() -> ImageSet:

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pplmodels.errors import InputError
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
 
@@ -89,14 +90,13 @@ def elbo_terms(
 
 
 class Weighted(NamedTuple):
-    """An importance-weighted bound: ``bound (N)`` in nats an image, of ``samples`` samples each.
+    """An importance-weighted bound, ``bound (N)`` in nats an image.
 
     ``sample_size (N)`` is the effective number of samples, (sum w)^2 / sum w^2: near 1, one sample carries the bound.
     """
 
     bound: Tensor
     sample_size: Tensor
-    samples: int
 
 
 @torch.no_grad()
@@ -104,23 +104,25 @@ def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Ten
     """log (1/K) sum_{k=1..K} p(x, z_k) / q(z_k | x) of each image for K = ``num_samples`` samples of the guide.
 
     A lower bound on log p(x) in expectation, tighter with every sample (Burda et al. 2016, arXiv 1509.00519). ``run``
-    is that of :func:`elbo_terms`, or one with some samples at once; K is rounded up to a multiple of them. Memory is
-    that of one run on the largest batch, whatever K is. Sums are kept in float64.
+    is that of :func:`elbo_terms`, or one with some samples at once. Memory is that of one run on the largest batch,
+    whatever K is, and how the samples are divided into runs does not matter. Sums are kept in float64.
     """
-    bounds, sizes, drawn = [], [], 0
+    if num_samples < 1:
+        raise InputError(f"an importance-weighted bound needs at least one sample, not {num_samples}.")
+    bounds, sizes = [], []
     for x in batches:
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         squares, drawn = total.clone(), 0
         while drawn < num_samples:
             log_p, log_q, _ = run(x)
             log_weight = sum(p.double() for p in log_p.values()) - sum(q.double() for q in log_q.values())
-            log_weight = log_weight.view(-1, len(x))
+            log_weight = log_weight.view(-1, len(x))[: num_samples - drawn]
             total = torch.logaddexp(total, log_weight.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_weight).logsumexp(0))
             drawn += len(log_weight)
-        bounds.append(total - math.log(drawn))
+        bounds.append(total - math.log(num_samples))
         sizes.append((2 * total - squares).exp())
-    return Weighted(torch.cat(bounds), torch.cat(sizes), drawn)
+    return Weighted(torch.cat(bounds), torch.cat(sizes))
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """How much of its codes a pair uses: active units, mutual information, the aggregate posterior."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pplmodels.infer.parameters import module_owned_parameters
@@ -13,16 +15,30 @@ THRESHOLD = 0.01  # of Burda et al.
 
 
 @torch.no_grad()
-def active_units(guide, batches: Iterable[Tensor], site: str = "z") -> int:
-    """How many coordinates of a code know of the image: Var_x E[z | x] > 0.01 (Burda et al. 2016, appendix C).
+def code_variances(guide, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Var_x E[z | x] of each coordinate of each of the guide's sites, over the images of ``batches``.
 
-    The variance is the covariance over images of two samples of each image's posterior: no mean of one is needed.
+    The covariance over images of two samples of each image's posterior: no posterior has to tell its mean. Sites whose
+    values are not a vector an image are left out.
     """
+    pairs = defaultdict(list)
     with module_owned_parameters():
-        samples = [[_site(guide, x, site)["value"] for _ in range(2)] for x in batches]
-    first, second = (torch.cat(part).flatten(1).double() for part in zip(*samples, strict=True))
-    covariance = ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / (len(first) - 1)
-    return int((covariance > THRESHOLD).sum())
+        for x in batches:
+            first, second = (_values(guide, x) for _ in range(2))
+            for site, value in first.items():
+                pairs[site].append(torch.stack([value, second[site]]).double())
+    variances = {}
+    for site, parts in pairs.items():
+        if parts[0].dim() == 3:
+            samples = torch.cat(parts, 1)
+            first, second = samples - samples.mean(1, keepdim=True)
+            variances[site] = (first * second).sum(0) / (len(first) - 1)
+    return variances
+
+
+def active_units(guide, batches: Iterable[Tensor]) -> dict[str, int]:
+    """How many coordinates of each site know of the image: Var_x E[z | x] > 0.01 (Burda et al. 2016, appendix C)."""
+    return {site: int((variance > THRESHOLD).sum()) for site, variance in code_variances(guide, batches).items()}
 
 
 @torch.no_grad()
@@ -34,7 +50,7 @@ def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> di
         E_x KL(q(z | x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)),   q(z) = mean over the N images of q(z | x)
 
     (Hoffman & Johnson 2016, "ELBO surgery"), by one sample an image of ``x (N, ...)``. q(z) contains the image
-    itself, so the estimate of I is at most log N.
+    itself, so the estimate of I is at most log N, and that of the aggregate's KL too large by what is missing.
     """
     with module_owned_parameters():
         posterior = _site(guide, x, site)
@@ -46,6 +62,13 @@ def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> di
     return {
         "mutual_information": float((log_q - log_aggregate).mean()),
         "aggregate_kl": float((log_aggregate - log_p).mean()),
+    }
+
+
+def _values(guide, x: Tensor) -> dict[str, Tensor]:
+    nodes = poutine.trace(guide).get_trace(x).nodes
+    return {
+        name: node["value"] for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)
     }
 
 

@@ -24,19 +24,23 @@ def conv_encoder(image: Sequence[int], channels: Sequence[int], out_dim: int) ->
     return Folded(nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * height * width, out_dim)), 3)
 
 
-def conv_decoder(in_dim: int, channels: Sequence[int], image: Sequence[int], outputs: int) -> nn.Module:
-    """A linear layer, transposed 4x4 convolutions of stride 2, and a 3x3 convolution.
+def conv_decoder(
+    in_dim: int, channels: Sequence[int], image: Sequence[int], outputs: int, refine: bool = True
+) -> nn.Module:
+    """A linear layer and transposed 4x4 convolutions of stride 2, ReLU between them.
 
-    ``(..., in_dim) -> (..., outputs, H, W)`` for an image (C, H, W) whose sides can be halved len(channels) - 1 times.
-    Kernel 4, stride 2 and padding 1 give every output pixel as many inputs as its neighbours (no checkerboard).
-    ``channels`` are those before each transposed convolution and before the last layer.
+    ``(..., in_dim) -> (..., outputs, H, W)`` for an image (C, H, W). ``channels`` are those of the maps from coarse to
+    fine, each twice as wide and high as the last. With ``refine`` the last of them has the image's size, and a 3x3
+    convolution makes the outputs of it; else a transposed convolution makes them of maps of half that size. Kernel 4,
+    stride 2 and padding 1 give every output pixel as many inputs as its neighbours (no checkerboard).
     """
     *_, height, width = image
-    halvings = len(channels) - 1
+    halvings = len(channels) - refine
     if height % 2**halvings or width % 2**halvings:
         raise ValueError(f"an image of {height}x{width} cannot be halved {halvings} times")
     start = channels[0], height >> halvings, width >> halvings
     layers = [*mlp(in_dim, (math.prod(start),)), nn.Unflatten(1, start)]
     for before, after in pairwise(channels):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
-    return Folded(nn.Sequential(*layers, nn.Conv2d(channels[-1], outputs, 3, 1, 1)), 1)
+    last = nn.Conv2d(channels[-1], outputs, 3, 1, 1) if refine else nn.ConvTranspose2d(channels[-1], outputs, 4, 2, 1)
+    return Folded(nn.Sequential(*layers, last), 1)

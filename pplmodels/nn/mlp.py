@@ -4,13 +4,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
-def mlp(
-    in_dim: int, hidden_dims: Sequence[int], out_dim: int | None = None, activation: str = "relu"
-) -> nn.Sequential:
+def mlp(in_dim: int, hidden_dims: Sequence[int], out_dim: int | None = None, activation: str = "relu") -> nn.Sequential:
     """Linear layers with an activation after each hidden one: ``(..., in_dim) -> (..., out_dim)``.
 
     Without ``out_dim`` the network ends with the last hidden layer's activation, as a feature extractor.

@@ -101,6 +101,14 @@ def open_run(options: argparse.Namespace, script: str) -> Run:
     return Run.create(folder, {"script": script, **config})
 
 
+def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int, ...]) -> None:
+    """Refuse images of another shape than those that ``run`` was trained on; note the shape of a new run's images."""
+    options.image = list(shape)
+    if run is not None and run.config["image"] != options.image:
+        sizes = ["x".join(map(str, image)) for image in (options.image, run.config["image"])]
+        raise InputError(f"the images of {options.data} are {sizes[0]}; {run.folder} was trained on {sizes[1]}.")
+
+
 def find_device(name: str) -> torch.device:
     """The device that ``--device`` names."""
     if name == "cuda" and not torch.cuda.is_available():

@@ -97,7 +97,9 @@ def test_wrong_files_get_one_sentence(tmp_path, damage):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(InputError, match=r"choose digits, mnist, cifar10, svhn, binarised-mnist, an \.npz file or a folder"):
+    with pytest.raises(
+        InputError, match=r"choose digits, mnist, cifar10, svhn, binarised-mnist, an \.npz file or a folder"
+    ):
         load_images("cats")
 
 
@@ -289,7 +291,7 @@ def test_binarised_mnist_loads_from_packed_bits_with_its_own_parts(tmp_path):
 @pytest.mark.parametrize("wrong", [packed(3)[:, :-1], packed(3).astype(np.int64), packed(3)[:0]], ids=str)
 def test_bits_that_are_no_mnist_are_refused(tmp_path, wrong):
     path = save(tmp_path / "a.npz", train=packed(5), valid=wrong, test=packed(2))
-    with pytest.raises(InputError, match="valid in .* is not binarised MNIST"):
+    with pytest.raises(InputError, match=r"valid in .* is not binarised MNIST"):
         load_images(path)
 
 
