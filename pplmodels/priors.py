@@ -51,6 +51,10 @@ def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
 
     Make the step itself anew for each use: it remembers its last value, also when the network has changed since.
     """
+    if min(hidden_dims) < dim:
+        raise ValueError(
+            f"hidden layers of {min(hidden_dims)} units cannot hold a MADE's {dim} degrees: make them wider"
+        )
     network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
     for parameter in network.layers[-1].parameters():
         nn.init.zeros_(parameter)

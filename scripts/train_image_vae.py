@@ -1,4 +1,6 @@
-"""Train a convolutional VAE on colour or grey images; with --flow it is a VLAE's autoregressive-flow prior."""
+"""Train a convolutional VAE on colour or grey images."""
+
+from typing import Literal
 
 import vaes
 
@@ -9,41 +11,42 @@ from pplmodels.vae import LIKELIHOODS
 
 READINGS = {"bernoulli": "dynamic", "mixture": "levels"}  # others are densities of dequantised values
 STEPS = {"digits": 2000}
-FLOW = [512, 512]
+Place = Literal["none", "prior", "posterior"]
 
 
-def parser() -> cli.Parser:
+def parser(description: str, flow: Place) -> cli.Parser:
     """The family's options and this script's."""
-    parser = vaes.parser(__doc__, z_dim=16)
+    parser = vaes.parser(description, z_dim=16)
     model = parser.add_argument_group("model")
     model.add_argument("--likelihood", choices=LIKELIHOODS, default="mixture", help="p(x | z) of a pixel")
+
+    def add_channels(flag: str, default: list[int], help: str) -> None:
+        model.add_argument(flag, type=cli.positive_int, nargs="+", default=default, metavar="N", help=help)
+
+    add_channels("--encoder-channels", [32, 64, 128, 256], "of maps, fine to coarse, each half as wide as the last")
+    add_channels("--decoder-channels", [128, 128, 64, 32], "of maps, coarse to fine, each twice as wide as the last")
+    places = ("none", "prior", "posterior")
+    model.add_argument("--flow", choices=places, default=flow, help="where an autoregressive network goes")
     model.add_argument(
-        "--channels",
-        type=cli.positive_int,
-        nargs="+",
-        default=[32, 64, 128],
-        metavar="N",
-        help="of maps, fine to coarse",
+        "--flow-hidden", type=cli.positive_int, nargs="+", default=[512, 512], metavar="N", help="its widths"
     )
-    model.add_argument("--flow", choices=("none", "prior", "posterior"), default="none", help="where one MADE goes")
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, description: str = __doc__, name: str = "image-vae", flow: Place = "none"):
     """Parse, load, build the pair, fit, report."""
-    options, run = cli.parse(parser(), argv)
+    options, run = cli.parse(parser(description, flow), argv)
     options.reading = READINGS.get(options.likelihood, "dequantised")
     images = vaes.load(options, run)
     vaes.complete(options, STEPS)
-    run = run or cli.open_run(options, "image-vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}
-    prior, posterior = (FLOW if options.flow == place else None for place in ("prior", "posterior"))
+    prior, posterior = (options.flow_hidden if options.flow == place else None for place in ("prior", "posterior"))
 
     def build() -> tuple[ConvVAE, ConvGuide]:
-        model = ConvVAE(**sizes, channels=options.channels[::-1], likelihood=options.likelihood, flow=prior)
-        return model, ConvGuide(**sizes, channels=options.channels, flow=posterior)
+        model = ConvVAE(**sizes, channels=options.decoder_channels, likelihood=options.likelihood, flow=prior)
+        return model, ConvGuide(**sizes, channels=options.encoder_channels, flow=posterior)
 
-    vaes.train(options, run, build, images)
+    vaes.train(options, run, name, build, images)
 
 
 if __name__ == "__main__":

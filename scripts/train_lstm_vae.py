@@ -31,14 +31,13 @@ def main(argv: list[str] | None = None) -> None:
     options.reading = "dynamic"
     images = vaes.load(options, run)
     vaes.complete(options, STEPS)
-    run = run or cli.open_run(options, "lstm-vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}
 
     def build() -> tuple[ConvVAE, LSTMGuide]:
         model = ConvVAE(**sizes, channels=options.channels, refine=False, likelihood="bernoulli")
         return model, LSTMGuide(**sizes, hidden_dim=options.hidden)
 
-    vaes.train(options, run, build, images)
+    vaes.train(options, run, "lstm-vae", build, images)
 
 
 if __name__ == "__main__":

@@ -38,14 +38,13 @@ def main(argv: list[str] | None = None) -> None:
     options.reading = options.binarise
     images = vaes.load(options, run)
     vaes.complete(options, STEPS)
-    run = run or cli.open_run(options, "vae")
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}
 
     def build() -> tuple[MLPVAE, MLPGuide]:
         nets = {**sizes, "activation": options.activation}
         return MLPVAE(**nets, hidden_dims=options.hidden[::-1]), MLPGuide(**nets, hidden_dims=options.hidden)
 
-    vaes.train(options, run, build, images)
+    vaes.train(options, run, "vae", build, images)
 
 
 if __name__ == "__main__":

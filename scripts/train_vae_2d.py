@@ -54,9 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     options, run = cli.parse(parser(), argv)
     points = load(options, run)
     vaes.complete(options, {})
-    run = run or cli.open_run(options, "vae-2d")
     sizes = {"x_dim": 2, "z_dim": options.z_dim, "hidden_dims": options.hidden}
-    vaes.train(options, run, lambda: (PlaneVAE(**sizes), PlaneGuide(**sizes)), points, draw)
+    vaes.train(options, run, "vae-2d", lambda: (PlaneVAE(**sizes), PlaneGuide(**sizes)), points, draw)
     print(f"the entropy, which no bound on fresh points can beat: {GAUSSIANS[options.data].entropy():.4f} nats")
 
 

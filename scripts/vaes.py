@@ -46,8 +46,12 @@ def parser(description: str, *, batch_size: int = 128, lr: float = 1e-3, z_dim: 
     bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
     schedule = parser.add_argument_group("course of the training")
     schedule.add_argument("--clip-norm", type=cli.positive_float, default=200.0, help="of a gradient, nats per image")
-    schedule.add_argument("--hold", type=float, default=0.5, help="part of the steps before the rate falls to 1/100")
-    schedule.add_argument("--averaging", type=float, metavar="DECAY", help="measure averaged weights (such as 0.999)")
+    schedule.add_argument(
+        "--hold", type=cli.share, default=0.5, help="part of the steps before the rate falls to 1/100"
+    )
+    schedule.add_argument(
+        "--averaging", type=cli.share, metavar="DECAY", help="measure averaged weights (such as 0.999)"
+    )
     schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
     schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by (default: a tenth of training's)")
     return parser
@@ -59,6 +63,8 @@ def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
     options.eval_every = options.eval_every or max(1, options.steps // 10)
     if options.warm_up is None:
         options.warm_up = min(2000, options.steps // 10)
+    if options.cycle and options.cycle < options.warm_up:
+        raise InputError(f"--cycle {options.cycle} is shorter than --warm-up {options.warm_up}.")
 
 
 def measure(bound: Callable[[Tensor], LogProbs], model, guide, images: ImageSet) -> dict:
@@ -73,15 +79,20 @@ def draw(model, guide, images: ImageSet, run: Run) -> None:
 
 def train(
     options: argparse.Namespace,
-    run: Run,
+    run: Run | None,
+    name: str,
     build: Callable[[], tuple[Half, Half]],
     images: ImageSet,
     draw: Callable[[Half, Half, ImageSet, Run], None] = draw,
 ) -> None:
-    """Fit a new pair, and write weights, metrics and pictures into the run's folder."""
+    """Fit a new pair in ``run``, or a new run of script ``name``; its folder gets weights, metrics and pictures."""
     device = images.train.pixels.device
     pyro.set_rng_seed(options.seed)
-    model, guide = pair = nn.ModuleList(build()).to(device)
+    try:
+        model, guide = pair = nn.ModuleList(build()).to(device)
+    except ValueError as error:
+        raise InputError(f"{error}.") from error
+    run = run or cli.open_run(options, name)
     halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
     optim = adam(model, guide, options.lr)
     elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None

@@ -36,9 +36,13 @@ def conv_decoder(
     """
     *_, height, width = image
     halvings = len(channels) - refine
-    if height % 2**halvings or width % 2**halvings:
-        raise ValueError(f"an image of {height}x{width} cannot be halved {halvings} times")
-    start = channels[0], height >> halvings, width >> halvings
+    parts = 2**halvings
+    if height % parts or width % parts:
+        raise ValueError(
+            f"the sides of {height}x{width} images are not multiples of {parts}, as {len(channels)} maps need: "
+            "give fewer channels"
+        )
+    start = channels[0], height // parts, width // parts
     layers = [*mlp(in_dim, (math.prod(start),)), nn.Unflatten(1, start)]
     for before, after in pairwise(channels):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]

@@ -148,11 +148,16 @@ def positive_float(text: str) -> float:
     return _number(text, float, sys.float_info.min, "a number above 0")
 
 
-def _number(text: str, kind: type, least: float, wanted: str):
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, float, 0, "a number from 0 to 1", most=1)
+
+
+def _number(text: str, kind: type, least: float, wanted: str, most: float = sys.float_info.max):
     try:
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not least <= value < float("inf"):
+    if value is None or not least <= value <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return value
