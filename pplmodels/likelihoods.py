@@ -82,7 +82,7 @@ class LogisticMixture(nn.Module):
         components: K.
     """
 
-    def __init__(self, channels: int, components: int = 5):
+    def __init__(self, channels: int, components: int = 3):
         super().__init__()
         self.channels, self.components = channels, components
 

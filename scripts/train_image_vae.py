@@ -1,5 +1,6 @@
 """Train a convolutional VAE on colour or grey images."""
 
+import argparse
 from typing import Literal
 
 import vaes
@@ -25,6 +26,12 @@ def parser(description: str, flow: Place) -> cli.Parser:
 
     add_channels("--encoder-channels", [32, 64, 128, 256], "of maps, fine to coarse, each half as wide as the last")
     add_channels("--decoder-channels", [128, 128, 64, 32], "of maps, coarse to fine, each twice as wide as the last")
+    model.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="end the decoder with a convolution of full-size maps; without, with a transposed one, at half the cost",
+    )
     places = ("none", "prior", "posterior")
     model.add_argument("--flow", choices=places, default=flow, help="where an autoregressive network goes")
     model.add_argument(
@@ -43,7 +50,8 @@ def main(argv: list[str] | None = None, description: str = __doc__, name: str = 
     prior, posterior = (options.flow_hidden if options.flow == place else None for place in ("prior", "posterior"))
 
     def build() -> tuple[ConvVAE, ConvGuide]:
-        model = ConvVAE(**sizes, channels=options.decoder_channels, likelihood=options.likelihood, flow=prior)
+        decoder = {"channels": options.decoder_channels, "refine": options.refine}
+        model = ConvVAE(**sizes, **decoder, likelihood=options.likelihood, flow=prior)
         return model, ConvGuide(**sizes, channels=options.encoder_channels, flow=posterior)
 
     vaes.train(options, run, name, build, images)

@@ -20,7 +20,7 @@ RUNS = {
     "fully connected, cut": ("train_vae", ["--hidden", "8", "--binarise", "threshold", "--activation", "relu"]),
     "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"]),
     "mixture": ("train_image_vae", NARROW),
-    "normal": ("train_image_vae", [*NARROW, "--likelihood", "normal-learned", "--warm-up", "0"]),
+    "normal": ("train_image_vae", [*NARROW, "--no-refine", "--likelihood", "normal-learned", "--warm-up", "0"]),
     "bernoulli": ("train_image_vae", [*NARROW, "--likelihood", "bernoulli", "--free-bits", "1"]),
     "flow prior": ("train_vlae", [*NARROW, "--flow-hidden", "16", "--likelihood", "normal"]),
     "flow posterior": ("train_vlae", [*NARROW, "--flow-hidden", "8", "--flow", "posterior", "--z-dim", "2"]),
