@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         arrays |= {"iw_bound": found.bound, "effective_sample_size": found.sample_size}
         metrics |= {"iw_samples": options.iw_samples, "iw_images": len(images)}
         metrics |= {name: float(array.mean()) for name, array in arrays.items() if array.dim() == 1}
+        metrics["peak_bytes"] = cli.peak_bytes(device)
         metrics["iw_bound_standard_error"] = float(found.bound.std() / len(images) ** 0.5)
         if "bits_per_dim" in metrics:
             metrics["iw_bits_per_dim"] = level_bits(images, metrics["iw_bound"])

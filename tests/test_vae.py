@@ -11,11 +11,14 @@ from pyro import poutine
 from pyro.distributions.transforms import AffineAutoregressive
 from torch import nn
 
-from guides import ConvGuide, LSTMGuide, VAEGuide
-from pplmodels import VAE, ConvVAE
+from guides import ConvGuide, LSTMGuide, MLPGuide, VAEGuide
+from pplmodels import MLPVAE, VAE, ConvVAE, inspect
+from pplmodels.data import bernoulli, load_images
+from pplmodels.data.gaussians import GAUSSIANS
 from pplmodels.distributions import DiscretizedLogisticMixture
 from pplmodels.infer import SVI, adam, elbo_terms, importance_weighted, log_probs
 from pplmodels.likelihoods import LogitNormal
+from pplmodels.nn import conv_decoder, conv_encoder
 from pplmodels.priors import AutoregressiveFlow, StandardNormal, made
 
 
@@ -215,3 +218,87 @@ def test_a_flow_posterior_scores_its_own_samples(float64):
     again = poutine.trace(poutine.condition(guide, data={"z": trace.nodes["z"]["value"].clone()})).get_trace(x)
     again.compute_log_prob()
     torch.testing.assert_close(trace.nodes["z"]["log_prob"], again.nodes["z"]["log_prob"])
+
+
+def test_the_kl_of_samples_is_the_closed_form(float64):
+    """log q - log p at the guide's samples, over 4,000 of them an image, is KL(N(loc, s^2) || N(0, I)) on average."""
+    guide = VAEGuide(nn.Linear(6, 4), 2)
+    model = VAE(StandardNormal(2), nn.Linear(2, 6), SharedNormal(1.0))
+    x = torch.randn(8, 6)
+    q = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].base_dist
+    exact = 0.5 * (q.loc**2 + q.scale**2 - 1 - 2 * q.scale.log()).sum(-1)
+    log_p, log_q, _ = log_probs(model, guide, x, samples=4000)
+    kl = log_q["z"] - log_p["z"]
+    assert ((kl.mean(0) - exact).abs() < 5 * kl.std(0) / 4000**0.5).all()
+
+
+def test_points_in_the_plane_cost_their_entropy_at_the_optimum(float64):
+    """The rotated set is a one-dimensional linear VAE with unit noise: -ELBO on fresh points is 4.4473 nats."""
+    gaussian = GAUSSIANS["rotated"]
+    weight = torch.full((2, 1), math.sqrt(12.0))
+    pair = linear_pair(weight, torch.tensor(gaussian.mean), torch.tensor(1.0))
+    x = gaussian.draw(100_000, seed=1).double()
+    elbo = elbo_terms(partial(log_probs, *pair), x.split(20_000))[0]
+    assert -elbo["elbo"] == pytest.approx(gaussian.entropy(), abs=5 * 1.0 / 100_000**0.5)  # deviation of log p: 1 nat
+    assert elbo["kl"] == pytest.approx(0.5 * math.log(25), abs=0.02)
+
+
+def test_what_is_learnt_lies_between_the_mean_image_and_the_entropy_of_binarisation():
+    """On the digits: better than a model of each pixel by itself, and above what the drawing of pixels costs."""
+    images = load_images("digits")
+    probability = images.train[:].mean(0).clamp(1e-3, 1 - 1e-3)
+    test = images.test.read_as(bernoulli).frozen()
+    mean_pixels = dist.Bernoulli(probability).to_event(3).log_prob(test[:]).mean()
+    entropy = dist.Bernoulli(images.test[:]).to_event(3).entropy().mean()
+    sizes = {"image": (1, 8, 8), "z_dim": 16, "hidden_dims": (64,)}
+    model, guide = MLPVAE(**sizes), MLPGuide(**sizes)
+    svi = SVI(model, guide, adam(model, guide, 3e-3), compile=True)
+    train = images.train.read_as(bernoulli)
+    for _ in range(600):
+        svi.step(train[torch.randint(len(train), (128,))])
+    elbo = elbo_terms(partial(log_probs, model, guide), test.batches(100))[0]["elbo"]
+    assert float(mean_pixels) + 1 < elbo < -float(entropy)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_decoders_make_images_of_any_shape_that_can_be_halved(refine):
+    decoder = conv_decoder(5, (6, 4, 3), (2, 16, 8), 7, refine)
+    assert decoder(torch.randn(2, 3, 5)).shape == (2, 3, 7, 16, 8)
+    with pytest.raises(ValueError, match="9x8 images are not multiples of"):
+        conv_decoder(5, (6, 4, 3), (2, 9, 8), 7, refine)
+
+
+def test_encoders_read_sides_that_are_odd():
+    assert conv_encoder((2, 9, 7), (4, 5, 6), 3)(torch.rand(4, 2, 9, 7)).shape == (4, 3)
+
+
+def sharp_pair():
+    """Posteriors so narrow that two samples of one image are the same code."""
+    model = ConvVAE((1, 8, 8), z_dim=3, channels=(8, 8), likelihood="bernoulli")
+    guide = ConvGuide((1, 8, 8), 3, (4, 8))
+    with torch.no_grad():
+        guide.encoder.net[-1].bias[3:] = -20.0
+    return model, guide
+
+
+def test_interpolations_begin_and_end_with_reconstructions():
+    model, guide = sharp_pair()
+    x = torch.rand(6, 1, 8, 8).round()
+    between = inspect.interpolate(model, guide, x[:3], x[3:], steps=5)
+    assert between.shape == (3, 5, 1, 8, 8)
+    ends = inspect.reconstruct(model, guide, x)
+    torch.testing.assert_close(between[:, 0], ends[:3], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(between[:, -1], ends[3:], atol=1e-4, rtol=1e-3)
+
+
+def test_the_plane_of_codes_is_that_of_the_coordinates_that_vary_most():
+    model, guide = sharp_pair()
+    with torch.no_grad():
+        guide.encoder.net[-1].weight.mul_(torch.tensor([9.0, 0.01, 5.0, 0, 0, 0])[:, None])
+    plane, coordinates = inspect.manifold(model, guide, torch.rand(200, 1, 8, 8).round(), side=4)
+    assert plane.shape == (4, 4, 1, 8, 8) and coordinates == (0, 2)
+    assert not torch.allclose(plane[0, 0], plane[3, 0]) and not torch.allclose(plane[0, 0], plane[0, 3])
+
+
+def test_the_centre_of_a_transformed_distribution_is_its_bases_centre_transformed():
+    assert float(inspect.centre(LogitNormal(1)(torch.zeros(1, 1, 1, 1))).squeeze()) == pytest.approx(0.5)

@@ -116,6 +116,16 @@ def find_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held, on a GPU the most of its tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # which Windows does not have
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's ``main``: one sentence and exit code 2 for bad input, 1 for a failed training, 130 for Ctrl-C."""
     try:

@@ -93,19 +93,19 @@ def fit(
                 bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
                 if "warning" in metrics:
                     bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
+            if evaluating and patience is not None:
+                bounds = [line["valid_elbo"] for line in run.metrics]
+                since_best = len(bounds) - 1 - bounds.index(max(bounds))
+                if since_best == 0:
+                    save_weights(run.folder, svi, averaged)
             if evaluating or stop_requested():
                 save_checkpoint(run.folder, svi, done, seconds(), averaged)
             if stop_requested():
                 run.close()
                 raise KeyboardInterrupt
-            if evaluating and patience is not None:
-                bounds = [line["valid_elbo"] for line in run.metrics]
-                best = bounds.index(max(bounds))
-                if best == len(bounds) - 1:
-                    save_weights(run.folder, svi, averaged)
-                elif best < len(bounds) - patience:
-                    bar.write(f"no higher valid_elbo in {patience} evaluations: training ends", file=sys.stderr)
-                    break
+            if evaluating and patience is not None and since_best >= patience:
+                bar.write(f"no higher valid_elbo in {patience} evaluations: training ends", file=sys.stderr)
+                break
     if patience is not None:
         load_weights(run.folder, svi, averaged)
     return seconds()
