@@ -36,7 +36,7 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     if "count_accuracy" in metrics:
         metrics["seconds_to_98"] = [seconds_to(0.98, run) for run in lines]
     card = {
-        "model": name.split("-")[0],
+        "model": configs[0]["script"],
         "data": configs[0]["data"],
         "protocol": note,
         "command": results[0]["command"],

@@ -4,7 +4,7 @@ import importlib
 import json
 
 import pytest
-from starting import SMALL
+from starting import ROOT, SMALL
 
 from pplmodels.errors import InputError
 
@@ -42,3 +42,22 @@ def test_seconds_to_an_accuracy_are_those_of_the_first_evaluation_that_has_it():
     curve = [{"seconds": 10.0 * i, "count_accuracy": a} for i, a in enumerate((0.5, 0.979, 0.981, 0.97, 0.99))]
     assert results.seconds_to(0.98, curve) == 20.0
     assert results.seconds_to(0.995, curve) is None
+
+
+CARDS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json")}
+# nats an image that no bound can beat, and that a model of single pixels already reaches
+POSSIBLE = {"mnist": (-45.5, -205.8), "rotated": (-4.40, -6.0), "aligned": (-4.40, -6.0)}
+
+
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if "vae" in str(card.get("model"))])
+def test_what_was_reported_is_possible(name):
+    card = CARDS[name]
+    best, worst = POSSIBLE.get(card["data"].removesuffix("-2"), (0.0, -float("inf")))
+    metrics = card["metrics"]
+    for bound in (*metrics["elbo"], *metrics.get("iw_bound", [])):
+        if bound is not None and "bits_per_dim" not in metrics:
+            assert worst < bound < best
+    for bits in metrics.get("bits_per_dim", []):
+        assert 0 < bits < 8
+    for i, error in enumerate(metrics.get("iw_bound_standard_error", [])):
+        assert metrics["iw_bound"][i] > metrics["elbo"][i] - 3 * error
