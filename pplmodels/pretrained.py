@@ -57,8 +57,11 @@ class Half(PyroModule):
             raise InputError(f"{description} describes a {name}, not a {cls.__name__}.")
         try:
             half = cls(**arguments, **modules)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{description} does not say what a {name} is made of ({error}).") from error
+        try:
             half.load_state_dict(load_file(weights))
-        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{weights} does not hold the weights of the {name} in {description}.") from error
         return half
 

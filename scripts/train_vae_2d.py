@@ -16,8 +16,9 @@ TEST_POINTS = 100_000
 
 def parser() -> cli.Parser:
     """The family's options and this script's."""
-    parser = vaes.parser(__doc__, z_dim=2, batch_size=256, lr=3e-3)
-    parser.set_defaults(data="rotated", valid=10_000, steps=6000)
+    known = f"a Gaussian set: {', '.join(GAUSSIANS)}"
+    parser = vaes.parser(__doc__, z_dim=2, batch_size=256, lr=3e-3, data="rotated", known=known)
+    parser.set_defaults(valid=10_000, steps=6000)
     parser.add_argument("--hidden", type=cli.positive_int, nargs="+", default=[64, 64], metavar="N", help="widths")
     parser.add_argument("--train-points", type=cli.positive_int, default=10_000, help="number to train on")
     return parser

@@ -34,9 +34,9 @@ STEPS = 20_000
 SHOWN = ("valid_elbo",)
 
 
-def parser(description: str, *, batch_size: int = 128, lr: float = 1e-3, z_dim: int) -> cli.Parser:
+def parser(description: str, *, z_dim: int, batch_size: int = 128, lr: float = 1e-3, **data: str) -> cli.Parser:
     """The options of every script of the family."""
-    parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr)
+    parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr, **data)
     parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
     bound = parser.add_argument_group("learning to use the code")
     bound.add_argument(
@@ -63,8 +63,8 @@ def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
     options.eval_every = options.eval_every or max(1, options.steps // 10)
     if options.warm_up is None:
         options.warm_up = min(2000, options.steps // 10)
-    if options.cycle and options.cycle < options.warm_up:
-        raise InputError(f"--cycle {options.cycle} is shorter than --warm-up {options.warm_up}.")
+    if options.cycle and not 0 < options.warm_up <= options.cycle:
+        raise InputError(f"--cycle {options.cycle} needs a --warm-up from 1 to {options.cycle}, not {options.warm_up}.")
 
 
 def measure(bound: Callable[[Tensor], LogProbs], model, guide, images: ImageSet) -> dict:

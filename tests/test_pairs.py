@@ -172,6 +172,18 @@ def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_a_pair_of_parts_is_rebuilt_from_its_parts(tmp_path):
+    row = PAIRS["vae, of parts"]
+    halves = row.build()
+    for half, other, parts in zip(halves, row.build(), ("code_prior decoder likelihood", "encoder"), strict=True):
+        half.save_pretrained(tmp_path)
+        modules = {name.removeprefix("code_"): getattr(other, name) for name in parts.split()}
+        with pytest.raises(InputError, match="does not say what a VAE"):
+            type(half).from_pretrained(tmp_path)
+        again = type(half).from_pretrained(tmp_path, **modules)
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in half.state_dict().items())
+
+
 def test_weights_that_are_cut_short_or_of_another_class_are_refused(pair, tmp_path):
     if not pair.saved:
         pytest.skip("made of parts")

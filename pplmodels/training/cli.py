@@ -30,12 +30,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def training_parser(description: str, *, steps: int | None, batch_size: int, lr: float) -> Parser:
-    """A parser with the options that every training script has."""
+IMAGES = "digits (built in), mnist, cifar10, svhn, binarised-mnist, an .npz file, or a folder of images"
+
+
+def training_parser(
+    description: str, *, steps: int | None, batch_size: int, lr: float, data: str = "digits", known: str = IMAGES
+) -> Parser:
+    """A parser with the options that every training script has; ``known`` are the data that it can be given."""
     parser = Parser(description=description, formatter_class=_Help)
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="digits", metavar="NAME|FILE.npz", help="digits (built in), mnist, or a file")
-    data.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
+    source = parser.add_argument_group("data")
+    source.add_argument("--data", default=data, metavar="NAME|FILE.npz|FOLDER", help=known)
+    source.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
     training = parser.add_argument_group("training")
     training.add_argument(
         "--steps", type=positive_int, default=steps, help="gradient steps (default: what the data need)"

@@ -122,7 +122,7 @@ BAD = [
     ("train_vae", ["--binarise", "static"], "digits has grey pixels"),
     ("train_vae", ["--hold", "1.5"], "--hold: '1.5' is not a number from 0 to 1"),
     ("train_vae", ["--averaging", "2"], "--averaging: '2' is not a number from 0 to 1"),
-    ("train_vae", ["--cycle", "5", "--warm-up", "9"], "--cycle 5 is shorter than --warm-up 9"),
+    ("train_vae", ["--cycle", "5", "--warm-up", "9"], "--cycle 5 needs a --warm-up from 1 to 5, not 9"),
     ("train_vae", ["--data", "empty"], "empty holds 0 images"),
     ("train_vae", ["--data", "mixed"], "the images in mixed differ in size"),
     ("train_vae", ["--data", "broken"], "broken/05.png is not a readable image"),
