@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from pyro import poutine
+from pyro.distributions import TransformedDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -51,11 +52,14 @@ def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> di
 
     (Hoffman & Johnson 2016, "ELBO surgery"), by one sample an image of ``x (N, ...)``. q(z) contains the image
     itself, so the estimate of I is at most log N, and that of the aggregate's KL too large by what is missing.
+    Nothing is estimated where the posterior is a flow, which would have to be inverted N^2 times.
     """
     with module_owned_parameters():
         posterior = _site(guide, x, site)
         prior = _site(poutine.condition(model, data={site: posterior["value"]}), x, site)
     z, q = posterior["value"], posterior["fn"]
+    if isinstance(q, TransformedDistribution):
+        return {}
     log_q_of = torch.cat([q.log_prob(part[:, None]) for part in z.split(chunk)])  # (N, N): of image i's code under j
     log_q, log_aggregate = log_q_of.diagonal(), log_q_of.logsumexp(1) - math.log(len(z))
     log_p = prior["fn"].log_prob(z)
