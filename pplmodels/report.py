@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pplmodels import inspect, plotting
 from pplmodels.data import Images, SceneSet, dequantised, intensities
-from pplmodels.infer import SVI, active_units, bits_per_dim, elbo_terms, gradient_variance, information
+from pplmodels.infer import SVI, active_units, bits_per_dim, code_variances, elbo_terms, gradient_variance, information
 from pplmodels.infer.bounds import LogProbs
 
 BATCH = 500  # images evaluated at a time
@@ -97,8 +97,11 @@ def level_bits(images: Images, nats: float) -> float | None:
 
 
 def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
-    """Write curves.png, and of images reconstructions.png, samples.png (from the prior), interpolations.png (between
-    codes of images) and manifold.png (a plane of codes)."""
+    """Write curves.png, and of images reconstructions.png and samples.png (from the prior).
+
+    Where there is one code of several coordinates an image, also interpolations.png (between codes of images) and
+    manifold.png (a plane of codes).
+    """
     groups = [
         [name for name in metrics[-1] if name.endswith("_elbo")],
         [name for name in metrics[-1] if name.startswith("kl/")],
@@ -111,14 +114,18 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
     rows = {
         "reconstructions": ([x, inspect.reconstruct(model, guide, x)], ["image", "p(x | z)"]),
         "samples": (inspect.sample_images(model, 48).unflatten(0, (4, 12)), [""] * 4),
-        "interpolations": (inspect.interpolate(model, guide, x[:half], x[half : 2 * half], steps=12), [""] * half),
     }
+    sites = [site for site, variances in code_variances(guide, [x]).items() if len(variances) > 1]
+    if len(sites) == 1 and half > 0:
+        between = inspect.interpolate(model, guide, x[:half], x[half : 2 * half], 12, sites[0])
+        rows["interpolations"] = between, [""] * half
     for name, (images_, labels) in rows.items():
         figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
         plotting.save(figure, folder / f"{name}.png")
-    plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:])
-    labels = tuple(f"coordinate {number}" for number in coordinates)
-    plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
+    if len(sites) == 1:
+        plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
+        labels = tuple(f"coordinate {number}" for number in coordinates)
+        plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     data = load(trained, run)
     bound = compiled_log_probs(model, guide, fallback=True)
     torch.manual_seed(options.seed)
-    metrics, arrays = measure(bound, model, guide, data), {}
+    metrics, arrays = {"data": trained.data, **measure(bound, model, guide, data)}, {}
     if isinstance(model, AIR):
         batches = data.test.batches(BATCH)
         arrays["count_posterior"] = torch.cat([inspect.count_posterior(guide, x, options.paths) for x in batches])

@@ -21,10 +21,14 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     for run in runs:
         try:
             result = json.loads((run / "result.json").read_text())
+            config = json.loads((run / "config.json").read_text())
             if (run / "evaluation.json").exists():
-                result["metrics"] |= json.loads((run / "evaluation.json").read_text())
+                evaluation = json.loads((run / "evaluation.json").read_text())
+                if evaluation.pop("data") != config["data"]:
+                    raise InputError(f"{run} was last evaluated on other data: evaluate it on its own again.")
+                result["metrics"] |= evaluation
             results.append(result)
-            configs.append(json.loads((run / "config.json").read_text()))
+            configs.append(config)
             lines.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
         except (OSError, ValueError) as error:
             raise InputError(f"{run} is not the folder of a finished run.") from error

@@ -78,7 +78,7 @@ class ImageSet:
         """The set's own validation images, or ``number`` of the training images (a tenth), the same ones every time."""
         if self.valid is not None:
             return self
-        number = number or len(self.train) // 10
+        number = number or max(1, len(self.train) // 10)
         if number >= len(self.train):
             raise InputError(f"{number} validation images leave none of the {len(self.train)} to train on.")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))

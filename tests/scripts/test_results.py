@@ -21,11 +21,11 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
     card = json.loads(results.write_card("air-small", [runs["first"], runs["second"]], "two seeds").read_text())
     assert card["seeds"] == [0, 1] and len(card["metrics"]["elbo"]) == len(card["curve"]) == 2
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- results: air-small | elbo -->\nold\n<!-- end -->\nafter\n")
+    page.write_text("before\n<!-- results: air-small | elbo -->\nstale rows\n<!-- end -->\nafter\n")
     for _ in range(2):  # filling in a filled page changes nothing
         results.update_tables(page)
         text = page.read_text()
-        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert text.startswith("before\n") and text.endswith("after\n") and "stale rows" not in text
         rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
         assert [row[2].strip() for row in rows] == ["0", "1"]
         assert f"{card['metrics']['elbo'][1]:.4g}" in text

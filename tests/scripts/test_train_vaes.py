@@ -55,6 +55,18 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name)
 
 
 @pytest.mark.filterwarnings("default")
+def test_a_folder_of_ten_images_and_a_code_of_one_number(script, tmp_path):
+    (tmp_path / "few").mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8), (25 * number, 0, 255)).save(tmp_path / f"few/{number}.png")
+    run = tmp_path / "run"
+    script("train_image_vae")([*SMALL, *NARROW, "--data", str(tmp_path / "few"), "--z-dim", "1", "--out", str(run)])
+    assert {path.name for path in run.iterdir()} == FILES | {"reconstructions.png", "samples.png"}
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert all(value == value for value in metrics.values())
+
+
+@pytest.mark.filterwarnings("default")
 def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
     """Stopped by Ctrl-C and resumed, a run with averaged weights ends with the same weights."""
     options = ["--steps", "40", "--eval-every", "4", "--hidden", "8", "--averaging", "0.9", "--patience", "3"]
