@@ -5,7 +5,7 @@ import torch
 
 from guides import MLPGuide
 from pplmodels import MLPVAE
-from pplmodels.infer import SVI, FreeBits_ELBO, ScaledKL, adam, elbo_terms, log_probs
+from pplmodels.infer import SVI, FreeBits_ELBO, ScaledKL, adam, cyclical, elbo_terms, log_probs
 
 SIZES = {"image": (1, 4, 4), "z_dim": 3, "hidden_dims": (8,)}
 
@@ -65,3 +65,8 @@ def test_free_bits_cost_no_gradient(free):
     assert float(loss) == pytest.approx(float(plain), rel=1e-6)
     wanted = by_hand(model, guide, lambda r, kl: r if free > 100 else r - kl)
     torch.testing.assert_close(gradients, list(wanted))
+
+
+def test_a_cyclical_weight_rises_and_begins_anew():
+    schedule = cyclical(0.0, 1.0, period=10, ramp=0.4)
+    assert [schedule(step) for step in range(12)] == pytest.approx([0, 0.25, 0.5, 0.75, *[1] * 6, 0, 0.25])
