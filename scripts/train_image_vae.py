@@ -4,6 +4,7 @@ import argparse
 from typing import Literal
 
 import vaes
+from torch import nn
 
 from guides import ConvGuide
 from pplmodels import ConvVAE
@@ -37,6 +38,9 @@ def parser(description: str, flow: Place) -> cli.Parser:
     model.add_argument(
         "--flow-hidden", type=cli.positive_int, nargs="+", default=[512, 512], metavar="N", help="its widths"
     )
+    model.add_argument(
+        "--flow-start", type=cli.share, default=0.5, help="part of the steps before it, at first the identity, learns"
+    )
     return parser
 
 
@@ -54,7 +58,10 @@ def main(argv: list[str] | None = None, description: str = __doc__, name: str = 
         model = ConvVAE(**sizes, **decoder, likelihood=options.likelihood, flow=prior)
         return model, ConvGuide(**sizes, channels=options.encoder_channels, flow=posterior)
 
-    vaes.train(options, run, name, build, images)
+    def network(model: ConvVAE, guide: ConvGuide) -> nn.Module | None:
+        return {"prior": model.code_prior, "posterior": guide.network}.get(options.flow)
+
+    vaes.train(options, run, name, build, images, late=network, late_from=options.flow_start)
 
 
 if __name__ == "__main__":

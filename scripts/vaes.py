@@ -20,6 +20,7 @@ from pplmodels.infer import (
     adam,
     compiled_log_probs,
     cyclical,
+    delayed,
     elbo_terms,
     learning_rates,
     linear,
@@ -84,8 +85,13 @@ def train(
     build: Callable[[], tuple[Half, Half]],
     images: ImageSet,
     draw: Callable[[Half, Half, ImageSet, Run], None] = draw,
+    late: Callable[[Half, Half], nn.Module | None] = lambda model, guide: None,
+    late_from: float = 0.0,
 ) -> None:
-    """Fit a new pair in ``run``, or a new run of script ``name``; its folder gets weights, metrics and pictures."""
+    """Fit a new pair in ``run``, or a new run of script ``name``; its folder gets weights, metrics and pictures.
+
+    ``late`` says what part of the pair, if any, learns only from the share ``late_from`` of the steps on.
+    """
     device = images.train.pixels.device
     pyro.set_rng_seed(options.seed)
     try:
@@ -94,13 +100,13 @@ def train(
         raise InputError(f"{error}.") from error
     run = run or cli.open_run(options, name)
     halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
-    optim = adam(model, guide, options.lr)
+    part = late(model, guide)
+    optim = adam(model, guide, options.lr, {part: options.lr} if part else None)
     elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
     svi = SVI(*halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
-    annealed = [
-        Annealed(rate, linear(options.lr, options.lr / 100, int(options.hold * options.steps), options.steps))
-        for rate in learning_rates(optim)
-    ]
+    falling = linear(options.lr, options.lr / 100, int(options.hold * options.steps), options.steps)
+    courses = (falling, delayed(falling, int(late_from * options.steps)))
+    annealed = [Annealed(rate, course) for rate, course in zip(learning_rates(optim), courses, strict=False)]
     if options.warm_up:
         warm_up = linear(0.0, 1.0, 0, options.warm_up)
         if options.cycle:

@@ -7,7 +7,7 @@ from pplmodels.infer.elbo import NVIL_ELBO, FreeBits_ELBO, SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.optim import adam, learning_rates
 from pplmodels.infer.replay import CannotCompile
-from pplmodels.infer.schedules import Annealed, cosine, cyclical, linear
+from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear
 from pplmodels.infer.svi import SVI
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "compiled_log_probs",
     "cosine",
     "cyclical",
+    "delayed",
     "elbo_terms",
     "gradient_variance",
     "importance_weighted",

@@ -27,6 +27,11 @@ def cyclical(start: float, end: float, period: int, ramp: float = 0.5) -> Schedu
     return lambda step: start + (end - start) * min(1.0, (step % period) / (ramp * period))
 
 
+def delayed(schedule: Schedule, begin: int) -> Schedule:
+    """0 until step ``begin``, then ``schedule``."""
+    return lambda step: schedule(step) if step >= begin else 0.0
+
+
 def _progress(step: int, begin: int, finish: int) -> float:
     return 1.0 if step >= finish else max(0.0, (step - begin) / (finish - begin))
 
