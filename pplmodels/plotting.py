@@ -128,5 +128,5 @@ def clouds(points: Mapping[str, np.ndarray], mean: np.ndarray, covariance: np.nd
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and let go of it."""
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
