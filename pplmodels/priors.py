@@ -55,7 +55,8 @@ def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
         raise ValueError(
             f"hidden layers of {min(hidden_dims)} units cannot hold a MADE's {dim} degrees: make them wider"
         )
-    network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
+    with torch.random.fork_rng(devices=[]):  # from one seed, a pair's other weights are those of a pair without it
+        network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
     for parameter in network.layers[-1].parameters():
         nn.init.zeros_(parameter)
     return network
