@@ -31,7 +31,7 @@ def parser(description: str, flow: Place) -> cli.Parser:
         "--refine",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="end the decoder with a convolution of full-size maps; without, with a transposed one, at half the cost",
+        help="end the decoder with a convolution of full-size maps; without, with a transposed one, which costs less",
     )
     places = ("none", "prior", "posterior")
     model.add_argument("--flow", choices=places, default=flow, help="where an autoregressive network goes")
