@@ -97,16 +97,17 @@ def level_bits(images: Images, nats: float) -> float | None:
 
 
 def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
-    """Write curves.png, and of images reconstructions.png and samples.png (from the prior).
+    """Write curves.png, where there are metrics, and of images reconstructions.png and samples.png (from the prior).
 
     Where there is one code of several coordinates an image, also interpolations.png (between codes of images) and
     manifold.png (a plane of codes).
     """
-    groups = [
-        [name for name in metrics[-1] if name.endswith("_elbo")],
-        [name for name in metrics[-1] if name.startswith("kl/")],
-    ]
-    plotting.save(plotting.curves(metrics, groups), folder / "curves.png")
+    if metrics:
+        groups = [
+            [name for name in metrics[-1] if name.endswith("_elbo")],
+            [name for name in metrics[-1] if name.startswith("kl/")],
+        ]
+        plotting.save(plotting.curves(metrics, groups), folder / "curves.png")
     if len(images.shape) != 3:
         return
     x = images.head(12)[:]

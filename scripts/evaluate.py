@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pplmodels import AIR, inspect
 from pplmodels.data import Images
+from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
 from pplmodels.infer import (
@@ -43,10 +44,11 @@ KINDS = {  # by the script of a run; those that are not here are of images
 def parser() -> cli.Parser:
     """The script's options."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or one with two halves that you saved")
     parser.add_argument("--import", dest="imports", metavar="FILE.py", help="your module with the pair's classes")
     parser.add_argument("--data", metavar="NAME|FILE.npz|FOLDER", help="other data (default: as in training)")
     parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
+    parser.add_argument("--reading", choices=READINGS, help="what pixels become (default: as in training)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
     parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the guide's samples")
     bound = parser.add_argument_group("importance-weighted bound")
@@ -69,14 +71,13 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, rebuild, evaluate, print."""
     options = parser().parse_args(argv)
     device = cli.find_device(options.device)
-    run = Run.open(options.run)
+    folder = Path(options.run)
+    run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
     if options.imports:
         _import(Path(options.imports))
     model, guide = (half.to(device) for half in load_pair(run.folder))
-    trained = argparse.Namespace(**run.config)
-    trained.device = options.device
-    trained.data, trained.data_dir = options.data or trained.data, options.data_dir or trained.data_dir
-    load, measure, draw = KINDS.get(run.config["script"], IMAGES)
+    trained = as_trained(options, run)
+    load, measure, draw = KINDS.get(run.config.get("script"), IMAGES)
     data = load(trained, run)
     bound = compiled_log_probs(model, guide, fallback=True)
     torch.manual_seed(options.seed)
@@ -103,6 +104,18 @@ def main(argv: list[str] | None = None) -> None:
     draw(model, guide, data, run)
     print(text)
     print(f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}")
+
+
+def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
+    """The options that a run was trained with, those of its data as ``options`` say where they do."""
+    trained = argparse.Namespace(**{"data_dir": "data", "valid": None, **run.config, "device": options.device})
+    for name in ("data", "data_dir", "reading"):
+        if getattr(options, name) is not None:
+            setattr(trained, name, getattr(options, name))
+    missing = [name for name in ("data", "reading") if name not in vars(trained)]
+    if missing and run.config.get("script") not in KINDS:
+        raise InputError(f"{run.folder} does not say what it was trained on: give --{' and --'.join(missing)}.")
+    return trained
 
 
 def weighted(model, guide, images: Images, num_samples: int, chunk: int) -> Weighted:

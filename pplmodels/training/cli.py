@@ -109,8 +109,9 @@ def open_run(options: argparse.Namespace, script: str) -> Run:
 def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int, ...]) -> None:
     """Refuse images of another shape than those that ``run`` was trained on; note the shape of a new run's images."""
     options.image = list(shape)
-    if run is not None and run.config["image"] != options.image:
-        sizes = ["x".join(map(str, image)) for image in (options.image, run.config["image"])]
+    trained = options.image if run is None else run.config.get("image", options.image)
+    if trained != options.image:
+        sizes = ["x".join(map(str, image)) for image in (options.image, trained)]
         raise InputError(f"the images of {options.data} are {sizes[0]}; {run.folder} was trained on {sizes[1]}.")
 
 

@@ -116,8 +116,14 @@ def test_a_pair_of_the_users_own_is_evaluated(script, tmp_path, capsys, monkeypa
     (run / "guide.json").write_text(described.replace("MLPGuide", "ShiftedGuide"))
     refused(lambda: script("evaluate")([str(run)]), "describes a ShiftedGuide, which is not known", capsys)
     exec(compile(PAIR, "pair", "exec"), {})
-    script("evaluate")([str(run), "--import", str(tmp_path / "my_guide.py"), "--iw-samples", "3"])
+    evaluation = [str(run), "--import", str(tmp_path / "my_guide.py"), "--iw-samples", "3"]
+    script("evaluate")(evaluation)
     assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_samples"] == 3
+    for name in ("config.json", "metrics.jsonl"):  # two halves that were saved by hand
+        (run / name).unlink()
+    refused(lambda: script("evaluate")(evaluation), "give --data and --reading", capsys)
+    script("evaluate")([*evaluation, "--data", "digits", "--reading", "dynamic"])
+    assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_images"] == 397
 
 
 def refused(main, sentence, capsys):
@@ -145,7 +151,7 @@ BAD = [
     ("train_image_vae", ["--likelihood", "cauchy"], "--likelihood"),
     ("train_vlae", ["--flow-hidden", "8"], "hidden layers of 8 units cannot hold a MADE's 16 degrees"),
     ("train_lstm_vae", ["--data", "odd.npz"], "sides of 6x7 images are not multiples of 4"),
-    ("evaluate", ["nowhere"], "nowhere holds no run"),
+    ("evaluate", ["nowhere"], "nowhere/model.json cannot be read"),
 ]
 
 
