@@ -57,7 +57,7 @@ def parser() -> cli.Parser:
     bound.add_argument(
         "--iw-chunk",
         type=cli.positive_int,
-        default=100,
+        default=50,
         metavar="S",
         help=f"samples at once, of {TOGETHER} images: what memory is needed for",
     )
