@@ -88,7 +88,9 @@ def table(cards: list[dict], metrics: list[str]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def update_tables(path: Path) -> None:
