@@ -15,6 +15,7 @@ setup(
         "pyro-ppl>=1.9.1",
         "numpy>=1.24",
         "matplotlib>=3.7",
+        "pillow>=9.4",
         "scikit-learn>=1.3",
         "safetensors>=0.4.3",
         "tensorboard>=2.14",

@@ -2,5 +2,6 @@
 
 from guides.air import AIRGuide, DAIRGuide
 from guides.baselines import NeuralBaseline
+from guides.vae import ConvGuide, LSTMGuide, MLPGuide, PlaneGuide, VAEGuide
 
-__all__ = ["AIRGuide", "DAIRGuide", "NeuralBaseline"]
+__all__ = ["AIRGuide", "ConvGuide", "DAIRGuide", "LSTMGuide", "MLPGuide", "NeuralBaseline", "PlaneGuide", "VAEGuide"]

@@ -100,7 +100,33 @@ def curves_by_run(runs: Mapping[str, Sequence[Sequence[dict]]], metric: str, x: 
     return figure
 
 
+def image_plane(images: np.ndarray, labels: tuple[str, str]) -> Figure:
+    """Images ``(R, C, channels, H, W)`` in [0, 1] side by side; ``labels`` say what changes downwards, to the right."""
+    rows, columns, channels, height, width = images.shape
+    tiled = images.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+    figure, axis = plt.subplots(figsize=(7, 7 * tiled.shape[1] / tiled.shape[2]), layout="constrained")
+    _show_image(axis, tiled)
+    axis.set(ylabel=labels[0], xlabel=labels[1])
+    return figure
+
+
+def clouds(points: Mapping[str, np.ndarray], mean: np.ndarray, covariance: np.ndarray) -> Figure:
+    """Sets of points ``(N, 2)`` side by side, with the ellipses of one, two and three deviations of the truth."""
+    figure, axes = plt.subplots(
+        1, len(points), figsize=(4 * len(points), 4), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    angles = np.linspace(0, 2 * np.pi, 200)
+    circle = np.linalg.cholesky(np.asarray(covariance)) @ np.stack([np.cos(angles), np.sin(angles)])
+    for axis, (label, cloud) in zip(axes[0], points.items(), strict=True):
+        axis.plot(*cloud.T, ".", markersize=2, alpha=0.4)
+        for deviations in (1, 2, 3):
+            axis.plot(*(np.asarray(mean)[:, None] + deviations * circle), color="tab:red", linewidth=1)
+        axis.set_title(label)
+        axis.set_aspect("equal")
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG and let go of it."""
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)

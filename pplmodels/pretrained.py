@@ -40,8 +40,9 @@ class Half(PyroModule):
         folder.mkdir(parents=True, exist_ok=True)
         described = {"class": type(self).__name__, "arguments": self._arguments}
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        replace_file(folder / f"{self.role}.json", lambda path: path.write_text(json.dumps(described, indent=2)))
-        replace_file(folder / f"{self.role}.safetensors", lambda path: save_file(weights, path))
+        description, file = _files(folder, self.role)
+        replace_file(description, lambda path: path.write_text(json.dumps(described, indent=2)))
+        replace_file(file, lambda path: save_file(weights, path))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Half":
@@ -50,22 +51,59 @@ class Half(PyroModule):
         ``modules`` are the constructor's arguments that are modules of somebody else, which are not saved with this
         half. Raises :class:`InputError` when the files are missing, cut short or of another class.
         """
-        description, weights = (Path(folder) / f"{cls.role}.{ending}" for ending in ("json", "safetensors"))
-        try:
-            described = json.loads(description.read_text())
-            name, arguments = described["class"], described["arguments"]
-        except OSError as error:
-            raise InputError(f"{description} cannot be read ({error.strerror}).") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{description} is not a description of a {cls.role}.") from error
+        name, arguments = _description(folder, cls.role)
+        description, weights = _files(folder, cls.role)
         if name != cls.__name__:
             raise InputError(f"{description} describes a {name}, not a {cls.__name__}.")
         try:
             half = cls(**arguments, **modules)
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{description} does not say what a {name} is made of ({error}).") from error
+        try:
             half.load_state_dict(load_file(weights))
-        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{weights} does not hold the weights of the {name} in {description}.") from error
         return half
+
+
+def load_pair(folder: str | Path) -> tuple[Half, Half]:
+    """The model and the guide that were saved in ``folder``, of whatever classes, on the CPU.
+
+    The classes, yours too, must have been imported: they are found by their names, so that no file says what code to
+    run. A guide whose constructor has an argument ``model`` is given the model.
+    """
+    model = _class_of(folder, "model").from_pretrained(folder)
+    guide = _class_of(folder, "guide")
+    parts = {"model": model} if "model" in inspect.signature(guide).parameters else {}
+    return model, guide.from_pretrained(folder, **parts)
+
+
+def _class_of(folder: str | Path, role: str) -> type[Half]:
+    name, _ = _description(folder, role)
+    waiting = list(Half.__subclasses__())
+    while waiting:
+        kind = waiting.pop()
+        if kind.__name__ == name and getattr(kind, "role", None) == role:
+            return kind
+        waiting += kind.__subclasses__()
+    raise InputError(f"{_files(folder, role)[0]} describes a {name}, which is not known: import its module first.")
+
+
+def _files(folder: str | Path, role: str) -> tuple[Path, Path]:
+    """Description and weights of a half."""
+    return Path(folder) / f"{role}.json", Path(folder) / f"{role}.safetensors"
+
+
+def _description(folder: str | Path, role: str) -> tuple[str, dict]:
+    """Class name and constructor arguments of a saved half."""
+    description, _ = _files(folder, role)
+    try:
+        described = json.loads(description.read_text())
+        return described["class"], described["arguments"]
+    except OSError as error:
+        raise InputError(f"{description} cannot be read ({error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{description} is not a description of a {role}.") from error
 
 
 def count_parameters(*modules: torch.nn.Module) -> int:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pplmodels import inspect, plotting
-from pplmodels.data import Images, SceneSet
-from pplmodels.infer import SVI, elbo_terms, gradient_variance
+from pplmodels.data import Images, SceneSet, dequantised, intensities
+from pplmodels.infer import SVI, active_units, bits_per_dim, code_variances, elbo_terms, gradient_variance, information
 from pplmodels.infer.bounds import LogProbs
 
 BATCH = 500  # images evaluated at a time
@@ -71,6 +71,62 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
     if guide.baseline.observations > 0:
         health["baseline_explained"] = float(guide.baseline.explained())
     return health
+
+
+def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
+    """The bound split by site, bits per dimension where the data are 8-bit levels, and how much of the codes is used.
+
+    ``active_units`` (with several sites, of each: ``active_units/<site>``), and for one code an image the estimates of
+    :func:`pplmodels.infer.information`, of 1,000 images.
+    """
+    metrics, _ = elbo_terms(run, images.batches(BATCH))
+    if (bits := level_bits(images, metrics["elbo"])) is not None:
+        metrics["bits_per_dim"] = bits
+    active = active_units(guide, images.batches(BATCH))
+    if len(active) != 1:
+        return metrics | {f"active_units/{site}": number for site, number in active.items()}
+    (site,) = active
+    return metrics | {"active_units": active[site], **information(model, guide, images.head(1000)[:], site)}
+
+
+def level_bits(images: Images, nats: float) -> float | None:
+    """A log-probability in nats an image as bits per dimension, where the images are read as 8-bit levels."""
+    if images.reading not in (intensities, dequantised):
+        return None
+    return bits_per_dim(nats, images.shape, images.reading is dequantised)
+
+
+def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
+    """Write curves.png, where there are metrics, and of images reconstructions.png and samples.png (from the prior).
+
+    Where there is one code of several coordinates an image, also interpolations.png (between codes of images) and
+    manifold.png (a plane of codes).
+    """
+    if metrics:
+        groups = [
+            [name for name in metrics[-1] if name.endswith("_elbo")],
+            [name for name in metrics[-1] if name.startswith("kl/")],
+        ]
+        plotting.save(plotting.curves(metrics, groups), folder / "curves.png")
+    if len(images.shape) != 3:
+        return
+    x = images.head(12)[:]
+    half = len(x) // 2
+    rows = {
+        "reconstructions": ([x, inspect.reconstruct(model, guide, x)], ["image", "p(x | z)"]),
+        "samples": (inspect.sample_images(model, 48).unflatten(0, (4, 12)), [""] * 4),
+    }
+    sites = [site for site, variances in code_variances(guide, [x]).items() if len(variances) > 1]
+    if len(sites) == 1 and half > 0:
+        between = inspect.interpolate(model, guide, x[:half], x[half : 2 * half], 12, sites[0])
+        rows["interpolations"] = between, [""] * half
+    for name, (images_, labels) in rows.items():
+        figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
+        plotting.save(figure, folder / f"{name}.png")
+    if len(sites) == 1:
+        plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
+        labels = tuple(f"coordinate {number}" for number in coordinates)
+        plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:

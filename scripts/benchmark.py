@@ -5,16 +5,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyro
 import torch
-from handwritten import HandwrittenStep, VAEGuide, VAEModel, air_losses, vae_losses
+from handwritten import HandwrittenStep, air_losses, vae_losses
 from pyro.infer import TraceGraph_ELBO
 from torch.utils.flop_counter import FlopCounterMode
 
-from guides import AIRGuide
-from pplmodels import AIR
+from guides import AIRGuide, MLPGuide
+from pplmodels import AIR, MLPVAE
 from pplmodels.files import replace_file
 from pplmodels.infer import SVI, adam
 from pplmodels.training import cli
@@ -22,10 +23,17 @@ from pplmodels.training.run import describe_device, versions
 
 WARM, BLOCK = 3, 10  # steps of one way in a row, untimed and timed, before the next way's turn
 RESULT = Path(__file__).parent.parent / "results" / "benchmark.json"
+WIDTHS = (512, 256, 128)  # widths of the fully connected nets that much of the field's code uses
 # pair: (model, guide, losses by hand, shape of an image, batch sizes)
 CASES = {
     "air": (AIR, AIRGuide, air_losses, (1, 50, 50), (64, 256)),
-    "vae": (VAEModel, VAEGuide, vae_losses, (784,), (128, 512)),
+    "vae": (
+        partial(MLPVAE, hidden_dims=WIDTHS[::-1], activation="relu"),
+        partial(MLPGuide, hidden_dims=WIDTHS, activation="relu"),
+        vae_losses,
+        (1, 28, 28),
+        (128, 512),
+    ),
 }
 
 

@@ -1,69 +1,140 @@
-"""Rebuild a trained AIR pair from its run folder and measure it on held-out scenes again."""
+"""Rebuild a trained pair from its run folder and measure it on held-out images again, with tighter bounds."""
 
 import argparse
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+import train_air
+import train_vae_2d
+import vaes
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
-from train_air import GUIDES, parts_of, scenes_of
+from tqdm import tqdm
 
-from guides import AIRGuide
 from pplmodels import AIR, inspect
+from pplmodels.data import Images
+from pplmodels.data.reading import READINGS
+from pplmodels.errors import InputError
 from pplmodels.files import replace_file
-from pplmodels.infer import SVI, SummedOut_ELBO, adam, compiled_log_probs, gradient_variance, importance_weighted
-from pplmodels.report import BATCH, held_out_metrics, scene_pictures
+from pplmodels.infer import (
+    SVI,
+    SummedOut_ELBO,
+    adam,
+    compiled_log_probs,
+    gradient_variance,
+    importance_weighted,
+)
+from pplmodels.infer.bounds import Weighted
+from pplmodels.pretrained import load_pair
+from pplmodels.report import BATCH, level_bits
 from pplmodels.training import Run, cli
+
+TOGETHER = 100  # images for which samples of the importance-weighted bound are drawn at once
+IMAGES = (vaes.load, vaes.measure, vaes.draw)
+KINDS = {  # by the script of a run; those that are not here are of images
+    "air": (train_air.load, train_air.measure, train_air.draw),
+    "vae-2d": (train_vae_2d.load, vaes.measure, train_vae_2d.draw),
+}
+
+
+def parser() -> cli.Parser:
+    """The script's options."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or one with two halves that you saved")
+    parser.add_argument("--import", dest="imports", metavar="FILE.py", help="your module with the pair's classes")
+    parser.add_argument("--data", metavar="NAME|FILE.npz|FOLDER", help="other data (default: as in training)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
+    parser.add_argument("--reading", choices=READINGS, help="what pixels become (default: as in training)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the guide's samples")
+    bound = parser.add_argument_group("importance-weighted bound")
+    bound.add_argument("--iw-samples", type=cli.positive_int, metavar="K", help="samples an image")
+    bound.add_argument("--iw-images", type=cli.positive_int, metavar="N", help="of the first N images only")
+    bound.add_argument(
+        "--iw-chunk",
+        type=cli.positive_int,
+        default=50,
+        metavar="S",
+        help=f"samples at once, of {TOGETHER} images: what memory is needed for",
+    )
+    air = parser.add_argument_group("AIR")
+    air.add_argument("--gradient-samples", type=cli.positive_int, metavar="R", help="also the estimators' variances")
+    air.add_argument("--paths", type=cli.positive_int, default=1, help="samples a scene for the count posterior")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, rebuild, evaluate, print."""
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
-    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the guide's samples")
-    parser.add_argument(
-        "--iw-samples", type=cli.natural_int, default=0, metavar="K", help="also the importance-weighted bound"
-    )
-    parser.add_argument("--iw-images", type=cli.positive_int, metavar="N", help="of the first N scenes only")
-    parser.add_argument(
-        "--gradient-samples", type=cli.natural_int, default=0, metavar="R", help="also the estimators' variances"
-    )
-    parser.add_argument("--paths", type=cli.positive_int, default=1, help="samples a scene for the count posterior")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     device = cli.find_device(options.device)
-    run = Run.open(options.run)
-    trained = argparse.Namespace(**run.config)
-    trained.data_dir = options.data_dir or trained.data_dir
-    model = AIR.from_pretrained(run.folder).to(device)
-    guide = GUIDES[trained.guide].from_pretrained(run.folder, **parts_of(model, trained)).to(device)
-    scenes = scenes_of(trained).to(device)
+    folder = Path(options.run)
+    run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
+    if options.imports:
+        _import(Path(options.imports))
+    model, guide = (half.to(device) for half in load_pair(run.folder))
+    trained = as_trained(options, run)
+    load, measure, draw = KINDS.get(run.config.get("script"), IMAGES)
+    data = load(trained, run)
     bound = compiled_log_probs(model, guide, fallback=True)
     torch.manual_seed(options.seed)
-    metrics = held_out_metrics(bound, guide, scenes)
-    batches = scenes.test.batches(BATCH)
-    arrays = {"count_posterior": torch.cat([inspect.count_posterior(guide, x, options.paths) for x in batches])}
+    metrics, arrays = {"data": trained.data, **measure(bound, model, guide, data)}, {}
+    if isinstance(model, AIR):
+        batches = data.test.batches(BATCH)
+        arrays["count_posterior"] = torch.cat([inspect.count_posterior(guide, x, options.paths) for x in batches])
+        if options.gradient_samples:
+            metrics |= gradient_variances(model, guide, data.test.head(trained.batch_size)[:], options.gradient_samples)
     if options.iw_samples:
-        batches = scenes.test.head(options.iw_images or len(scenes.test)).batches(BATCH)
-        arrays["iw_bound"] = iw_bound = importance_weighted(bound, batches, options.iw_samples)
-        metrics |= {"iw_samples": options.iw_samples, "iw_images": len(iw_bound), "iw_bound": float(iw_bound.mean())}
-        metrics["iw_bound_standard_error"] = float(iw_bound.std() / len(iw_bound) ** 0.5)
-    if options.gradient_samples:
-        batch = scenes.test.head(trained.batch_size)[:]
-        metrics |= gradient_variances(model, guide, batch, options.gradient_samples)
+        images = data.test.head(options.iw_images or len(data.test))
+        found = weighted(model, guide, images, options.iw_samples, options.iw_chunk)
+        arrays |= {"iw_bound": found.bound, "effective_sample_size": found.sample_size}
+        metrics |= {"iw_samples": options.iw_samples, "iw_images": len(images)}
+        metrics |= {name: float(array.mean()) for name, array in arrays.items() if array.dim() == 1}
+        metrics["peak_bytes"] = cli.peak_bytes(device)
+        metrics["iw_bound_standard_error"] = float(found.bound.std() / len(images) ** 0.5)
+        if "bits_per_dim" in metrics:
+            metrics["iw_bits_per_dim"] = level_bits(images, metrics["iw_bound"])
     text = json.dumps(metrics, indent=2)
     arrays = {name: array.cpu().numpy() for name, array in arrays.items()}
     replace_file(run.folder / "evaluation.json", lambda path: path.write_text(text + "\n"))
     replace_file(run.folder / "evaluation.npz", lambda path: _savez(path, arrays))
-    scene_pictures(model, guide, scenes.test.head(12), run.metrics, run.folder)
+    draw(model, guide, data, run)
     print(text)
-    print(f"pictures, and arrays with a row a scene (evaluation.npz): {run.folder}")
+    print(f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}")
 
 
-def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int) -> dict[str, float]:
+def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
+    """The options that a run was trained with, those of its data as ``options`` say where they do."""
+    trained = argparse.Namespace(**{"data_dir": "data", "valid": None, **run.config, "device": options.device})
+    for name in ("data", "data_dir", "reading"):
+        if getattr(options, name) is not None:
+            setattr(trained, name, getattr(options, name))
+    missing = [name for name in ("data", "reading") if name not in vars(trained)]
+    if missing and run.config.get("script") not in KINDS:
+        raise InputError(f"{run.folder} does not say what it was trained on: give --{' and --'.join(missing)}.")
+    return trained
+
+
+def weighted(model, guide, images: Images, num_samples: int, chunk: int) -> Weighted:
+    """The importance-weighted bound of each image, ``chunk`` samples at a time."""
+    bound = compiled_log_probs(model, guide, samples=min(chunk, num_samples), fallback=True)
+    batches = tqdm(images.batches(TOGETHER), total=-(-len(images) // TOGETHER), unit=f"{TOGETHER} images")
+    return importance_weighted(bound, batches, num_samples)
+
+
+def _import(path: Path) -> None:
+    """Run a file of the user's, so that the classes which it defines are known."""
+    if not path.is_file():
+        raise InputError(f"--import {path}: there is no such file.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+def gradient_variances(model: AIR, guide, batch: Tensor, repeats: int) -> dict[str, float]:
     """Of each estimator, for the layer that decides on going on and for the whole guide, without normalisation."""
     learned = {"presence": list(guide.presence.parameters())}
     learned["guide"] = [p for name, p in guide.named_parameters() if not name.startswith("baseline.")]

@@ -6,15 +6,12 @@ losses of SVI with TraceGraph_ELBO.
 
 import math
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from pplmodels.air import NEVER
-from pplmodels.nn import leash, mlp, read_window
+from pplmodels.nn import leash, read_window
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -75,35 +72,7 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     return -downstream.sum(), surrogate
 
 
-class VAEModel(PyroModule):
-    """z ~ N(0, I_64), x ~ Bern(784 pixels), decoder 64-128-256-512-784."""
-
-    def __init__(self):
-        super().__init__("vae")
-        self.decoder = mlp(64, (128, 256, 512), 784)
-
-    def forward(self, x: Tensor) -> None:
-        """Score the images ``x (B, 784)``."""
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 64), x.new_ones(len(x), 64)).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
-
-
-class VAEGuide(PyroModule):
-    """q(z | x), encoder 784-512-256-128-64."""
-
-    def __init__(self):
-        super().__init__("vae_guide")
-        self.encoder = mlp(784, (512, 256, 128), 2 * 64)
-
-    def forward(self, x: Tensor) -> None:
-        """Sample the latents of ``x (B, 784)``."""
-        loc, raw = self.encoder(x).chunk(2, -1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc, softplus(raw)).to_event(1))
-
-
-def vae_losses(model: VAEModel, guide: VAEGuide, x: Tensor) -> tuple[Tensor, Tensor]:
+def vae_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     """Minus the bound of a batch, twice: its gradient is its own surrogate."""
     loc, raw = guide.encoder(x).chunk(2, -1)
     scale = softplus(raw)

@@ -52,7 +52,7 @@ class NumPyroStep:
 
     def step(self, x: Tensor) -> float:
         """One training step; returns the loss per image."""
-        images = self.data.setdefault(id(x), jnp.asarray(np.asarray(x)))
+        images = self.data.setdefault(id(x), jnp.asarray(np.asarray(x.flatten(1))))
         if self.state is None:
             self.state = self.svi.init(jax.random.PRNGKey(0), images)
         self.state, loss = self.update(self.state, images)

@@ -21,10 +21,14 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     for run in runs:
         try:
             result = json.loads((run / "result.json").read_text())
+            config = json.loads((run / "config.json").read_text())
             if (run / "evaluation.json").exists():
-                result["metrics"] |= json.loads((run / "evaluation.json").read_text())
+                evaluation = json.loads((run / "evaluation.json").read_text())
+                if evaluation.pop("data", config["data"]) != config["data"]:
+                    raise InputError(f"{run} was last evaluated on other data: evaluate it on its own again.")
+                result["metrics"] |= evaluation
             results.append(result)
-            configs.append(json.loads((run / "config.json").read_text()))
+            configs.append(config)
             lines.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
         except (OSError, ValueError) as error:
             raise InputError(f"{run} is not the folder of a finished run.") from error
@@ -36,7 +40,7 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     if "count_accuracy" in metrics:
         metrics["seconds_to_98"] = [seconds_to(0.98, run) for run in lines]
     card = {
-        "model": name.split("-")[0],
+        "model": configs[0]["script"],
         "data": configs[0]["data"],
         "protocol": note,
         "command": results[0]["command"],
@@ -84,7 +88,9 @@ def table(cards: list[dict], metrics: list[str]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def update_tables(path: Path) -> None:

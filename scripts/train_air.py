@@ -7,6 +7,7 @@ from functools import partial
 
 import pyro
 import torch
+from torch import Tensor
 
 from guides import AIRGuide, DAIRGuide
 from pplmodels import AIR
@@ -24,6 +25,7 @@ from pplmodels.infer import (
     linear,
     log_probs,
 )
+from pplmodels.infer.bounds import LogProbs
 from pplmodels.report import gradient_health, held_out_metrics, scene_metrics, scene_pictures
 from pplmodels.training import Run, best_start, cli, fit
 
@@ -90,9 +92,9 @@ def parser() -> cli.Parser:
     return parser
 
 
-def scenes_of(options: argparse.Namespace) -> SceneSet:
-    """The training and held-out scenes that a run's options name."""
-    return scene_set(
+def load(options: argparse.Namespace, run: Run | None = None) -> SceneSet:
+    """The training and held-out scenes that a run's options name, of the shape that an earlier ``run`` was given."""
+    scenes = scene_set(
         options.data,
         options.data_dir,
         ready_made=options.scenes,
@@ -104,6 +106,18 @@ def scenes_of(options: argparse.Namespace) -> SceneSet:
         num_test=options.test_scenes,
         seed=options.seed,
     )
+    cli.check_images(options, run, scenes.train.shape)
+    return scenes.to(cli.find_device(options.device))
+
+
+def measure(bound: Callable[[Tensor], LogProbs], model: AIR, guide: AIRGuide, scenes: SceneSet) -> dict:
+    """The metrics of the held-out scenes."""
+    return held_out_metrics(bound, guide, scenes)
+
+
+def draw(model: AIR, guide: AIRGuide, scenes: SceneSet, run: Run) -> None:
+    """The pictures of a run."""
+    scene_pictures(model, guide, scenes.test.head(12), run.metrics, run.folder)
 
 
 def complete(options: argparse.Namespace) -> None:
@@ -119,11 +133,6 @@ def complete(options: argparse.Namespace) -> None:
         raise InputError("--explore: the probabilities must be below 0.5.")
 
 
-def parts_of(model: AIR, options: argparse.Namespace) -> dict[str, AIR]:
-    """What the guide is given of the model."""
-    return {"model": model} if options.guide == "dair" else {}
-
-
 def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     """The pair and what trains it."""
     sizes = {
@@ -136,8 +145,9 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     where_loc, where_scale = scenes.window_prior()
     model = AIR(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
     log_k = math.log(options.count_ratio[0])
+    parts = {"model": model} if options.guide == "dair" else {}
     guide = GUIDES[options.guide](
-        **parts_of(model, options), **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k
+        **parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k
     ).to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
     elbo = ESTIMATORS[options.estimator]()
@@ -183,9 +193,8 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    device = cli.find_device(options.device)
     complete(options)
-    scenes = scenes_of(options).to(device)
+    scenes = load(options, run)
     run = run or cli.open_run(options, "air")
     seed, resume = options.seed, options.resume
     if options.restarts > 1:
@@ -195,9 +204,9 @@ def main(argv: list[str] | None = None) -> None:
     for half in (svi.model, svi.guide):
         half.save_pretrained(run.folder)
     torch.manual_seed(options.seed)
-    metrics = held_out_metrics(bound, svi.guide, scenes)
-    scene_pictures(svi.model, svi.guide, scenes.test.head(12), run.metrics, run.folder)
-    run.finish(seconds, device, metrics)
+    metrics = measure(bound, svi.model, svi.guide, scenes)
+    draw(svi.model, svi.guide, scenes, run)
+    run.finish(seconds, scenes.train.pixels.device, metrics)
     figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
     print(f"held out, {len(scenes.test)} scenes: {figures}")
     print(f"everything is in {run.folder}")

@@ -11,6 +11,7 @@ MODELS = {f"pplmodels.{path.stem}" for path in (ROOT / "pplmodels").glob("*.py")
 # folder or file -> what it may not import
 FORBIDDEN = {
     "pplmodels/nn": ("pyro", "guides", "pplmodels.infer", "pplmodels.data", "pplmodels.training", *MODELS),
+    "pplmodels/distributions": ("guides", "pplmodels.infer", "pplmodels.data", "pplmodels.training", *MODELS),
     "pplmodels/data": ("pyro", "guides", "pplmodels.infer", "pplmodels.training", *MODELS),
     "pplmodels/infer": ("guides", "pplmodels.data", "pplmodels.training", *MODELS),
     "pplmodels/training": ("guides", *MODELS),

@@ -15,7 +15,7 @@ import guides
 import pplmodels
 from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam, compiled_log_probs, elbo_terms, log_probs
-from pplmodels.pretrained import Half
+from pplmodels.pretrained import Half, load_pair
 
 LOSSES = {"trace": Trace_ELBO, "tracegraph": TraceGraph_ELBO, "nvil": NVIL_ELBO, "summed out": SummedOut_ELBO}
 
@@ -156,12 +156,14 @@ def test_a_smaller_last_batch_trains(pair):
 
 
 def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
+    if not pair.saved:
+        pytest.skip("made of parts")
     model, guide = pair.build()
     x = pair.batch(5)
     SVI(model, guide, adam(model, guide, 1e-2), NVIL_ELBO()).step(x)
     for half in (model, guide):
         half.save_pretrained(tmp_path)
-    again = pair.load(tmp_path)
+    again = load_pair(tmp_path)
     losses = []
     for halves in ((model, guide), again):
         pyro.set_rng_seed(2)
@@ -170,15 +172,29 @@ def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_a_pair_of_parts_is_rebuilt_from_its_parts(tmp_path):
+    row = PAIRS["vae, of parts"]
+    halves = row.build()
+    for half, other, parts in zip(halves, row.build(), ("code_prior decoder likelihood", "encoder"), strict=True):
+        half.save_pretrained(tmp_path)
+        modules = {name.removeprefix("code_"): getattr(other, name) for name in parts.split()}
+        with pytest.raises(InputError, match="does not say what a VAE"):
+            type(half).from_pretrained(tmp_path)
+        again = type(half).from_pretrained(tmp_path, **modules)
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in half.state_dict().items())
+
+
 def test_weights_that_are_cut_short_or_of_another_class_are_refused(pair, tmp_path):
+    if not pair.saved:
+        pytest.skip("made of parts")
     model, _ = pair.build()
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"guide\.json cannot be read"):
-        pair.load(tmp_path)
+        load_pair(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(InputError, match="does not hold the weights"):
-        pair.load(tmp_path)
+        load_pair(tmp_path)
 
 
 def test_the_bound_splits_into_its_sites(pair):
@@ -189,7 +205,10 @@ def test_the_bound_splits_into_its_sites(pair):
 
 
 def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
-    """50 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit."""
+    """50 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit.
+
+    Where kernels round differently, the losses and gradients are compared, each step from the same weights.
+    """
     halves = pair.build()
     again = copy.deepcopy(halves)
     runs = []
@@ -201,14 +220,18 @@ def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
         outcomes = []
         for svi, optim, model, guide in runs:
             pyro.set_rng_seed(step)
-            loss_value = svi.step(x)
-            gradients = [p.grad for p in (*model.parameters(), *guide.parameters()) if p.grad is not None]
-            moments = [t for state in optim.state.values() for t in state.values()]
-            outcomes.append(
-                [loss_value, *gradients, *model.state_dict().values(), *guide.state_dict().values(), *moments]
-            )
+            outcomes.append([svi.step(x)])
+            outcomes[-1] += [p.grad for p in (*model.parameters(), *guide.parameters()) if p.grad is not None]
+            if pair.exact:
+                outcomes[-1] += [*model.state_dict().values(), *guide.state_dict().values()]
+                outcomes[-1] += [t for state in optim.state.values() for t in state.values()]
             outcomes[-1] = [tensor.clone() for tensor in outcomes[-1]]
-        assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True)), f"step {step}"
+        if pair.exact:
+            assert all(torch.equal(a, b) for a, b in zip(*outcomes, strict=True)), f"step {step}"
+        else:
+            torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
+            for half, twin in zip(halves, again, strict=True):
+                twin.load_state_dict(half.state_dict())
     assert len(runs[1][0]._run.graphs) == 2
 
 
@@ -221,7 +244,7 @@ def test_compiled_bounds_are_the_same_numbers(pair):
             run(x)
         pyro.set_rng_seed(4)
         terms.append(elbo_terms(run, batches)[0])
-    assert terms[0] == terms[1]
+    assert terms[0] == (terms[1] if pair.exact else pytest.approx(terms[1], rel=1e-5))
 
 
 @pytest.mark.gpu

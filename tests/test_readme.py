@@ -1,4 +1,4 @@
-"""What the README shows works: its Python blocks run, and its guide trains under both SVI classes."""
+"""What the pages show works: their Python blocks run, and the README's guide trains under both SVI classes."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,14 @@ from pyro.infer import TraceGraph_ELBO
 from pplmodels import AIR
 from pplmodels.infer import SVI, adam
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+BLOCKS = blocks("README.md")
 SIZES = {"canvas": (1, 10, 10), "num_steps": 2, "what_dim": 3, "window": 5}
 
 
@@ -41,3 +47,18 @@ def test_an_overridden_factor_trains_under_both():
         assert not any(torch.equal(p, before[name]) for name, p in guide.named_parameters())
         losses += [float(svi.step(x)) for _ in range(149)]
         assert sum(losses[-30:]) < sum(losses[:30])
+
+
+def test_a_vae_of_parts_trains():
+    (block,) = blocks("docs/vae.md")
+    names = {}
+    exec(block, names)
+    x = torch.randn(200, 3) @ torch.randn(3, 10)
+    losses = [float(names["svi"].step(x)) for _ in range(200)]
+    assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,7 +1,21 @@
 """Images, and scenes made of them, as 8-bit tensors that live on the training device."""
 
-from pplmodels.data.images import Images
-from pplmodels.data.objects import load_objects
+from pplmodels.data.images import Images, ImageSet
+from pplmodels.data.reading import as_they_are, bernoulli, dequantised, intensities, thresholded
 from pplmodels.data.scenes import SceneSet, load_scenes, make_scenes, scene_set
+from pplmodels.data.sources import load_images
 
-__all__ = ["Images", "SceneSet", "load_objects", "load_scenes", "make_scenes", "scene_set"]
+__all__ = [
+    "ImageSet",
+    "Images",
+    "SceneSet",
+    "as_they_are",
+    "bernoulli",
+    "dequantised",
+    "intensities",
+    "load_images",
+    "load_scenes",
+    "make_scenes",
+    "scene_set",
+    "thresholded",
+]

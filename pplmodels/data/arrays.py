@@ -11,7 +11,7 @@ from torch import Tensor
 from pplmodels.errors import InputError
 
 
-def read_npz(path: str | Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The named arrays of an .npz file, read without pickle; :class:`InputError` says what is wrong with it."""
     path = Path(path)
     if not path.is_file():
@@ -38,7 +38,10 @@ def to_pixels(array: np.ndarray, name: str) -> Tensor:
         if not np.isfinite(array).all():
             raise InputError(f"{name} has values that are NaN or infinite.")
         if array.min() < 0 or array.max() > 1:
-            raise InputError(f"{name} has values from {array.min():g} to {array.max():g}; floats must lie in [0, 1].")
+            raise InputError(
+                f"{name} has values from {array.min():g} to {array.max():g}; floats must lie in [0, 1]: "
+                "divide levels by 255, or save them as uint8."
+            )
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype != np.uint8:
         raise InputError(f"{name} has type {array.dtype}; images are uint8, or floats in [0, 1].")

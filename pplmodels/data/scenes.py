@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplmodels.data.arrays import read_npz, to_pixels
 from pplmodels.data.images import Images
-from pplmodels.data.objects import ink_extent, load_objects
+from pplmodels.data.sources import load_images
 from pplmodels.errors import InputError
 from pplmodels.nn import write_window
 
@@ -90,6 +90,22 @@ def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float,
     return waiting
 
 
+def ink_extent(objects: Images) -> float:
+    """The mean side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
+    ink = objects.pixels.amax(1) > 25  # (N, h, w)
+    sides = [_extent(ink.any(dim)) for dim in (1, 2)]
+    return float(torch.stack(sides).amax(0).mean())
+
+
+def _extent(occupied: Tensor) -> Tensor:
+    """Length from the first to the last True of each row of ``(N, size)``, as a fraction of the size."""
+    size = occupied.shape[1]
+    positions = torch.arange(size)
+    first = torch.where(occupied, positions, size).amin(1)
+    last = torch.where(occupied, positions, -1).amax(1)
+    return (last - first + 1).clamp(min=0) / size
+
+
 def load_scenes(path: str | Path) -> tuple[Images, Images]:
     """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and counts ``n_train``, ``n_test`` if known."""
     arrays = read_npz(path, required=("x_train", "x_test"), optional=("n_train", "n_test"))
@@ -147,7 +163,7 @@ def scene_set(
     num_test: int = 10_000,
     seed: int = 0,
 ) -> SceneSet:
-    """Scenes from a data set that :func:`pplmodels.data.load_objects` knows, each of ``counts`` equally often.
+    """Scenes from a data set that :func:`pplmodels.data.load_images` knows, each of ``counts`` equally often.
 
     Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for
     the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size``
@@ -162,12 +178,12 @@ def scene_set(
     # two of the small digits fit into a window that is little larger than it should be
     spread = 0.05 if data == "digits" else 0.07
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
-    train, test = load_objects(data, data_dir)
+    images = load_images(data, data_dir)
     options = {"canvas": canvas, "object_size": object_size, "seed": seed}
     return SceneSet(
-        make_scenes(train, num_train, counts=counts, **options),
-        make_scenes(test, num_test, counts=counts, **options),
-        object_size * ink_extent(train),
-        make_scenes(test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
+        make_scenes(images.train, num_train, counts=counts, **options),
+        make_scenes(images.test, num_test, counts=counts, **options),
+        object_size * ink_extent(images.train),
+        make_scenes(images.test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
         spread,
     )

@@ -1,11 +1,13 @@
 """Training and measuring any model/guide pair; nothing here imports a model."""
 
-from pplmodels.infer.bounds import compiled_log_probs, elbo_terms, importance_weighted, log_probs
+from pplmodels.infer.bounds import bits_per_dim, compiled_log_probs, elbo_terms, importance_weighted, log_probs
+from pplmodels.infer.codes import active_units, code_variances, information
 from pplmodels.infer.diagnostics import gradient_variance
-from pplmodels.infer.elbo import NVIL_ELBO, SummedOut_ELBO
+from pplmodels.infer.elbo import NVIL_ELBO, FreeBits_ELBO, SummedOut_ELBO
+from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.optim import adam, learning_rates
 from pplmodels.infer.replay import CannotCompile
-from pplmodels.infer.schedules import Annealed, cosine, linear
+from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear
 from pplmodels.infer.svi import SVI
 
 __all__ = [
@@ -13,13 +15,21 @@ __all__ = [
     "SVI",
     "Annealed",
     "CannotCompile",
+    "FreeBits_ELBO",
+    "ScaledKL",
     "SummedOut_ELBO",
+    "active_units",
     "adam",
+    "bits_per_dim",
+    "code_variances",
     "compiled_log_probs",
     "cosine",
+    "cyclical",
+    "delayed",
     "elbo_terms",
     "gradient_variance",
     "importance_weighted",
+    "information",
     "learning_rates",
     "linear",
     "log_probs",

@@ -3,7 +3,9 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -11,15 +13,21 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pplmodels.errors import InputError
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
 
 LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
-def log_probs(model, guide, x: Tensor) -> LogProbs:
-    """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values."""
-    with module_owned_parameters():
+def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
+    """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values.
+
+    With ``samples``, that many of the guide's samples at once in a leading dimension, ``(samples, B)``; what does not
+    depend on them, such as an encoder's work, is done once.
+    """
+    at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
+    with module_owned_parameters(), at_once:
         guide_trace = poutine.trace(guide).get_trace(x)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
     for trace in (model_trace, guide_trace):
@@ -31,13 +39,15 @@ def log_probs(model, guide, x: Tensor) -> LogProbs:
     return log_p, log_q, {name: guide_trace.nodes[name]["value"] for name in log_q}
 
 
-def compiled_log_probs(model, guide, fallback: bool = False) -> Callable[[Tensor], LogProbs]:
+def compiled_log_probs(
+    model, guide, samples: int | None = None, fallback: bool = False
+) -> Callable[[Tensor], LogProbs]:
     """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed."""
 
     @torch.no_grad()
     def program(x: Tensor) -> LogProbs:
         with pyro.validation_enabled(False):
-            return log_probs(model, guide, x)
+            return log_probs(model, guide, x, samples)
 
     return Replay(program, (model, guide), fallback=fallback)
 
@@ -79,22 +89,40 @@ def elbo_terms(
     return terms, torch.cat(statistics) if statistics else None
 
 
+class Weighted(NamedTuple):
+    """An importance-weighted bound, ``bound (N)`` in nats an image.
+
+    ``sample_size (N)`` is the effective number of samples, (sum w)^2 / sum w^2: near 1, one sample carries the bound.
+    """
+
+    bound: Tensor
+    sample_size: Tensor
+
+
 @torch.no_grad()
-def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], num_samples: int) -> Tensor:
-    """log (1/K) sum_{k=1..K} p(x, z_k) / q(z_k | x) of each image, ``(N)`` in float64, for K = ``num_samples``.
+def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], num_samples: int) -> Weighted:
+    """log (1/K) sum_{k=1..K} p(x, z_k) / q(z_k | x) of each image for K = ``num_samples`` samples of the guide.
 
     A lower bound on log p(x) in expectation, tighter with every sample (Burda et al. 2016, arXiv 1509.00519). ``run``
-    is that of :func:`elbo_terms`. Memory is that of one run on the largest batch, whatever K is.
+    is that of :func:`elbo_terms`, or one with some samples at once. Memory is that of one run on the largest batch,
+    whatever K is, and how the samples are divided into runs does not matter. Sums are kept in float64.
     """
-    bounds = []
+    if num_samples < 1:
+        raise InputError(f"an importance-weighted bound needs at least one sample, not {num_samples}.")
+    bounds, sizes = [], []
     for x in batches:
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-        for _ in range(num_samples):
+        squares, drawn = total.clone(), 0
+        while drawn < num_samples:
             log_p, log_q, _ = run(x)
             log_weight = sum(p.double() for p in log_p.values()) - sum(q.double() for q in log_q.values())
-            total = torch.logaddexp(total, log_weight)
+            log_weight = log_weight.view(-1, len(x))[: num_samples - drawn]
+            total = torch.logaddexp(total, log_weight.logsumexp(0))
+            squares = torch.logaddexp(squares, (2 * log_weight).logsumexp(0))
+            drawn += len(log_weight)
         bounds.append(total - math.log(num_samples))
-    return torch.cat(bounds)
+        sizes.append((2 * total - squares).exp())
+    return Weighted(torch.cat(bounds), torch.cat(sizes))
 
 
 @torch.no_grad()
@@ -108,3 +136,11 @@ def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
         for site, term in terms.items()
         if not term.isfinite().all()
     ]
+
+
+def bits_per_dim(nats: float, shape: Sequence[int], is_density: bool) -> float:
+    """A log-probability of 8-bit images in nats an image, as minus bits a pixel and channel.
+
+    A density on [0, 1] (:func:`pplmodels.data.dequantised`) is one level's probability times 256 in each dimension.
+    """
+    return -nats / (math.prod(shape) * math.log(2)) + (8 if is_density else 0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pplmodels.infer.state import Snapshot, state_of
+from pplmodels.infer.state import Snapshot, modules_of, state_of
 from pplmodels.infer.svi import SVI
 
 
@@ -18,7 +18,7 @@ def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repea
     """
     learned = svi.parameters()
     chosen = [i for i, p in enumerate(learned) if any(p is q for q in parameters)]
-    before = Snapshot(list(state_of((svi.model, svi.guide), learned)))
+    before = Snapshot(state_of(modules_of((svi.model, svi.guide)), learned))
     estimates = []
     for _ in range(repeats):
         _, images, gradients = svi.gradients(*args)

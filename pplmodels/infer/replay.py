@@ -62,7 +62,7 @@ class Replay:
         """The program's result for ``args``, detached; on CUDA it is overwritten by the next call."""
         leaves, spec = tree_flatten(args)
         modules = modules_of(self.roots)
-        state = list(state_of(modules, self.tensors))
+        state = state_of(modules, self.tensors)
         signature = self._signature(leaves, spec, state, modules)
         if signature not in self.graphs:
             self._tell_why(signature)

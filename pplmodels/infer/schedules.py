@@ -19,6 +19,19 @@ def cosine(start: float, end: float, begin: int, finish: int) -> Schedule:
     return lambda step: end + (start - end) * (1 + math.cos(math.pi * _progress(step, begin, finish))) / 2
 
 
+def cyclical(start: float, end: float, period: int, ramp: float = 0.5) -> Schedule:
+    """From ``start`` along a line to ``end`` in the first ``ramp`` of each period, then ``end`` until the next begins.
+
+    Cyclical annealing (Fu et al. 2019, arXiv 1903.10145).
+    """
+    return lambda step: start + (end - start) * min(1.0, (step % period) / (ramp * period))
+
+
+def delayed(schedule: Schedule, begin: int) -> Schedule:
+    """0 until step ``begin``, then ``schedule``."""
+    return lambda step: schedule(step) if step >= begin else 0.0
+
+
 def _progress(step: int, begin: int, finish: int) -> float:
     return 1.0 if step >= finish else max(0.0, (step - begin) / (finish - begin))
 

@@ -1,6 +1,5 @@
 """What a program reads and changes besides its arguments: modules, their parameters and buffers, random generators."""
 
-from collections.abc import Iterator
 from functools import partial
 from types import FunctionType, MethodType
 
@@ -48,13 +47,11 @@ def modules_of(things) -> list[nn.Module]:
     return list(found.values())
 
 
-def state_of(things, tensors=()) -> Iterator[Tensor]:
-    """Every parameter and buffer of the modules of some callables, and further tensors, each once."""
-    found = {
-        id(t): t for module in modules_of(things) for t in (*module._parameters.values(), *module._buffers.values())
-    }
+def state_of(modules: list[nn.Module], tensors=()) -> list[Tensor]:
+    """Every parameter and buffer of the very modules (:func:`modules_of`), and further tensors, each once."""
+    found = {id(t): t for module in modules for t in (*module._parameters.values(), *module._buffers.values())}
     found |= {id(t): t for t in tensors}
-    return (tensor for tensor in found.values() if tensor is not None)
+    return [tensor for tensor in found.values() if tensor is not None]
 
 
 def _is_filled(cell) -> bool:

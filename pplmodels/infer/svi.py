@@ -14,7 +14,7 @@ from torch import Tensor
 from pplmodels.infer.losses import is_differentiable, loss_and_surrogate, stays_on_device
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
-from pplmodels.infer.state import Snapshot, state_of
+from pplmodels.infer.state import Snapshot, modules_of, state_of
 
 
 class SVI(pyro.infer.SVI):
@@ -118,7 +118,7 @@ class SVI(pyro.infer.SVI):
     def _validate(self, args: tuple, kwargs: dict) -> None:
         """Run the programs once with all of Pyro's checks, and undo what that changes."""
         if is_validation_enabled():
-            before = Snapshot(list(state_of((self.model, self.guide), self.parameters())))
+            before = Snapshot(state_of(modules_of((self.model, self.guide)), self.parameters()))
             with torch.no_grad():
                 self._losses(args, kwargs)
             before.restore()

@@ -1,5 +1,7 @@
 """Recurrent cells."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -30,3 +32,25 @@ class ContextLSTMCell(nn.Module):
         i, f, g, o = (gates + self.recurrent(torch.cat([input, h], -1))).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
+
+
+class RowLSTM(nn.Module):
+    """An LSTM over the rows of an image, top to bottom, and a linear layer on its last state.
+
+    ``(..., C, H, W) -> (..., out_dim)``.
+    """
+
+    def __init__(self, image: Sequence[int], hidden_dim: int, out_dim: int):
+        super().__init__()
+        channels, _, width = image
+        self.lstm = nn.LSTM(channels * width, hidden_dim, batch_first=True)
+        self.out = nn.Linear(hidden_dim, out_dim)
+        with torch.no_grad():  # remember by default: the forget gate starts open
+            self.lstm.bias_ih_l0[hidden_dim : 2 * hidden_dim] += 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The summary of each image."""
+        rows = x.movedim(-2, -3).flatten(-2)  # (..., H, C W)
+        lead = rows.shape[:-2]
+        states, _ = self.lstm(rows.flatten(0, -3))
+        return self.out(states[:, -1]).unflatten(0, lead)

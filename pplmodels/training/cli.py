@@ -30,12 +30,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def training_parser(description: str, *, steps: int | None, batch_size: int, lr: float) -> Parser:
-    """A parser with the options that every training script has."""
+IMAGES = "digits (built in), mnist, cifar10, svhn, binarised-mnist, an .npz file, or a folder of images"
+
+
+def training_parser(
+    description: str, *, steps: int | None, batch_size: int, lr: float, data: str = "digits", known: str = IMAGES
+) -> Parser:
+    """A parser with the options that every training script has; ``known`` are the data that it can be given."""
     parser = Parser(description=description, formatter_class=_Help)
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="digits", metavar="NAME|FILE.npz", help="digits (built in), mnist, or a file")
-    data.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
+    source = parser.add_argument_group("data")
+    source.add_argument("--data", default=data, metavar="NAME|FILE.npz|FOLDER", help=known)
+    source.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
     training = parser.add_argument_group("training")
     training.add_argument(
         "--steps", type=positive_int, default=steps, help="gradient steps (default: what the data need)"
@@ -97,7 +102,17 @@ def open_run(options: argparse.Namespace, script: str) -> Run:
     if folder is None:
         data = Path(options.data).stem
         folder = Path("runs") / f"{script}-{data}" / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Run.create(folder, {name: value for name, value in vars(options).items() if name not in ("out", "resume")})
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
+    return Run.create(folder, {"script": script, **config})
+
+
+def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int, ...]) -> None:
+    """Refuse images of another shape than those that ``run`` was trained on; note the shape of a new run's images."""
+    options.image = list(shape)
+    trained = options.image if run is None else run.config.get("image", options.image)
+    if trained != options.image:
+        sizes = ["x".join(map(str, image)) for image in (options.image, trained)]
+        raise InputError(f"the images of {options.data} are {sizes[0]}; {run.folder} was trained on {sizes[1]}.")
 
 
 def find_device(name: str) -> torch.device:
@@ -105,6 +120,16 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here.")
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held, on a GPU the most of its tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # which Windows does not have
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -139,11 +164,16 @@ def positive_float(text: str) -> float:
     return _number(text, float, sys.float_info.min, "a number above 0")
 
 
-def _number(text: str, kind: type, least: float, wanted: str):
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, float, 0, "a number from 0 to 1", most=1)
+
+
+def _number(text: str, kind: type, least: float, wanted: str, most: float = sys.float_info.max):
     try:
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not least <= value < float("inf"):
+    if value is None or not least <= value <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
     return value

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from pplmodels.data import Images
@@ -17,7 +18,7 @@ from pplmodels.errors import NonFiniteLoss
 from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
+from pplmodels.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from pplmodels.training.run import Run
 
 POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
@@ -35,23 +36,31 @@ def fit(
     evaluate: Callable[[], dict],
     eval_every: int,
     shown: Sequence[str] = ("elbo",),
+    objective: str = "elbo",
     resume: bool = False,
+    averaged: AveragedModel | None = None,
+    patience: int | None = None,
 ) -> float:
     """Take ``steps`` SVI steps over shuffled batches of ``images``; returns the seconds spent, of all sittings.
 
     Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, from a
     fixed random state of its own so that looking does not change the training; then a checkpoint is written. An
     epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence, is shown as one.
+    ``objective`` names what the steps raise, whose mean since the last evaluation is logged as "train_<objective>".
     With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is finished, a
     checkpoint is written and ``KeyboardInterrupt`` raised.
 
+    ``averaged``, over a ModuleList of the SVI's model and guide, follows the weights after each step; its state is in
+    the checkpoint. With ``patience`` training ends after that many evaluations without a higher "valid_elbo", and the
+    weights (the averaged ones too) of the highest come back.
+
     Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
     """
-    start, earlier = load_checkpoint(run.folder, svi) if resume else (0, 0.0)
+    start, earlier = load_checkpoint(run.folder, svi, averaged) if resume else (0, 0.0)
     if resume:
         run.forget_after(start)
     else:
-        save_checkpoint(run.folder, svi, 0, 0.0)  # a run that is killed early can be resumed too
+        save_checkpoint(run.folder, svi, 0, 0.0, averaged)  # a run that is killed early can be resumed too
     begun = time.perf_counter()
     recent: list[Tensor] = []  # batches since the last look, to find out what went wrong in them
     losses: list[Tensor] = []  # since the last evaluation; they stay on the device
@@ -67,26 +76,38 @@ def fit(
                 quantity.set(step)
             recent.append(next(batches))
             losses.append(svi.step(recent[-1]))
+            if averaged is not None:
+                averaged.update_parameters(nn.ModuleList([svi.model, svi.guide]))
             done = step + 1
             evaluating = done % eval_every == 0 or done == steps
             if evaluating or done % POLL == 0:
                 if svi.failed:
                     raise NonFiniteLoss(_what_failed(svi, recent, done))
                 recent.clear()
-                _show(bar, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
+                _show(bar, objective, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
             bar.update()
             if evaluating:
-                metrics = {"train_elbo": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
+                metrics = {f"train_{objective}": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
                 losses.clear()
                 run.log(done, seconds(), metrics)
                 bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
                 if "warning" in metrics:
                     bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
+            if evaluating and patience is not None:
+                bounds = [line["valid_elbo"] for line in run.metrics]
+                since_best = len(bounds) - 1 - bounds.index(max(bounds))
+                if since_best == 0:
+                    save_weights(run.folder, svi, averaged)
             if evaluating or stop_requested():
-                save_checkpoint(run.folder, svi, done, seconds())
+                save_checkpoint(run.folder, svi, done, seconds(), averaged)
             if stop_requested():
                 run.close()
                 raise KeyboardInterrupt
+            if evaluating and patience is not None and since_best >= patience:
+                bar.write(f"no higher valid_elbo in {patience} evaluations: training ends", file=sys.stderr)
+                break
+    if patience is not None:
+        load_weights(run.folder, svi, averaged)
     return seconds()
 
 
@@ -125,11 +146,11 @@ def _progress(start: int, steps: int) -> tqdm:
     return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=30 if quiet else 0.5)
 
 
-def _show(bar: tqdm, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
-    elbo = -float(torch.stack(losses[-POLL:]).mean())
+def _show(bar: tqdm, objective: str, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
+    value = -float(torch.stack(losses[-POLL:]).mean())
     state = bar.format_dict
     rate = (state["n"] - state["initial"]) * batch_size / max(state["elapsed"], 1e-9)
-    fields = {"elbo": f"{elbo:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
+    fields = {objective: f"{value:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
     bar.set_postfix({**fields, "images/s": f"{rate:.0f}"}, refresh=False)
 
 

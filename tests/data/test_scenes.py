@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pplmodels.data import load_objects, make_scenes, scene_set
+from pplmodels.data import load_images, make_scenes, scene_set
 from pplmodels.data.images import Images
 from pplmodels.errors import InputError
 
@@ -13,7 +13,7 @@ OPTIONS = {"canvas": 32, "object_size": 12.0, "seed": 3}
 
 @pytest.fixture(scope="module")
 def objects():
-    return load_objects("digits")[0]
+    return load_images("digits").train
 
 
 def test_deterministic_in_the_seed(objects):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro.nn import PyroModule
 
+from pplmodels.errors import InputError
 from pplmodels.infer import elbo_terms, importance_weighted, log_probs
 
 
@@ -37,7 +38,7 @@ class Guide(PyroModule):
 
 
 def bound(wider, x, num_samples, batch=100):
-    return importance_weighted(partial(log_probs, Model(), Guide(wider)), x.split(batch), num_samples)
+    return importance_weighted(partial(log_probs, Model(), Guide(wider)), x.split(batch), num_samples).bound
 
 
 def test_the_exact_posterior_gives_log_p_of_each_image(float64):
@@ -56,3 +57,22 @@ def test_more_samples_are_tighter_and_reach_log_p():
     assert elbo == pytest.approx(float(bounds[0].mean()), abs=5 * 2**0.5 * float(bounds[0].std()) / 4000**0.5)
     assert bounds[0].mean() < bounds[1].mean() < exact
     assert float(bounds[2].mean()) == pytest.approx(exact, abs=5 * float(bounds[2].std()) / 4000**0.5)
+
+
+def test_samples_at_once_are_samples_one_by_one(float64):
+    """The same noise, four at a time: the same bound and effective size; and the exact posterior's size is K."""
+    x = torch.randn(16)  # torch draws normals in blocks of 16
+    bounds = []
+    for samples in (None, 4):
+        pyro.set_rng_seed(1)
+        bounds.append(importance_weighted(partial(log_probs, Model(), Guide(1.6), samples=samples), [x], 8))
+    torch.testing.assert_close(bounds[0].bound, bounds[1].bound)
+    torch.testing.assert_close(bounds[0].sample_size, bounds[1].sample_size)
+    exact = importance_weighted(partial(log_probs, Model(), Guide(1.0), samples=3), [x], 7)
+    torch.testing.assert_close(exact.sample_size, torch.full((16,), 7.0))
+
+
+@pytest.mark.parametrize("num_samples", [0, -1])
+def test_no_samples_are_refused(num_samples):
+    with pytest.raises(InputError, match="at least one sample"):
+        bound(1.0, torch.zeros(3), num_samples)

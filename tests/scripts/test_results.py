@@ -4,7 +4,7 @@ import importlib
 import json
 
 import pytest
-from starting import SMALL
+from starting import ROOT, SMALL
 
 from pplmodels.errors import InputError
 
@@ -21,11 +21,11 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
     card = json.loads(results.write_card("air-small", [runs["first"], runs["second"]], "two seeds").read_text())
     assert card["seeds"] == [0, 1] and len(card["metrics"]["elbo"]) == len(card["curve"]) == 2
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- results: air-small | elbo -->\nold\n<!-- end -->\nafter\n")
+    page.write_text("before\n<!-- results: air-small | elbo -->\nstale rows\n<!-- end -->\nafter\n")
     for _ in range(2):  # filling in a filled page changes nothing
         results.update_tables(page)
         text = page.read_text()
-        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert text.startswith("before\n") and text.endswith("after\n") and "stale rows" not in text
         rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
         assert [row[2].strip() for row in rows] == ["0", "1"]
         assert f"{card['metrics']['elbo'][1]:.4g}" in text
@@ -42,3 +42,22 @@ def test_seconds_to_an_accuracy_are_those_of_the_first_evaluation_that_has_it():
     curve = [{"seconds": 10.0 * i, "count_accuracy": a} for i, a in enumerate((0.5, 0.979, 0.981, 0.97, 0.99))]
     assert results.seconds_to(0.98, curve) == 20.0
     assert results.seconds_to(0.995, curve) is None
+
+
+CARDS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json")}
+# nats an image that no bound can beat, and that a model of single pixels already reaches
+POSSIBLE = {"mnist": (-45.5, -205.8), "rotated": (-4.40, -6.0), "aligned": (-4.40, -6.0)}
+
+
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if "vae" in str(card.get("model"))])
+def test_what_was_reported_is_possible(name):
+    card = CARDS[name]
+    best, worst = POSSIBLE.get(card["data"].removesuffix("-2"), (0.0, -float("inf")))
+    metrics = card["metrics"]
+    for bound in (*metrics["elbo"], *metrics.get("iw_bound", [])):
+        if bound is not None and "bits_per_dim" not in metrics:
+            assert worst < bound < best
+    for bits in metrics.get("bits_per_dim", []):
+        assert 0 < bits < 8
+    for i, error in enumerate(metrics.get("iw_bound_standard_error", [])):
+        assert metrics["iw_bound"][i] > metrics["elbo"][i] - 3 * error

@@ -49,7 +49,7 @@ def test_the_residual_guide_and_unseen_counts_from_the_best_of_two_starts(script
     assert [start["seed"] for start in starts["starts"]] == [0, 1] and starts["kept"] in (0, 1)
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     script("evaluate")([str(run)])
-    assert json.loads((run / "evaluation.json").read_text()) == result["metrics"]
+    assert json.loads((run / "evaluation.json").read_text()) == {"data": "digits", **result["metrics"]}
 
 
 @pytest.mark.filterwarnings("default")

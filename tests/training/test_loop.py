@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.nn import PyroModule
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pplmodels.data import Images
 from pplmodels.errors import InputError, NonFiniteLoss
@@ -44,9 +45,10 @@ class Guide(PyroModule):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()))
 
 
-def train(folder, steps, resume=False, schedule=None, evaluate=None, seed=5):
+def train(folder, steps, resume=False, schedule=None, evaluate=None, seed=5, decay=None, patience=None):
     pyro.set_rng_seed(seed)
     model, guide = Model(), Guide()
+    averaged = decay and AveragedModel(torch.nn.ModuleList([model, guide]), multi_avg_fn=get_ema_multi_avg_fn(decay))
     svi = SVI(model, guide, adam(model, guide, 1e-2))
     run = Run.open(folder) if resume else Run.create(folder, {"seed": seed})
     annealed = [
@@ -64,8 +66,12 @@ def train(folder, steps, resume=False, schedule=None, evaluate=None, seed=5):
         evaluate=evaluate or (lambda: {"elbo": -float(svi.evaluate_loss(IMAGES[:]))}),
         eval_every=5,
         resume=resume,
+        averaged=averaged,
+        patience=patience,
     )
     run.close()
+    if averaged:
+        model, guide = averaged.module
     return model, guide, svi.optim, [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics]
 
 
@@ -111,6 +117,27 @@ def test_resumed_is_the_same_as_never_stopped(tmp_path):
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert straight[3][-2:] == resumed[3][-2:]
     assert [line["step"] for line in resumed[3]] == [5, 10, 15, 20, 23]
+
+
+def test_averaged_weights_follow_the_weights_and_survive_a_kill(tmp_path):
+    """By hand: a <- 0.8 a + 0.2 w after each step, beginning with the first step's weights; and over a resumption."""
+    straight = train(tmp_path / "straight", 12, decay=0.8)[0].weight
+    plain = [train(tmp_path / f"plain{n}", n)[0].weight for n in range(1, 13)]
+    expected = plain[0]
+    for weight in plain[1:]:
+        expected = 0.8 * expected + 0.2 * weight
+    torch.testing.assert_close(straight, expected)
+    train(tmp_path / "stopped", 5, decay=0.8)
+    resumed = train(tmp_path / "stopped", 12, decay=0.8, resume=True)[0].weight
+    assert torch.equal(straight, resumed)
+
+
+def test_training_ends_when_the_bound_no_longer_rises_and_the_best_weights_come_back(tmp_path):
+    """The bound is best at step 10; two evaluations later, at step 20 of 40, training ends."""
+    bounds = iter([0.0, 3.0, 1.0, 2.0, 9.0])
+    model, _, _, lines = train(tmp_path / "run", 40, evaluate=lambda: {"valid_elbo": next(bounds)}, patience=2)
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    assert torch.equal(model.weight, train(tmp_path / "ten", 10)[0].weight)
 
 
 def test_evaluations_after_the_checkpoint_are_not_kept_twice(tmp_path):

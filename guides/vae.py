@@ -1,0 +1,113 @@
+"""Variational autoencoders: the inference half (Kingma & Welling 2014, arXiv 1312.6114)."""
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+from pyro.distributions.transforms import AffineAutoregressive
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pplmodels.nn import RowLSTM, conv_encoder, mlp
+from pplmodels.pretrained import Half
+from pplmodels.priors import made
+
+
+class VAEGuide(Half):
+    """An encoder gives the mean and scale of each code.
+
+    .. code-block:: text
+
+        q(z | x) = N(loc, scale^2),  (loc, scale) = encoder(x)
+
+    With ``flow``, z is that normal's sample after one autoregressive step, the same for all images (inverse
+    autoregressive flow, Kingma et al. 2016, arXiv 1606.04934): a posterior that is as rich as a flow prior.
+
+    ====  ============  ===========  ===========  ===================
+    site  support       batch shape  event shape  in the paper
+    ====  ============  ===========  ===========  ===================
+    z     real          (B)          (D)          reparameterised
+    ====  ============  ===========  ===========  ===================
+
+    Arguments:
+        encoder: a module from ``x (..., B, C, H, W)`` to ``(..., B, 2 D)``.
+        z_dim: D.
+        flow: widths of the step's MADE, or None for a normal posterior.
+    """
+
+    role = "guide"
+
+    def __init__(self, encoder: nn.Module, z_dim: int, flow: Sequence[int] | None = None):
+        super().__init__("vae_guide")
+        self.encoder = encoder
+        self.network = made(z_dim, flow) if flow else None
+
+    @pyro_method
+    def q_z(self, x: Tensor) -> dist.Distribution:
+        """q(z | x), event shape (D), from ``x (..., B, C, H, W)``."""
+        loc, raw = self.encoder(x).chunk(2, -1)
+        normal = dist.Normal(loc, softplus(raw)).to_event(1)
+        if self.network is None:
+            return normal
+        return dist.TransformedDistribution(normal, [AffineAutoregressive(self.network)])
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
+        """Sample the codes of the images ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
+        if x is None:
+            raise ValueError("a VAE's guide infers codes from images: x is required")
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.q_z(x))
+
+
+class MLPGuide(VAEGuide):
+    """A fully connected encoder of images (C, H, W); arguments as :class:`pplmodels.MLPVAE`'s, reversed."""
+
+    def __init__(
+        self,
+        image: Sequence[int] = (1, 28, 28),
+        z_dim: int = 64,
+        hidden_dims: Sequence[int] = (800, 800),
+        activation: str = "silu",
+    ):
+        net = mlp(math.prod(image), hidden_dims, 2 * z_dim, activation)
+        super().__init__(nn.Sequential(nn.Flatten(-3), net), z_dim)
+
+
+class PlaneGuide(VAEGuide):
+    """A small fully connected encoder of vectors; arguments as :class:`pplmodels.PlaneVAE`'s."""
+
+    def __init__(self, x_dim: int = 2, z_dim: int = 2, hidden_dims: Sequence[int] = (32,)):
+        super().__init__(mlp(x_dim, hidden_dims, 2 * z_dim), z_dim)
+
+
+class ConvGuide(VAEGuide):
+    """A convolutional encoder of images (C, H, W).
+
+    Arguments:
+        image, z_dim: as :class:`pplmodels.ConvVAE`'s.
+        channels: of the convolutions, fine to coarse; each after the first halves the sides.
+        flow: as :class:`VAEGuide`'s.
+    """
+
+    def __init__(
+        self,
+        image: Sequence[int] = (3, 32, 32),
+        z_dim: int = 16,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        flow: Sequence[int] | None = None,
+    ):
+        super().__init__(conv_encoder(image, channels, 2 * z_dim), z_dim, flow)
+
+
+class LSTMGuide(VAEGuide):
+    """An LSTM reads the rows of an image (C, H, W) from top to bottom.
+
+    Arguments:
+        image, z_dim: as :class:`pplmodels.ConvVAE`'s.
+        hidden_dim: size of the LSTM's state.
+    """
+
+    def __init__(self, image: Sequence[int] = (1, 28, 28), z_dim: int = 16, hidden_dim: int = 256):
+        super().__init__(RowLSTM(image, hidden_dim, 2 * z_dim), z_dim)

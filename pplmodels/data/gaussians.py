@@ -1,0 +1,38 @@
+"""Two-dimensional Gaussian sets, whose entropy is known."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(mean, covariance) in the plane: drawn afresh whenever it is asked, so that no test row is a training row."""
+
+    mean: tuple[float, float]
+    covariance: tuple[tuple[float, float], tuple[float, float]]
+
+    def distribution(self) -> torch.distributions.MultivariateNormal:
+        """The set's distribution: its truth."""
+        return torch.distributions.MultivariateNormal(torch.tensor(self.mean), torch.tensor(self.covariance))
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """``n`` points, ``(n, 2)``, deterministic in ``seed``."""
+        factor = torch.linalg.cholesky(torch.tensor(self.covariance))
+        noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+        return torch.tensor(self.mean) + noise @ factor.mT
+
+    def entropy(self) -> float:
+        """In nats: no model has less mean -log p on fresh data than this."""
+        return math.log(2 * math.pi * math.e) + 0.5 * float(torch.tensor(self.covariance).logdet())
+
+
+# standard deviations 5 and 1, along the diagonals or along the axes
+GAUSSIANS = {
+    "rotated": Gaussian((1.0, 2.0), ((13.0, 12.0), (12.0, 13.0))),
+    "rotated-2": Gaussian((-1.0, 2.0), ((13.0, -12.0), (-12.0, 13.0))),
+    "aligned": Gaussian((1.0, 2.0), ((25.0, 0.0), (0.0, 1.0))),
+    "aligned-2": Gaussian((-1.0, 2.0), ((1.0, 0.0), (0.0, 25.0))),
+}

@@ -1,0 +1,46 @@
+"""How 8-bit images become what a likelihood is about: functions from uint8 ``(..., C, H, W)`` to float32."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Reading = Callable[[Tensor], Tensor]
+
+
+def as_they_are(values: Tensor) -> Tensor:
+    """No change: for vectors of floats."""
+    return values
+
+
+def intensities(pixels: Tensor) -> Tensor:
+    """Levels divided by 255, in [0, 1]."""
+    return pixels.float() / 255
+
+
+def dequantised(pixels: Tensor) -> Tensor:
+    """(level + u) / 256 in [0, 1) with u ~ U(0, 1), drawn anew at each reading.
+
+    A density on [0, 1] of such values bounds the probability of the levels: log P(level) >= E_u log p - D log 256
+    (Theis et al. 2016, arXiv 1511.01844, section 3.1).
+    """
+    return (pixels + torch.rand(pixels.shape, device=pixels.device)) / 256
+
+
+def bernoulli(pixels: Tensor) -> Tensor:
+    """1 with a probability that is the intensity, else 0, drawn anew at each reading (dynamic binarisation)."""
+    return torch.bernoulli(pixels.float() / 255)
+
+
+def thresholded(pixels: Tensor) -> Tensor:
+    """1 where the intensity is above a half, else 0."""
+    return (pixels > 127).float()
+
+
+READINGS: dict[str, Reading] = {
+    "levels": intensities,
+    "dequantised": dequantised,
+    "dynamic": bernoulli,
+    "threshold": thresholded,
+    "static": thresholded,  # of images that are black and white already
+}

@@ -1,0 +1,80 @@
+"""How much of its codes a pair uses: active units, mutual information, the aggregate posterior."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from pyro import poutine
+from pyro.distributions import TransformedDistribution
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pplmodels.infer.parameters import module_owned_parameters
+
+THRESHOLD = 0.01  # of Burda et al.
+
+
+@torch.no_grad()
+def code_variances(guide, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Var_x E[z | x] of each coordinate of each of the guide's sites, over the images of ``batches``.
+
+    The covariance over images of two samples of each image's posterior: no posterior has to tell its mean. Sites whose
+    values are not a vector an image are left out.
+    """
+    pairs = defaultdict(list)
+    with module_owned_parameters():
+        for x in batches:
+            first, second = (_values(guide, x) for _ in range(2))
+            for site, value in first.items():
+                pairs[site].append(torch.stack([value, second[site]]).double())
+    variances = {}
+    for site, parts in pairs.items():
+        if parts[0].dim() == 3:
+            samples = torch.cat(parts, 1)
+            first, second = samples - samples.mean(1, keepdim=True)
+            variances[site] = (first * second).sum(0) / (len(first) - 1)
+    return variances
+
+
+def active_units(guide, batches: Iterable[Tensor]) -> dict[str, int]:
+    """How many coordinates of each site know of the image: Var_x E[z | x] > 0.01 (Burda et al. 2016, appendix C)."""
+    return {site: int((variance > THRESHOLD).sum()) for site, variance in code_variances(guide, batches).items()}
+
+
+@torch.no_grad()
+def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> dict[str, float]:
+    """Where the KL of a code goes, in nats: ``mutual_information`` I_q(x; z) and ``aggregate_kl`` KL(q(z) || p(z)).
+
+    .. code-block:: text
+
+        E_x KL(q(z | x) || p(z)) = I_q(x; z) + KL(q(z) || p(z)),   q(z) = mean over the N images of q(z | x)
+
+    (Hoffman & Johnson 2016, "ELBO surgery"), by one sample an image of ``x (N, ...)``. q(z) contains the image
+    itself, so the estimate of I is at most log N, and that of the aggregate's KL too large by what is missing.
+    Nothing is estimated where the posterior is a flow, which would have to be inverted N^2 times.
+    """
+    with module_owned_parameters():
+        posterior = _site(guide, x, site)
+        prior = _site(poutine.condition(model, data={site: posterior["value"]}), x, site)
+    z, q = posterior["value"], posterior["fn"]
+    if isinstance(q, TransformedDistribution):
+        return {}
+    log_q_of = torch.cat([q.log_prob(part[:, None]) for part in z.split(chunk)])  # (N, N): of image i's code under j
+    log_q, log_aggregate = log_q_of.diagonal(), log_q_of.logsumexp(1) - math.log(len(z))
+    log_p = prior["fn"].log_prob(z)
+    return {
+        "mutual_information": float((log_q - log_aggregate).mean()),
+        "aggregate_kl": float((log_aggregate - log_p).mean()),
+    }
+
+
+def _values(guide, x: Tensor) -> dict[str, Tensor]:
+    nodes = poutine.trace(guide).get_trace(x).nodes
+    return {
+        name: node["value"] for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)
+    }
+
+
+def _site(program, x: Tensor, site: str) -> dict:
+    return poutine.trace(program).get_trace(x).nodes[site]

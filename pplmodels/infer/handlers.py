@@ -1,0 +1,35 @@
+"""What changes a pair's bound from outside: the model and the guide need not know."""
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+
+class ScaledKL(nn.Module):
+    """A half of a pair whose latent sites' log-probabilities are multiplied by ``beta``, a buffer.
+
+    With both halves wrapped the bound is E log p(x | z) - beta KL (beta-VAE, Higgins et al. 2017; deterministic
+    warm-up, Soenderby et al. 2016, arXiv 1602.02282, section 2.3). Train the wrapped halves, anneal both buffers
+    (:class:`pplmodels.infer.Annealed`), and measure and save the halves themselves, whose beta is 1.
+    """
+
+    def __init__(self, half: nn.Module, beta: float = 1.0):
+        super().__init__()
+        self.wrapped = half
+        device = next(half.parameters()).device
+        self.register_buffer("beta", torch.tensor(beta, dtype=torch.get_default_dtype(), device=device))
+
+    def forward(self, *args, **kwargs):
+        """Run the half."""
+        with _LatentScale(self.beta):
+            return self.wrapped(*args, **kwargs)
+
+
+class _LatentScale(Messenger):
+    def __init__(self, scale: Tensor):
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_sample(self, msg) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.scale

@@ -1,0 +1,62 @@
+"""p(z): modules that return a distribution over codes, event shape (D)."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.transforms import AffineAutoregressive
+from pyro.nn import AutoRegressiveNN
+from torch import nn
+
+
+class StandardNormal(nn.Module):
+    """N(0, I) over D dimensions."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(dim))
+
+    def forward(self) -> dist.Distribution:
+        """p(z), event shape (D)."""
+        return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
+
+
+class AutoregressiveFlow(nn.Module):
+    """A prior that is standard normal after one autoregressive step (VLAE: Chen et al. 2017, arXiv 1611.02731, 3.2).
+
+    .. code-block:: text
+
+        eps_i = exp(a_i(z_{<i})) z_i + m_i(z_{<i}) ~ N(0, 1),   log p(z) = log N(eps) + sum_i a_i
+
+    m and a are one MADE (Germain et al. 2015, arXiv 1502.03509), Pyro's. log p takes one pass through it, a sample D
+    passes. Its last layer starts at 0: an untrained flow is N(0, I).
+
+    Arguments:
+        dim: D.
+        hidden_dims: widths of the MADE's hidden layers.
+    """
+
+    def __init__(self, dim: int, hidden_dims: Sequence[int] = (512, 512)):
+        super().__init__()
+        self.base = StandardNormal(dim)
+        self.network = made(dim, hidden_dims)
+
+    def forward(self) -> dist.Distribution:
+        """p(z), event shape (D)."""
+        return dist.TransformedDistribution(self.base(), [AffineAutoregressive(self.network).inv])
+
+
+def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
+    """The network of an :class:`AffineAutoregressive` step that is the identity at first.
+
+    Make the step itself anew for each use: it remembers its last value, also when the network has changed since.
+    """
+    if min(hidden_dims) < dim:
+        raise ValueError(
+            f"hidden layers of {min(hidden_dims)} units cannot hold a MADE's {dim} degrees: make them wider"
+        )
+    with torch.random.fork_rng(devices=[]):  # from one seed, a pair's other weights are those of a pair without it
+        network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
+    for parameter in network.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return network

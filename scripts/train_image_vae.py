@@ -1,0 +1,68 @@
+"""Train a convolutional VAE on colour or grey images."""
+
+import argparse
+from typing import Literal
+
+import vaes
+from torch import nn
+
+from guides import ConvGuide
+from pplmodels import ConvVAE
+from pplmodels.training import cli
+from pplmodels.vae import LIKELIHOODS
+
+READINGS = {"bernoulli": "dynamic", "mixture": "levels"}  # others are densities of dequantised values
+STEPS = {"digits": 2000}
+Place = Literal["none", "prior", "posterior"]
+
+
+def parser(description: str, flow: Place) -> cli.Parser:
+    """The family's options and this script's."""
+    parser = vaes.parser(description, z_dim=16)
+    model = parser.add_argument_group("model")
+    model.add_argument("--likelihood", choices=LIKELIHOODS, default="mixture", help="p(x | z) of a pixel")
+
+    def add_channels(flag: str, default: list[int], help: str) -> None:
+        model.add_argument(flag, type=cli.positive_int, nargs="+", default=default, metavar="N", help=help)
+
+    add_channels("--encoder-channels", [32, 64, 128, 256], "of maps, fine to coarse, each half as wide as the last")
+    add_channels("--decoder-channels", [128, 128, 64, 32], "of maps, coarse to fine, each twice as wide as the last")
+    model.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="end the decoder with a convolution of full-size maps; without, with a transposed one, which costs less",
+    )
+    places = ("none", "prior", "posterior")
+    model.add_argument("--flow", choices=places, default=flow, help="where an autoregressive network goes")
+    model.add_argument(
+        "--flow-hidden", type=cli.positive_int, nargs="+", default=[512, 512], metavar="N", help="its widths"
+    )
+    model.add_argument(
+        "--flow-start", type=cli.share, default=0.5, help="part of the steps before it, at first the identity, learns"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None, description: str = __doc__, name: str = "image-vae", flow: Place = "none"):
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(description, flow), argv)
+    options.reading = READINGS.get(options.likelihood, "dequantised")
+    images = vaes.load(options, run)
+    vaes.complete(options, STEPS)
+    sizes = {"image": images.train.shape, "z_dim": options.z_dim}
+    prior, posterior = (options.flow_hidden if options.flow == place else None for place in ("prior", "posterior"))
+
+    def build() -> tuple[ConvVAE, ConvGuide]:
+        decoder = {"channels": options.decoder_channels, "refine": options.refine}
+        model = ConvVAE(**sizes, **decoder, likelihood=options.likelihood, flow=prior)
+        return model, ConvGuide(**sizes, channels=options.encoder_channels, flow=posterior)
+
+    def network(model: ConvVAE, guide: ConvGuide) -> nn.Module | None:
+        return {"prior": model.code_prior, "posterior": guide.network}.get(options.flow)
+
+    vaes.train(options, run, name, build, images, late=network, late_from=options.flow_start)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

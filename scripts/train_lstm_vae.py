@@ -1,0 +1,44 @@
+"""Train a VAE whose encoder reads an image row by row, with a transposed-convolution decoder."""
+
+import vaes
+
+from guides import LSTMGuide
+from pplmodels import ConvVAE
+from pplmodels.training import cli
+
+STEPS = {"digits": 2000}
+
+
+def parser() -> cli.Parser:
+    """The family's options and this script's."""
+    parser = vaes.parser(__doc__, z_dim=32, lr=2e-3)
+    model = parser.add_argument_group("model")
+    model.add_argument("--hidden", type=cli.positive_int, default=128, help="size of the LSTM's state")
+    model.add_argument(
+        "--channels",
+        type=cli.positive_int,
+        nargs="+",
+        default=[64, 32],
+        metavar="N",
+        help="of maps, coarse to fine",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    options.reading = "dynamic"
+    images = vaes.load(options, run)
+    vaes.complete(options, STEPS)
+    sizes = {"image": images.train.shape, "z_dim": options.z_dim}
+
+    def build() -> tuple[ConvVAE, LSTMGuide]:
+        model = ConvVAE(**sizes, channels=options.channels, refine=False, likelihood="bernoulli")
+        return model, LSTMGuide(**sizes, hidden_dim=options.hidden)
+
+    vaes.train(options, run, "lstm-vae", build, images)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

@@ -1,0 +1,51 @@
+"""Train a VAE with fully connected networks on black and white images."""
+
+import vaes
+
+from guides import MLPGuide
+from pplmodels import MLPVAE
+from pplmodels.nn.mlp import ACTIVATIONS
+from pplmodels.training import cli
+
+STEPS = {"digits": 3000}
+
+
+def parser() -> cli.Parser:
+    """The family's options and this script's."""
+    parser = vaes.parser(__doc__, z_dim=64)
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--hidden",
+        type=cli.positive_int,
+        nargs="+",
+        default=[800, 800],
+        metavar="WIDTH",
+        help="from the image to the code",
+    )
+    model.add_argument("--activation", choices=ACTIVATIONS, default="silu", help="of the hidden layers")
+    model.add_argument(
+        "--binarise",
+        choices=("dynamic", "threshold", "static"),
+        default="dynamic",
+        help="dynamic: drawn anew each time an image is seen; threshold: at a half; static: the data are 0 and 1",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    options.reading = options.binarise
+    images = vaes.load(options, run)
+    vaes.complete(options, STEPS)
+    sizes = {"image": images.train.shape, "z_dim": options.z_dim}
+
+    def build() -> tuple[MLPVAE, MLPGuide]:
+        nets = {**sizes, "activation": options.activation}
+        return MLPVAE(**nets, hidden_dims=options.hidden[::-1]), MLPGuide(**nets, hidden_dims=options.hidden)
+
+    vaes.train(options, run, "vae", build, images)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

@@ -1,0 +1,64 @@
+"""Train a VAE with a two-dimensional code on Gaussian points in the plane, whose entropy is the bound to reach."""
+
+import argparse
+
+import vaes
+
+from guides import PlaneGuide
+from pplmodels import PlaneVAE, inspect, plotting
+from pplmodels.data import Images, ImageSet, as_they_are
+from pplmodels.data.gaussians import GAUSSIANS
+from pplmodels.errors import InputError
+from pplmodels.training import Run, cli
+
+TEST_POINTS = 100_000
+
+
+def parser() -> cli.Parser:
+    """The family's options and this script's."""
+    known = f"a Gaussian set: {', '.join(GAUSSIANS)}"
+    parser = vaes.parser(__doc__, z_dim=2, batch_size=256, lr=3e-3, data="rotated", known=known)
+    parser.set_defaults(valid=10_000, steps=6000)
+    parser.add_argument("--hidden", type=cli.positive_int, nargs="+", default=[64, 64], metavar="N", help="widths")
+    parser.add_argument("--train-points", type=cli.positive_int, default=10_000, help="number to train on")
+    return parser
+
+
+def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
+    """Fresh draws for training, validation and test: no row of one is a row of another."""
+    if options.data not in GAUSSIANS:
+        raise InputError(f"there is no Gaussian set {options.data!r}: choose {', '.join(GAUSSIANS)}.")
+    gaussian, device = GAUSSIANS[options.data], cli.find_device(options.device)
+    numbers = options.train_points, TEST_POINTS, options.valid
+    draws = (gaussian.draw(n, seed=3 * options.seed + i) for i, n in enumerate(numbers))
+    images = ImageSet(*(Images(x.to(device), reading=as_they_are) for x in draws))
+    cli.check_images(options, run, images.train.shape)
+    return images
+
+
+def draw(model, guide, images: ImageSet, run: Run) -> None:
+    """The pictures of a run: the family's, and clouds.png, points with the truth's contours."""
+    vaes.draw(model, guide, images, run)
+    truth = GAUSSIANS[run.config["data"]].distribution()
+    clouds = {
+        "data": images.test.head(2000)[:],
+        "x ~ p(x)": inspect.samples(model, 2000),
+        "E[x | z], z ~ p(z)": inspect.sample_images(model, 2000),
+    }
+    arrays = {name: cloud.cpu().numpy() for name, cloud in clouds.items()}
+    picture = plotting.clouds(arrays, truth.mean.numpy(), truth.covariance_matrix.numpy())
+    plotting.save(picture, run.folder / "clouds.png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    points = load(options, run)
+    vaes.complete(options, {})
+    sizes = {"x_dim": 2, "z_dim": options.z_dim, "hidden_dims": options.hidden}
+    vaes.train(options, run, "vae-2d", lambda: (PlaneVAE(**sizes), PlaneGuide(**sizes)), points, draw)
+    print(f"the entropy, which no bound on fresh points can beat: {GAUSSIANS[options.data].entropy():.4f} nats")
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

@@ -1,0 +1,181 @@
+"""What the scripts of the VAE family share: options, the training of a pair on images, its measures and pictures."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pplmodels.data import Images, ImageSet, bernoulli, load_images
+from pplmodels.data.reading import READINGS
+from pplmodels.errors import InputError
+from pplmodels.infer import (
+    SVI,
+    Annealed,
+    FreeBits_ELBO,
+    ScaledKL,
+    adam,
+    compiled_log_probs,
+    cyclical,
+    delayed,
+    elbo_terms,
+    learning_rates,
+    linear,
+    log_probs,
+)
+from pplmodels.infer.bounds import LogProbs
+from pplmodels.pretrained import Half
+from pplmodels.report import BATCH, image_metrics, image_pictures
+from pplmodels.training import Run, cli, fit
+
+STEPS = 20_000
+SHOWN = ("valid_elbo",)
+
+
+def parser(description: str, *, z_dim: int, batch_size: int = 128, lr: float = 1e-3, **data: str) -> cli.Parser:
+    """The options of every script of the family."""
+    parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr, **data)
+    parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
+    bound = parser.add_argument_group("learning to use the code")
+    bound.add_argument(
+        "--warm-up", type=cli.natural_int, metavar="N", help="steps from KL weight 0 to 1 (default: 2000, or a tenth)"
+    )
+    bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
+    bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
+    schedule = parser.add_argument_group("course of the training")
+    schedule.add_argument("--clip-norm", type=cli.positive_float, default=200.0, help="of a gradient, nats per image")
+    schedule.add_argument(
+        "--hold", type=cli.share, default=0.5, help="part of the steps before the rate falls to 1/100"
+    )
+    schedule.add_argument(
+        "--averaging", type=cli.share, metavar="DECAY", help="measure averaged weights (such as 0.999)"
+    )
+    schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
+    schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by (default: a tenth of training's)")
+    return parser
+
+
+def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
+    """Defaults that depend on other options; ``steps`` are those of data sets that need fewer."""
+    options.steps = options.steps or steps.get(options.data, STEPS)
+    options.eval_every = options.eval_every or max(1, options.steps // 10)
+    if options.warm_up is None:
+        options.warm_up = min(2000, options.steps // 10)
+    if options.cycle and not 0 < options.warm_up <= options.cycle:
+        raise InputError(f"--cycle {options.cycle} needs a --warm-up from 1 to {options.cycle}, not {options.warm_up}.")
+
+
+def measure(bound: Callable[[Tensor], LogProbs], model, guide, images: ImageSet) -> dict:
+    """The metrics of the held-out images."""
+    return image_metrics(bound, model, guide, images.test)
+
+
+def draw(model, guide, images: ImageSet, run: Run) -> None:
+    """The pictures of a run."""
+    image_pictures(model, guide, images.test, run.metrics, run.folder)
+
+
+def train(
+    options: argparse.Namespace,
+    run: Run | None,
+    name: str,
+    build: Callable[[], tuple[Half, Half]],
+    images: ImageSet,
+    draw: Callable[[Half, Half, ImageSet, Run], None] = draw,
+    late: Callable[[Half, Half], nn.Module | None] = lambda model, guide: None,
+    late_from: float = 0.0,
+) -> None:
+    """Fit a new pair in ``run``, or a new run of script ``name``; its folder gets weights, metrics and pictures.
+
+    ``late`` says what part of the pair, if any, learns only from the share ``late_from`` of the steps on.
+    """
+    device = images.train.pixels.device
+    pyro.set_rng_seed(options.seed)
+    try:
+        model, guide = pair = nn.ModuleList(build()).to(device)
+    except ValueError as error:
+        raise InputError(f"{error}.") from error
+    run = run or cli.open_run(options, name)
+    halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
+    part = late(model, guide)
+    optim = adam(model, guide, options.lr, {part: options.lr} if part else None)
+    elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
+    svi = SVI(*halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
+    falling = linear(options.lr, options.lr / 100, int(options.hold * options.steps), options.steps)
+    courses = (falling, delayed(falling, int(late_from * options.steps)))
+    annealed = [Annealed(rate, course) for rate, course in zip(learning_rates(optim), courses, strict=False)]
+    if options.warm_up:
+        warm_up = linear(0.0, 1.0, 0, options.warm_up)
+        if options.cycle:
+            warm_up = cyclical(0.0, 1.0, options.cycle, options.warm_up / options.cycle)
+        annealed += [Annealed(half.beta, warm_up) for half in halves]
+    averaged = None
+    if options.averaging:
+        multi = get_ema_multi_avg_fn(options.averaging)
+        averaged = AveragedModel(nn.ModuleList(halves), multi_avg_fn=multi, use_buffers=True)
+    measured = [model, guide] if averaged is None else [_bare(half) for half in averaged.module]
+    bound = compiled_log_probs(*measured, fallback=True) if options.compile else partial(log_probs, *measured)
+
+    def evaluate() -> dict:
+        seen, _ = elbo_terms(bound, images.train.head(len(images.valid)).batches(BATCH))
+        metrics = image_metrics(bound, *measured, images.valid)
+        return {"train_elbo": seen["elbo"], "valid_elbo": metrics.pop("elbo"), **metrics}
+
+    seconds = fit(
+        svi,
+        images.train,
+        run,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        annealed=annealed,
+        evaluate=evaluate,
+        eval_every=options.eval_every,
+        shown=SHOWN,
+        objective="annealed_elbo" if options.warm_up else "elbo",
+        resume=options.resume,
+        averaged=averaged,
+        patience=options.patience,
+    )
+    for half in measured:
+        half.save_pretrained(run.folder)
+    torch.manual_seed(options.seed)
+    metrics = measure(bound, *measured, images)
+    draw(*measured, images, run)
+    run.finish(seconds, device, metrics)
+    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("elbo", "bits_per_dim") if name in metrics)
+    print(f"held out, {len(images.test)} images: {figures}")
+    print(f"everything is in {run.folder}")
+
+
+def _bare(half: nn.Module) -> nn.Module:
+    return half.wrapped if isinstance(half, ScaledKL) else half
+
+
+def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
+    """The images that a run's options name, read as ``options.reading`` says, on the device that they name.
+
+    Binarised validation and test images are drawn once, for good. ``run`` is an earlier one whose kind of images they
+    must be.
+    """
+    images = load_images(options.data, options.data_dir).with_validation(options.valid)
+    cli.check_images(options, run, images.train.shape)
+    if options.reading == "static":
+        for part in (images.train, images.test, images.valid):
+            _refuse_grey(part, options.data)
+    images = images.map(lambda part: part.read_as(READINGS[options.reading]))
+    if images.train.reading is bernoulli:
+        images = ImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))
+    device = cli.find_device(options.device)
+    return images.map(lambda part: part.to(device))
+
+
+def _refuse_grey(images: Images, source: str) -> None:
+    if not ((images.pixels == 0) | (images.pixels == 255)).all():
+        raise InputError(
+            f"{source} has grey pixels, which have no probability where pixels are 0 or 1: "
+            "draw them with --binarise dynamic, or cut them with --binarise threshold."
+        )

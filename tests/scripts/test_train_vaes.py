@@ -1,0 +1,184 @@
+"""The scripts of the VAE family, as a person would start them; what all scripts share is in test_train_air.py."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from starting import start
+
+from pplmodels.training import cli
+
+SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up", "2", "--device", "cpu"]
+NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
+FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "tensorboard", "curves.png"}
+FILES |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
+PICTURES = {"reconstructions.png", "samples.png", "interpolations.png", "manifold.png"}
+RUNS = {
+    "fully connected": ("train_vae", ["--hidden", "8", "8", "--z-dim", "4"]),
+    "fully connected, cut": ("train_vae", ["--hidden", "8", "--binarise", "threshold", "--activation", "relu"]),
+    "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"]),
+    "mixture": ("train_image_vae", NARROW),
+    "normal": ("train_image_vae", [*NARROW, "--no-refine", "--likelihood", "normal-learned", "--warm-up", "0"]),
+    "bernoulli": ("train_image_vae", [*NARROW, "--likelihood", "bernoulli", "--free-bits", "1"]),
+    "flow prior": ("train_vlae", [*NARROW, "--flow-hidden", "16", "--likelihood", "normal"]),
+    "flow posterior": ("train_vlae", [*NARROW, "--flow-hidden", "8", "--flow", "posterior", "--z-dim", "2"]),
+    "rows": ("train_lstm_vae", ["--hidden", "8", "--channels", "4", "4", "--cycle", "4"]),
+}
+
+
+@pytest.mark.filterwarnings("default")  # what a user's session has; the libraries' own warnings are not ours
+@pytest.mark.parametrize("name", RUNS)
+def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name):
+    training, options = RUNS[name]
+    run = tmp_path / "run"
+    script(training)([*SMALL, *options, "--out", str(run)])
+    pictures = {"clouds.png"} if name == "plane" else PICTURES
+    assert {path.name for path in run.iterdir()} == FILES | pictures
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert {"train_elbo", "valid_elbo", "kl/z", "active_units"} <= set(lines[0])
+    assert ("mutual_information" in lines[0]) == (name != "flow posterior")
+    warm = name != "normal"  # while the KL has no full weight, what the steps raise is no ELBO
+    assert ("train_annealed_elbo" in lines[0]) == warm
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert ("bits_per_dim" in metrics) == (name in ("mixture", "normal", "flow prior", "flow posterior"))
+    capsys.readouterr()
+    script("evaluate")([str(run), "--iw-samples", "7", "--iw-chunk", "3", "--iw-images", "150"])
+    again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
+    assert again.items() >= metrics.items()  # same weights, same images, same seed
+    assert again["iw_samples"] == 7 and again["iw_images"] == 150 and 1 <= again["effective_sample_size"] <= 7
+    with np.load(run / "evaluation.npz") as arrays:
+        assert arrays["iw_bound"].shape == (150,)
+        assert arrays["iw_bound"].mean() == pytest.approx(again["iw_bound"])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_folder_of_ten_images_and_a_code_of_one_number(script, tmp_path):
+    (tmp_path / "few").mkdir()
+    for number in range(10):
+        Image.new("RGB", (8, 8), (25 * number, 0, 255)).save(tmp_path / f"few/{number}.png")
+    run = tmp_path / "run"
+    script("train_image_vae")([*SMALL, *NARROW, "--data", str(tmp_path / "few"), "--z-dim", "1", "--out", str(run)])
+    assert {path.name for path in run.iterdir()} == FILES | {"reconstructions.png", "samples.png"}
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    assert all(value == value for value in metrics.values())
+
+
+@pytest.mark.filterwarnings("default")
+def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
+    """Stopped by Ctrl-C and resumed, a run with averaged weights ends with the same weights."""
+    options = ["--steps", "40", "--eval-every", "4", "--hidden", "8", "--averaging", "0.9", "--patience", "3"]
+    runs = {name: tmp_path / name for name in ("straight", "stopped")}
+    processes = {name: start("train_vae", *options, "--out", run) for name, run in runs.items()}
+    while not (runs["stopped"] / "metrics.jsonl").exists():
+        assert processes["stopped"].poll() is None
+    processes["stopped"].kill()
+    processes["stopped"].communicate()
+    resumed = start("train_vae", "--resume", "--out", runs["stopped"])
+    for process in (processes["straight"], resumed):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    for half in ("model", "guide"):
+        first, second = (load_file(run / f"{half}.safetensors") for run in runs.values())
+        assert all(first[name].equal(second[name]) for name in first | second)
+
+
+GUIDE = """
+import torch
+from guides import MLPGuide
+
+class ShiftedGuide(MLPGuide):
+    "A guide of a user's own."
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.shift = torch.nn.Parameter(torch.zeros(()))
+"""
+PAIR = """
+import sys
+import my_guide
+from pplmodels import MLPVAE
+sizes = {"image": (1, 8, 8), "z_dim": 4, "hidden_dims": (8,)}
+MLPVAE(**sizes).save_pretrained(sys.argv[1])
+my_guide.ShiftedGuide(**sizes).save_pretrained(sys.argv[1])
+"""
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_pair_of_the_users_own_is_evaluated(script, tmp_path, capsys, monkeypatch):
+    (tmp_path / "my_guide.py").write_text(GUIDE)
+    run = tmp_path / "run"
+    script("train_vae")([*SMALL, "--hidden", "8", "--z-dim", "4", "--out", str(run)])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["pair", str(run)])
+    described = (run / "guide.json").read_text()
+    (run / "guide.json").write_text(described.replace("MLPGuide", "ShiftedGuide"))
+    refused(lambda: script("evaluate")([str(run)]), "describes a ShiftedGuide, which is not known", capsys)
+    exec(compile(PAIR, "pair", "exec"), {})
+    evaluation = [str(run), "--import", str(tmp_path / "my_guide.py"), "--iw-samples", "3"]
+    script("evaluate")(evaluation)
+    assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_samples"] == 3
+    for name in ("config.json", "metrics.jsonl"):  # two halves that were saved by hand
+        (run / name).unlink()
+    refused(lambda: script("evaluate")(evaluation), "give --data and --reading", capsys)
+    script("evaluate")([*evaluation, "--data", "digits", "--reading", "dynamic"])
+    assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_images"] == 397
+
+
+def refused(main, sentence, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(main)
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors and errors.count("\n") == 1 and "Traceback" not in errors
+
+
+BAD = [
+    ("train_vae", ["--hidden", "0"], "--hidden: '0' is not a whole number from 1"),
+    ("train_vae", ["--valid", "1400"], "leave none of the 1400"),
+    ("train_vae", ["--binarise", "static"], "digits has grey pixels"),
+    ("train_vae", ["--hold", "1.5"], "--hold: '1.5' is not a number from 0 to 1"),
+    ("train_vae", ["--averaging", "2"], "--averaging: '2' is not a number from 0 to 1"),
+    ("train_vae", ["--cycle", "5", "--warm-up", "9"], "--cycle 5 needs a --warm-up from 1 to 5, not 9"),
+    ("train_vae", ["--data", "empty"], "empty holds 0 images"),
+    ("train_vae", ["--data", "mixed"], "the images in mixed differ in size"),
+    ("train_vae", ["--data", "broken"], "broken/05.png is not a readable image"),
+    ("train_vae", ["--data", "levels.npz"], "floats must lie in [0, 1]: divide levels by 255, or save them as uint8"),
+    ("train_vae_2d", ["--data", "digits"], "there is no Gaussian set 'digits': choose rotated"),
+    ("train_image_vae", ["--data", "odd.npz"], "sides of 6x7 images are not multiples of 8"),
+    ("train_image_vae", ["--likelihood", "cauchy"], "--likelihood"),
+    ("train_vlae", ["--flow-hidden", "8"], "hidden layers of 8 units cannot hold a MADE's 16 degrees"),
+    ("train_lstm_vae", ["--data", "odd.npz"], "sides of 6x7 images are not multiples of 4"),
+    ("evaluate", ["nowhere"], "nowhere/model.json cannot be read"),
+]
+
+
+@pytest.mark.parametrize("name, arguments, sentence", BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypatch, capsys, name, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "mixed", "broken"):
+        (tmp_path / folder).mkdir()
+    for number in range(12):
+        Image.new("L", (6, 6 + (number == 7))).save(tmp_path / f"mixed/{number:02}.png")
+        Image.new("L", (6, 6)).save(tmp_path / f"broken/{number:02}.png")
+    (tmp_path / "broken/05.png").write_bytes(b"\x89PNG, but no more of it")
+    odd = np.zeros((20, 6, 7), np.uint8)
+    np.savez("odd.npz", x_train=odd, x_test=odd)
+    np.savez("levels.npz", x_train=odd + 200.0, x_test=odd + 1.0)
+    before = set(tmp_path.rglob("*"))
+    refused(lambda: script(name)(arguments), sentence, capsys)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("default")
+def test_images_of_another_shape_and_no_samples_are_refused(script, tmp_path, capsys):
+    run = tmp_path / "run"
+    script("train_vae")([*SMALL, "--hidden", "8", "--out", str(run)])
+    colours = np.zeros((20, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "colours.npz", x_train=colours, x_test=colours)
+    other = ["--data", str(tmp_path / "colours.npz")]
+    refused(lambda: script("evaluate")([str(run), *other]), "are 3x8x8; ", capsys)
+    refused(lambda: script("evaluate")([str(run), "--iw-samples", "0"]), "is not a whole number from 1", capsys)
+    refused(lambda: script("train_vae")(["--out", str(run), "--resume", *other]), "a run keeps its options", capsys)
