@@ -24,7 +24,7 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
             config = json.loads((run / "config.json").read_text())
             if (run / "evaluation.json").exists():
                 evaluation = json.loads((run / "evaluation.json").read_text())
-                if evaluation.pop("data", config["data"]) != config["data"]:
+                if evaluation.pop("data") != config["data"]:
                     raise InputError(f"{run} was last evaluated on other data: evaluate it on its own again.")
                 result["metrics"] |= evaluation
             results.append(result)

@@ -1,7 +1,6 @@
 """Train a convolutional VAE on colour or grey images."""
 
 import argparse
-from typing import Literal
 
 import vaes
 from torch import nn
@@ -13,10 +12,10 @@ from pplmodels.vae import LIKELIHOODS
 
 READINGS = {"bernoulli": "dynamic", "mixture": "levels"}  # others are densities of dequantised values
 STEPS = {"digits": 2000}
-Place = Literal["none", "prior", "posterior"]
+PLACES = ("none", "prior", "posterior")
 
 
-def parser(description: str, flow: Place) -> cli.Parser:
+def parser(description: str, flow: str) -> cli.Parser:
     """The family's options and this script's."""
     parser = vaes.parser(description, z_dim=16)
     model = parser.add_argument_group("model")
@@ -33,8 +32,7 @@ def parser(description: str, flow: Place) -> cli.Parser:
         default=True,
         help="end the decoder with a convolution of full-size maps; without, with a transposed one, which costs less",
     )
-    places = ("none", "prior", "posterior")
-    model.add_argument("--flow", choices=places, default=flow, help="where an autoregressive network goes")
+    model.add_argument("--flow", choices=PLACES, default=flow, help="where an autoregressive network goes")
     model.add_argument(
         "--flow-hidden", type=cli.positive_int, nargs="+", default=[512, 512], metavar="N", help="its widths"
     )
@@ -44,7 +42,7 @@ def parser(description: str, flow: Place) -> cli.Parser:
     return parser
 
 
-def main(argv: list[str] | None = None, description: str = __doc__, name: str = "image-vae", flow: Place = "none"):
+def main(argv: list[str] | None = None, description: str = __doc__, name: str = "image-vae", flow: str = "none"):
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(description, flow), argv)
     options.reading = READINGS.get(options.likelihood, "dequantised")

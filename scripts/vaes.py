@@ -54,7 +54,7 @@ def parser(description: str, *, z_dim: int, batch_size: int = 128, lr: float = 1
         "--averaging", type=cli.share, metavar="DECAY", help="measure averaged weights (such as 0.999)"
     )
     schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
-    schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by (default: a tenth of training's)")
+    schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
     return parser
 
 
@@ -85,7 +85,7 @@ def train(
     build: Callable[[], tuple[Half, Half]],
     images: ImageSet,
     draw: Callable[[Half, Half, ImageSet, Run], None] = draw,
-    late: Callable[[Half, Half], nn.Module | None] = lambda model, guide: None,
+    late: Callable[[Half, Half], nn.Module | None] | None = None,
     late_from: float = 0.0,
 ) -> None:
     """Fit a new pair in ``run``, or a new run of script ``name``; its folder gets weights, metrics and pictures.
@@ -100,7 +100,7 @@ def train(
         raise InputError(f"{error}.") from error
     run = run or cli.open_run(options, name)
     halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
-    part = late(model, guide)
+    part = late(model, guide) if late else None
     optim = adam(model, guide, options.lr, {part: options.lr} if part else None)
     elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
     svi = SVI(*halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")

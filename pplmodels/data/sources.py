@@ -58,15 +58,12 @@ def _digits() -> ImageSet:
 
 
 def _from_npz(path: str) -> ImageSet:
-    arrays = read_npz(path, optional=("x_train", "x_test", "x_valid", *PARTS))
-    if all(name in arrays for name in PARTS) and "x_train" not in arrays:
-        return _of_parts({name: _unpacked(arrays[name], f"{name} in {path}") for name in PARTS})
-    for name in ("x_train", "x_test"):
-        if name not in arrays:
-            raise InputError(f"{path} has no array named {name}; it has {', '.join(arrays) or 'none that is known'}.")
-    names = [name for name in ("x_train", "x_test", "x_valid") if name in arrays]
-    parts = [Images(to_pixels(arrays[name], f"{name} in {path}")) for name in names]
-    for name, part in zip(names, parts, strict=True):
+    bits = read_npz(path, optional=PARTS)
+    if len(bits) == len(PARTS):
+        return _of_parts({name: _unpacked(array, f"{name} in {path}") for name, array in bits.items()})
+    arrays = read_npz(path, required=("x_train", "x_test"), optional=("x_valid",))
+    parts = [Images(to_pixels(array, f"{name} in {path}")) for name, array in arrays.items()]
+    for name, part in zip(arrays, parts, strict=True):
         if part.shape != parts[0].shape:
             raise InputError(f"x_train and {name} in {path} differ in size: {parts[0].shape} and {part.shape}.")
     return ImageSet(*parts)

@@ -62,6 +62,7 @@ def fit(
     else:
         save_checkpoint(run.folder, svi, 0, 0.0, averaged)  # a run that is killed early can be resumed too
     begun = time.perf_counter()
+    pair = nn.ModuleList([svi.model, svi.guide])
     recent: list[Tensor] = []  # batches since the last look, to find out what went wrong in them
     losses: list[Tensor] = []  # since the last evaluation; they stay on the device
     metrics: dict = run.metrics[-1] if run.metrics else {}
@@ -77,7 +78,7 @@ def fit(
             recent.append(next(batches))
             losses.append(svi.step(recent[-1]))
             if averaged is not None:
-                averaged.update_parameters(nn.ModuleList([svi.model, svi.guide]))
+                averaged.update_parameters(pair)
             done = step + 1
             evaluating = done % eval_every == 0 or done == steps
             if evaluating or done % POLL == 0:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pplmodels.data import load_images, make_scenes, scene_set
+from pplmodels.data import load_images, load_scenes, make_scenes, scene_set
 from pplmodels.data.images import Images
+from pplmodels.data.scenes import ink_extent
 from pplmodels.errors import InputError
 
 OPTIONS = {"canvas": 32, "object_size": 12.0, "seed": 3}
@@ -72,3 +73,28 @@ def test_the_window_prior_fits_the_objects():
     loc, scale = scene_set("digits", num_train=2, num_test=2).window_prior()
     assert torch.tensor(loc[0]).exp() == pytest.approx(1.2 * 13 / 40)
     assert scale[1] == scale[2] == pytest.approx((1 - 13 / 40) / 3**0.5)
+
+
+IMAGES = np.zeros((4, 6, 6), np.uint8)
+
+
+@pytest.mark.parametrize("counts", [[0, 1, 2], [0.0, 1.0, 2.0, 1.0], [-1, 0, 1, 2]], ids=str)
+def test_wrong_counts_of_ready_made_scenes_are_refused(tmp_path, counts):
+    path = tmp_path / "a.npz"
+    np.savez(path, x_train=IMAGES, x_test=IMAGES, n_train=np.array(counts))
+    with pytest.raises(InputError, match="n_train"):
+        load_scenes(path)
+
+
+def test_ready_made_scenes_keep_their_counts_where_they_have_them(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x_train=IMAGES, x_test=IMAGES[:2], n_test=np.array([1, 0]))
+    train, test = load_scenes(path)
+    assert train.counts is None and test.counts.tolist() == [1, 0]
+
+
+def test_ink_extent_is_the_bounding_box():
+    pixels = torch.zeros(2, 1, 10, 10, dtype=torch.uint8)
+    pixels[0, 0, 2:6, 3:5] = 255  # 4 of 10
+    pixels[1, 0, 0, 1:9] = 255  # 8 of 10
+    assert ink_extent(Images(pixels)) == pytest.approx(0.6)

@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pplmodels.data import bernoulli, dequantised, load_images, load_scenes, thresholded
+from pplmodels.data import bernoulli, dequantised, load_images, thresholded
 from pplmodels.data.images import Images
-from pplmodels.data.scenes import ink_extent
 from pplmodels.errors import InputError
 
 GOOD = np.zeros((4, 6, 6), np.uint8)
@@ -141,26 +140,6 @@ def test_mnist_that_was_cut_short_is_refused(tmp_path, size):
         load_images("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("counts", [[0, 1, 2], [0.0, 1.0, 2.0, 1.0], [-1, 0, 1, 2]], ids=str)
-def test_wrong_counts_of_ready_made_scenes_are_refused(tmp_path, counts):
-    path = save(tmp_path / "a.npz", x_train=GOOD, x_test=GOOD, n_train=np.array(counts))
-    with pytest.raises(InputError, match="n_train"):
-        load_scenes(path)
-
-
-def test_ready_made_scenes_keep_their_counts_where_they_have_them(tmp_path):
-    path = save(tmp_path / "a.npz", x_train=GOOD, x_test=GOOD[:2], n_test=np.array([1, 0]))
-    train, test = load_scenes(path)
-    assert train.counts is None and test.counts.tolist() == [1, 0]
-
-
-def test_ink_extent_is_the_bounding_box():
-    pixels = torch.zeros(2, 1, 10, 10, dtype=torch.uint8)
-    pixels[0, 0, 2:6, 3:5] = 255  # 4 of 10
-    pixels[1, 0, 0, 1:9] = 255  # 8 of 10
-    assert ink_extent(Images(pixels)) == pytest.approx(0.6)
-
-
 def write_folder(folder, number=12, size=(6, 5), mode="L"):
     for i in range(number):
         (folder / f"part{i % 2}").mkdir(parents=True, exist_ok=True)
@@ -274,50 +253,6 @@ def test_readings_are_what_they_say():
     assert torch.equal((first * 256).floor().byte(), images.pixels)  # and within its level
     frozen = images.read_as(bernoulli).frozen(seed=1)
     assert torch.equal(frozen[:], frozen[:]) and set(frozen[:].unique().tolist()) == {0.0, 1.0}
-
-
-def packed(number, seed=0):
-    return np.packbits(np.random.default_rng(seed).integers(0, 2, (number, 784)).astype(np.uint8), axis=1)
-
-
-def test_binarised_mnist_loads_from_packed_bits_with_its_own_parts(tmp_path):
-    parts = {name: packed(number) for name, number in (("train", 5), ("valid", 3), ("test", 2))}
-    images = load_images(save(tmp_path / "a.npz", **parts))
-    assert [len(part) for part in (images.train, images.valid, images.test)] == [5, 3, 2]
-    assert images.with_validation(1).valid is images.valid
-    assert np.array_equal(images.valid[:].numpy().reshape(3, 784), np.unpackbits(parts["valid"], axis=1))
-
-
-@pytest.mark.parametrize("wrong", [packed(3)[:, :-1], packed(3).astype(np.int64), packed(3)[:0]], ids=str)
-def test_bits_that_are_no_mnist_are_refused(tmp_path, wrong):
-    path = save(tmp_path / "a.npz", train=packed(5), valid=wrong, test=packed(2))
-    with pytest.raises(InputError, match=r"valid in .* is not binarised MNIST"):
-        load_images(path)
-
-
-def test_binarised_mnist_loads_from_its_text_files(tmp_path):
-    for number, name in enumerate(("train", "valid", "test"), start=2):
-        np.savetxt(tmp_path / f"binarized_mnist_{name}.amat", np.unpackbits(packed(number), axis=1), fmt="%d")
-    images = load_images("binarised-mnist", tmp_path)
-    assert [len(part) for part in (images.train, images.valid, images.test)] == [2, 3, 4]
-    assert np.array_equal(images.test[:].numpy().reshape(4, 784), np.unpackbits(packed(4), axis=1))
-
-
-@pytest.mark.parametrize("text", ["0 1 1", "0 2 " * 392, "0 1 cat " * 392, ""], ids=["cut", "levels", "words", "empty"])
-def test_text_files_that_are_no_mnist_are_refused(tmp_path, text):
-    for name in ("train", "valid", "test"):
-        (tmp_path / f"binarized_mnist_{name}.amat").write_text(text)
-    with pytest.raises(InputError, match=r"binarized_mnist_train\.amat does not hold binarised MNIST"):
-        load_images("binarised-mnist", tmp_path)
-
-
-def test_binarised_mnist_that_is_not_there_says_what_to_do(tmp_path, monkeypatch):
-    def refuse(url, root):
-        raise OSError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", refuse)
-    with pytest.raises(InputError, match=r"put binarized_mnist_train\.amat.*--data-dir"):
-        load_images("binarised-mnist", tmp_path)
 
 
 def test_validation_images_are_training_images_no_longer():
