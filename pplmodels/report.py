@@ -1,5 +1,6 @@
 """What a script measures and draws of a trained pair: inspection on one side, pictures on the other."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from pplmodels import inspect, plotting
 from pplmodels.data import Images, SceneSet, dequantised, intensities
 from pplmodels.infer import SVI, active_units, bits_per_dim, code_variances, elbo_terms, gradient_variance, information
-from pplmodels.infer.bounds import LogProbs
+from pplmodels.infer.bounds import LogProbs, without_step
 
 BATCH = 500  # images evaluated at a time
 UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
@@ -76,17 +77,20 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
     """The bound split by site, bits per dimension where the data are 8-bit levels, and how much of the codes is used.
 
-    ``active_units`` (with several sites, of each: ``active_units/<site>``), and for one code an image the estimates of
-    :func:`pplmodels.infer.information`, of 1,000 images.
+    ``active_units`` (with several sites, of each: ``active_units/<site>``, the steps of a site added up), and for one
+    code an image the estimates of :func:`pplmodels.infer.information`, of 1,000 images.
     """
     metrics, _ = elbo_terms(run, images.batches(BATCH))
     if (bits := level_bits(images, metrics["elbo"])) is not None:
         metrics["bits_per_dim"] = bits
-    active = active_units(guide, images.batches(BATCH))
+    units = active_units(guide, images.batches(BATCH))
+    active = Counter()
+    for site, number in units.items():
+        active[without_step(site)] += number
     if len(active) != 1:
         return metrics | {f"active_units/{site}": number for site, number in active.items()}
-    (site,) = active
-    return metrics | {"active_units": active[site], **information(model, guide, images.head(1000)[:], site)}
+    metrics["active_units"] = active.total()
+    return metrics | (information(model, guide, images.head(1000)[:], *units) if len(units) == 1 else {})
 
 
 def level_bits(images: Images, nats: float) -> float | None:
