@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,8 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
     """Write curves.png, where there are metrics, and of images reconstructions.png and samples.png (from the prior).
 
     Where there is one code of several coordinates an image, also interpolations.png (between codes of images) and
-    manifold.png (a plane of codes).
+    manifold.png (a plane of codes); where there are layers of codes, layers.png (images of which only the upper layers
+    are kept, and the lower ones drawn anew).
     """
     if metrics:
         groups = [
@@ -120,10 +122,16 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         "reconstructions": ([x, inspect.reconstruct(model, guide, x)], ["image", "p(x | z)"]),
         "samples": (inspect.sample_images(model, 48).unflatten(0, (4, 12)), [""] * 4),
     }
-    sites = [site for site, variances in code_variances(guide, [x]).items() if len(variances) > 1]
+    codes = code_variances(guide, [x])
+    sites = [site for site, variances in codes.items() if len(variances) > 1]
     if len(sites) == 1 and half > 0:
         between = inspect.interpolate(model, guide, x[:half], x[half : 2 * half], 12, sites[0])
         rows["interpolations"] = between, [""] * half
+    if len({without_step(site) for site in codes}) > 1:
+        layers = list(codes)  # from the top down, as a guide samples them
+        kept = [layers[:number] for number in range(len(layers), -1, -1)]
+        labels = ["image", "all kept", *(f"new to {layer}" for layer in reversed(layers))]
+        rows["layers"] = [x, *(inspect.redraw(model, guide, x, keep) for keep in kept)], labels
     for name, (images_, labels) in rows.items():
         figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
         plotting.save(figure, folder / f"{name}.png")
@@ -131,6 +139,23 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
         labels = tuple(f"coordinate {number}" for number in coordinates)
         plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
+
+
+def painting_pictures(model, guide, images: Images, folder: Path) -> None:
+    """Write painting.png and painting.gif, images being painted again, and dreaming.gif, images from the prior."""
+    x = images.head(8)[:]
+    again, dreamt = inspect.watch_reconstruction(model, guide, x), inspect.watch(model, len(x))
+    for name, painting in (("painting", again), ("dreaming", dreamt)):
+        plotting.painting_film(folder / f"{name}.gif", *_arrays(painting))
+    canvases, reading, writing = _arrays(again)
+    shown = np.unique(np.linspace(0, len(canvases) - 2, 10).round().astype(int))
+    windows = (None if where is None else where[shown] for where in (reading, writing))
+    plotting.save(plotting.painting_rows(x.cpu().numpy(), canvases[1:][shown], *windows), folder / "painting.png")
+
+
+def _arrays(painting: inspect.Painting) -> list[np.ndarray | None]:
+    tensors = (painting.canvases.clamp(0, 1), painting.reading, painting.writing)
+    return [None if tensor is None else tensor.cpu().numpy() for tensor in tensors]
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:

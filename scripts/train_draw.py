@@ -7,7 +7,9 @@ import vaes
 
 from guides import DRAWGuide
 from pplmodels import DRAW
-from pplmodels.training import cli
+from pplmodels.data import ImageSet
+from pplmodels.report import painting_pictures
+from pplmodels.training import Run, cli
 
 STEPS = {"digits": 2000}
 GLIMPSES = {"digits": 8}
@@ -58,7 +60,13 @@ def main(argv: list[str] | None = None) -> None:
         )
         return model, DRAWGuide(model, options.hidden, options.read_window if options.attention else None)
 
-    vaes.train(options, run, "draw", build, images)
+    vaes.train(options, run, "draw", build, images, draw)
+
+
+def draw(model: DRAW, guide: DRAWGuide, images: ImageSet, run: Run) -> None:
+    """The pictures of a run."""
+    vaes.draw(model, guide, images, run)
+    painting_pictures(model, guide, images.test, run.folder)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ class WindowWriter(nn.Module):
     def __init__(self, image: Sequence[int], hidden_dim: int, size: int):
         super().__init__()
         self.attention = Attention(hidden_dim, image, size)
+        with torch.no_grad():  # at first a constant patch paints the canvas with that constant
+            self.attention.linear.bias[4] = -2 * math.log(self.attention.tile)
         self.patch = nn.Linear(hidden_dim, image[0] * size**2)
         self.shape = (image[0], size, size)
 

@@ -11,7 +11,7 @@ from pplmodels.nn.leash import leash
 
 # Largest absolute values of the centre (canvases have -1..1), log variance, log stride and log intensity: whatever
 # a network says, all windows, on the canvas or off it, are finite.
-LIMITS = (2.0, 2.0, 5.0, 4.0, 4.0)
+LIMITS = (2.0, 2.0, 5.0, 4.0, 8.0)
 
 
 class Window(NamedTuple):
@@ -66,16 +66,13 @@ class Attention(nn.Module):
         self.size = size
         self.linear = nn.Linear(hidden_dim, 5)
         self.register_buffer("limits", torch.tensor(LIMITS), persistent=False)
-        tile = max(self.height, self.width) / size
+        longest = max(self.height, self.width)
+        self.full_stride = (longest - 1) / max(size - 1, 1)  # the outermost filters look at the canvas' edges
+        self.tile = longest / size
         with torch.no_grad():
             self.linear.bias.zero_()
-            self.linear.bias[2] = 2 * math.log(tile / 2)
-            self.linear.bias[3] = math.log(tile / self.full_stride)
-
-    @property
-    def full_stride(self) -> float:
-        """Stride at which the outermost filters look at the canvas' edges, in pixels."""
-        return (max(self.height, self.width) - 1) / max(self.size - 1, 1)
+            self.linear.bias[2] = 2 * math.log(self.tile / 2)
+            self.linear.bias[3] = math.log(self.tile / self.full_stride)
 
     def window(self, h: Tensor) -> Window:
         """The window of the states ``h (..., hidden_dim)``."""

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.autograd.functional import jacobian
 
@@ -134,4 +135,13 @@ def test_a_batch_is_its_images_one_by_one(float64):
 def test_at_first_the_filters_tile_the_canvas():
     attention = Attention(4, (1, 28, 28), 2)
     window = attention.window(torch.zeros(4))
-    torch.testing.assert_close(torch.stack(window[:4]), torch.tensor([13.5, 13.5, 49.0, 14.0]))
+    torch.testing.assert_close(torch.stack(window), torch.tensor([13.5, 13.5, 49.0, 14.0, 1.0]))
+
+
+def test_at_first_a_constant_patch_paints_the_canvas_with_that_constant():
+    writer = WindowWriter((1, 28, 28), 4, 5)
+    torch.nn.init.zeros_(writer.patch.weight)
+    torch.nn.init.constant_(writer.patch.bias, 3.0)
+    canvas = writer(torch.zeros(4)).detach()
+    assert float(canvas.mean()) == pytest.approx(3.0, abs=0.01)
+    assert canvas[:, 6:-6, 6:-6].sub(3).abs().max() < 0.5  # at the edges the outermost filters are cut
