@@ -168,7 +168,7 @@ def write(
         lines.append([system, *bounds, f"{row['parameters']:,}", f"{row['seconds']:.0f}"])
         lines[-1].append(f"{row['images_per_second']:.0f}")
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    commands = "\n".join(f"- {name}: `{command}`" for name, command in described["commands"].items())
+    commands = "\n".join(f"    {command}" for command in dict.fromkeys(described["commands"].values()))
     text = f"""# {", ".join(rows)}
 
 On {first["data"]}, {first["reading"]}; nats per image, each part of the data whole; importance-weighted bounds of
@@ -189,7 +189,7 @@ Samples from each prior:
 
 ![samples](samples.png)
 
-## Commands
+The runs' commands:
 
 {commands}
 """

@@ -39,6 +39,8 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     metrics = {name: [result["metrics"].get(name) for result in results] for name in names}
     if "count_accuracy" in metrics:
         metrics["seconds_to_98"] = [seconds_to(0.98, run) for run in lines]
+    if "valid_elbo" in lines[0][-1]:
+        metrics["last_slope"] = [last_slope(run) for run in lines]
     card = {
         "model": configs[0]["script"],
         "data": configs[0]["data"],
@@ -61,6 +63,14 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
 def seconds_to(accuracy: float, curve: list[dict]) -> float | None:
     """Seconds of training until the first evaluation with that count accuracy, if there is one."""
     return next((line["seconds"] for line in curve if line["count_accuracy"] >= accuracy), None)
+
+
+def last_slope(curve: list[dict]) -> float | None:
+    """Nats that the validation bound gained per 1,000 steps between the last two evaluations."""
+    if len(curve) < 2:
+        return None
+    before, last = curve[-2:]
+    return 1000 * (last["valid_elbo"] - before["valid_elbo"]) / (last["step"] - before["step"])
 
 
 def picture(names: list[str], path: Path) -> None:

@@ -37,6 +37,13 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
         results.write_card("air-small", [tmp_path], "")
 
 
+def test_the_slope_is_that_of_the_last_two_evaluations():
+    results = importlib.import_module("results")
+    curve = [{"step": step, "valid_elbo": elbo} for step, elbo in ((100, -9.0), (300, -5.0), (800, -4.0))]
+    assert results.last_slope(curve) == pytest.approx(2.0)
+    assert results.last_slope(curve[:1]) is None
+
+
 def test_seconds_to_an_accuracy_are_those_of_the_first_evaluation_that_has_it():
     results = importlib.import_module("results")
     curve = [{"seconds": 10.0 * i, "count_accuracy": a} for i, a in enumerate((0.5, 0.979, 0.981, 0.97, 0.99))]
