@@ -72,7 +72,7 @@ class VQVAE(Half):
         if self.code_prior is not None:
             return self.code_prior.p_x()
         levels = self.codebook.vectors
-        return dist.Categorical(levels.new_zeros(*self.map, len(levels)).softmax(-1)).to_event(2)
+        return dist.Categorical(logits=levels.new_zeros(*self.map, len(levels))).to_event(2)
 
     @pyro_method
     def p_z(self, codes: Tensor) -> dist.Distribution:

@@ -48,11 +48,12 @@ class AutoregressiveCategorical(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``(...)`` of ``value (..., H, W)``."""
+        """``(...)`` of ``value (..., H, W)``, once for each map whatever the batch shape is."""
         if self._validate_args:
             self._validate_sample(value)
         maps = value.reshape(-1, *self.event_shape)
-        return -cross_entropy(self.network(maps), maps, reduction="none").sum((-2, -1)).view(value.shape[:-2])
+        log_prob = -cross_entropy(self.network(maps), maps, reduction="none").sum((-2, -1)).view(value.shape[:-2])
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
