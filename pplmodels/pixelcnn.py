@@ -58,20 +58,21 @@ class PixelCNN(_RasterOrder):
     Arguments:
         map: (H, W).
         levels: K.
-        channels, blocks, size, embedding, hidden: :class:`pplmodels.nn.masked_conv.PixelCNNNetwork`'s.
+        channels, size, embedding, hidden: :class:`pplmodels.nn.masked_conv.PixelCNNNetwork`'s.
+        layers: its residual blocks.
     """
 
     def __init__(
         self,
         map: Sequence[int] = (8, 8),
         levels: int = 128,
-        channels: int = 128,
-        blocks: int = 10,
+        channels: int = 64,
+        layers: int = 10,
         size: int = 7,
         embedding: int = 64,
         hidden: int = 512,
     ):
-        super().__init__(PixelCNNNetwork(levels, channels, blocks, size, embedding, hidden), map, levels)
+        super().__init__(PixelCNNNetwork(levels, channels, layers, size, embedding, hidden), map, levels)
 
 
 class GatedPixelCNN(_RasterOrder):

@@ -43,7 +43,6 @@ class VQVAE(Half):
         channels, blocks: of the decoder (:func:`pplmodels.nn.residual.residual_decoder`).
         likelihood: a name in :data:`pplmodels.likelihoods.LIKELIHOODS`.
         decay: of the codebook's running means; None to learn it by gradient.
-        prior: over maps of codes; None for the uniform one.
     """
 
     role = "model"
@@ -57,14 +56,22 @@ class VQVAE(Half):
         blocks: int = 2,
         likelihood: str = "mixture",
         decay: float | None = None,
-        prior: PixelCNN | GatedPixelCNN | None = None,
     ):
         super().__init__("vq_vae")
         self.image, self.map = tuple(image), quarter(image)
         self.codebook = Codebook(codes, dim, decay)
         self.likelihood = LIKELIHOODS[likelihood](image[0])
         self.decoder = residual_decoder(dim, channels, blocks, self.likelihood.outputs(image[0]))
-        self.code_prior = prior
+        self.__dict__["code_prior"] = None
+
+    def use_prior(self, prior: PixelCNN | GatedPixelCNN) -> None:
+        """Draw the codes from a trained prior, which is neither learned nor saved with this half."""
+        if (prior.map, prior.levels) != (self.map, len(self.codebook.counts)):
+            raise ValueError(
+                f"a prior of {prior.levels} values on {prior.map} maps is not one of "
+                f"{len(self.codebook.counts)} codes on {self.map} maps"
+            )
+        self.__dict__["code_prior"] = prior  # not a submodule
 
     @pyro_method
     def p_codes(self) -> dist.Distribution:

@@ -134,7 +134,7 @@ PAIRS = {
         batch=lambda n: torch.rand(n, 1, 8, 8).round(),
     ),
     "pixelcnn": Pair(
-        model=lambda: PixelCNN((3, 4), levels=5, channels=6, blocks=2, size=3, embedding=4, hidden=7),
+        model=lambda: PixelCNN((3, 4), levels=5, channels=6, layers=2, size=3, embedding=4, hidden=7),
         guide=lambda model: EmptyGuide(),
         batch=lambda n: torch.randint(5, (n, 3, 4)),
     ),

@@ -11,7 +11,7 @@ from pplmodels import GatedPixelCNN, PixelCNN
 from pplmodels.infer import SVI, adam
 
 SMALL = {"channels": 8, "size": 3, "embedding": 4, "hidden": 8}
-KINDS = {"plain": lambda **sizes: PixelCNN(blocks=2, **SMALL, **sizes)}
+KINDS = {"plain": lambda **sizes: PixelCNN(layers=2, **SMALL, **sizes)}
 KINDS["gated"] = lambda **sizes: GatedPixelCNN(layers=2, **SMALL, **sizes)
 
 

@@ -95,12 +95,16 @@ def test_one_code_says_nothing_of_the_image():
 
 
 def test_a_learned_prior_takes_the_uniform_ones_place(float64):
-    prior = PixelCNN(map=(2, 2), levels=5, channels=4, blocks=1, size=3, embedding=3, hidden=4)
-    model, guide = pair(prior=prior)
+    prior = PixelCNN(map=(2, 2), levels=5, channels=4, layers=1, size=3, embedding=3, hidden=4)
+    model, guide = pair()
+    model.use_prior(prior)
     x = images(5)
     log_p, _, latents = log_probs(model.eval(), guide.eval(), x)
     torch.testing.assert_close(log_p["codes"], prior.p_x().log_prob(latents["codes"]))
     assert model(n=3).shape == (3, 3, 8, 8)
+    assert not any(name.startswith("code_prior") for name, _ in model.named_parameters())
+    with pytest.raises(ValueError, match="of 5 values on"):
+        VQVAE(**{**SIZES, "codes": 6}).use_prior(prior)
 
 
 def test_sides_that_cannot_be_quartered_are_refused():
