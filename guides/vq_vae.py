@@ -20,8 +20,8 @@ class VQGuide(Half):
         codes = argmin_k |z_e - e_k|^2
         z     = e(codes), with the gradient of z_e                     straight-through (section 3.2)
 
-    What is learned besides the bound, per image and summed over the map (equation 3): the codebook's vectors come to z_e,
-    unless they are running means, and z_e to them::
+    What is learned besides the bound, per image and summed over the map (equation 3): the codebook's vectors come to
+    z_e, unless they are running means, and z_e to them::
 
         codebook   = |sg(z_e) - e(codes)|^2,  commitment = beta |z_e - sg(e(codes))|^2
 

@@ -2,8 +2,9 @@
 
 Each is a module that is called with the decoder's output and returns a distribution; ``outputs(channels)`` says how
 many numbers it needs a pixel. What a likelihood is about has to be read accordingly (:mod:`pplmodels.data.reading`):
-``bernoulli``, ``thresholded`` for :class:`Bernoulli`, ``dequantised`` for :class:`LogitNormal` and :class:`PixelNormal`, which are
-densities on [0, 1], and ``intensities`` for :class:`LogisticMixture`, which is a distribution over the 256 levels.
+``bernoulli``, ``thresholded`` for :class:`Bernoulli`, ``dequantised`` for :class:`LogitNormal` and
+:class:`PixelNormal`, which are densities on [0, 1], and ``intensities`` for :class:`LogisticMixture`, which is a
+distribution over the 256 levels.
 """
 
 from functools import partial
@@ -79,8 +80,8 @@ class LogitNormal(nn.Module):
 class PixelNormal(nn.Module):
     """Normal noise of unit variance around the decoder's output, of images scaled to [-1, 1].
 
-    As a density of the intensities x in [0, 1]: 2 x - 1 ~ N(decoder's output, 1). Its logarithm is minus half the squared
-    error and a constant: bits per dimension are finite but poor, as the noise is as wide as the images.
+    As a density of the intensities x in [0, 1]: 2 x - 1 ~ N(decoder's output, 1). Its logarithm is minus half the
+    squared error and a constant: bits per dimension are finite but poor, as the noise is as wide as the images.
     """
 
     def outputs(self, channels: int) -> int:

@@ -29,9 +29,7 @@ def parser() -> cli.Parser:
     model.add_argument("--likelihood", choices=LIKELIHOODS, default="mixture", help="p(x | z) of a pixel")
     book = parser.add_argument_group("codebook")
     book.add_argument("--commitment", type=cli.positive_float, default=0.25, help="weight of the encoder's distance")
-    book.add_argument(
-        "--decay", type=cli.share, help="learn the vectors as running means (such as 0.99), not by gradient"
-    )
+    book.add_argument("--decay", type=cli.share, help="learn vectors as running means (such as 0.99), not by gradient")
     book.add_argument(
         "--codebook-start",
         choices=("batch", "uniform"),

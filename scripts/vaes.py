@@ -109,7 +109,7 @@ def train(
 ) -> Path:
     """Fit a new pair in ``run``, or a new run of script ``name``; its folder, which gets weights, metrics and pictures.
 
-    ``figures`` are the metrics of validation and test images; ``objective`` names what the steps raise, without annealing.
+    ``figures`` are the metrics of validation and test images; ``objective`` names what unannealed steps raise.
     ``late`` says what part of the pair, if any, learns only from the share ``late_from`` of the steps on.
     """
     device = images.train.pixels.device

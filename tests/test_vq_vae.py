@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 
 from guides import VQGuide
-from pplmodels import PixelCNN, VQVAE
+from pplmodels import VQVAE, PixelCNN
 from pplmodels.infer import SVI, adam, elbo_terms, log_probs
 from pplmodels.infer.parameters import module_owned_parameters
 

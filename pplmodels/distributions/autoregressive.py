@@ -18,7 +18,7 @@ class AutoregressiveCategorical(TorchDistribution):
         network: from maps ``(B, H, W)`` to logits ``(B, K, H, W)``, with ``steps``.
         shape: (H, W).
         levels: K.
-        temperature: of samples: logits are divided by it, and at 0 the likeliest value is taken. No part of ``log_prob``.
+        temperature: of samples, no part of ``log_prob``: logits are divided by it; at 0 the likeliest value is taken.
     """
 
     arg_constraints: ClassVar[dict] = {}

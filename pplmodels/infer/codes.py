@@ -86,7 +86,9 @@ def usage(counts: Tensor) -> dict[str, float]:
 def _values(guide, x: Tensor) -> dict[str, Tensor]:
     nodes = poutine.trace(guide).get_trace(x).nodes
     return {
-        name: node["value"] for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)
+        name: node["value"]
+        for name, node in nodes.items()
+        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
     }
 
 

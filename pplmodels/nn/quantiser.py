@@ -24,9 +24,9 @@ def straight_through(continuous: Tensor, quantised: Tensor) -> Tensor:
 class Codebook(nn.Module):
     """K vectors of D numbers.
 
-    They are learned by gradient (of whatever uses :meth:`embed`), or with ``decay`` as running means of the vectors that
-    were nearest to each (appendix A.1). Either way a code that is hardly used any more is put where some vector of the
-    batch is (:meth:`follow`).
+    They are learned by gradient (of whatever uses :meth:`embed`), or with ``decay`` as running means of the vectors
+    that were nearest to each (appendix A.1). Either way a code that is hardly used any more is put where some vector of
+    the batch is (:meth:`follow`).
 
     Arguments:
         codes: K.
