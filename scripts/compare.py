@@ -36,7 +36,7 @@ Pair = tuple[Half, Half]
 
 def parser() -> cli.Parser:
     """The protocol, and what to measure."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument("--data", default="digits", metavar="NAME|FILE.npz|FOLDER", help=cli.IMAGES)
     protocol.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
