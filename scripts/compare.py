@@ -25,7 +25,7 @@ SYSTEMS = {
     "vae": (train_vae, ()),
     "ladder-vae": (train_ladder_vae, ()),
     "draw": (train_draw, ("--no-attention",)),
-    "draw-attention": (train_draw, ("--attention",)),
+    "draw-attention": (train_draw, ("--attention", "--read-window", "5")),
 }
 PARTS = {"train": "train", "validation": "valid", "test": "test"}
 TERMS = ("elbo", "kl", "reconstruction")
@@ -36,7 +36,7 @@ Pair = tuple[Half, Half]
 
 def parser() -> cli.Parser:
     """The protocol, and what to measure."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument("--data", default="digits", metavar="NAME|FILE.npz|FOLDER", help=cli.IMAGES)
     protocol.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
@@ -44,6 +44,7 @@ def parser() -> cli.Parser:
     protocol.add_argument("--steps", type=cli.positive_int, default=2000, help="gradient steps")
     protocol.add_argument("--batch-size", type=cli.positive_int, default=128, help="images a step")
     protocol.add_argument("--lr", type=cli.positive_float, default=1e-3, help="Adam's learning rate")
+    protocol.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
     protocol.add_argument("--seed", type=cli.natural_int, default=0, help="of weights, noise and order")
     protocol.add_argument("--num-steps", type=cli.positive_int, default=10, metavar="T", help="DRAW's paintings")
     protocol.add_argument(
@@ -77,9 +78,10 @@ def train(name: str, options: argparse.Namespace) -> Path:
     """The folder of a system's finished run: trained now, continued, or as it is."""
     script, arguments = SYSTEMS[name]
     folder = options.out / name
-    names = ["data", "data_dir", "binarise", "steps", "batch_size", "lr", "seed", "device"]
+    names = ["data", "data_dir", "binarise", "steps", "batch_size", "lr", "valid", "seed", "device"]
     for option in [*names, "num_steps"] if script is train_draw else names:
-        arguments = [*arguments, "--" + option.replace("_", "-"), str(getattr(options, option))]
+        if (value := getattr(options, option)) is not None:
+            arguments = [*arguments, "--" + option.replace("_", "-"), str(value)]
     arguments = [*arguments, "--out", str(folder)]
     if (folder / "config.json").exists():
         arguments.append("--resume")

@@ -17,7 +17,7 @@ GLIMPSES = {"digits": 8}
 
 def parser() -> cli.Parser:
     """The family's options and this script's."""
-    parser = vaes.parser(__doc__, z_dim=100)
+    parser = vaes.parser(__doc__, z_dim=100, lr=1.5e-3)
     model = parser.add_argument_group("model")
     model.add_argument("--num-steps", type=cli.positive_int, metavar="T", help="paintings an image (64; digits 8)")
     model.add_argument("--hidden", type=cli.positive_int, default=256, help="size of either LSTM's state")
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     options, run = cli.parse(parser(), argv)
     options.reading = options.binarise if options.likelihood == "bernoulli" else "dequantised"
     images = vaes.load(options, run)
+    if options.warm_up is None and options.data in STEPS:
+        options.warm_up = options.steps // 2 if options.steps else 1000  # on few images the codes die sooner
     vaes.complete(options, STEPS)
     options.num_steps = options.num_steps or GLIMPSES.get(options.data, 64)
     ink = float((images.train.pixels.float().mean() / 255).clamp(0.01, 0.99))

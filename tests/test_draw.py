@@ -7,7 +7,7 @@ from pyro import poutine
 from torch import nn
 
 from guides import DRAWGuide, VAEGuide
-from pplmodels import DRAW, VAE
+from pplmodels import DRAW, VAE, inspect
 from pplmodels.infer import SVI, adam, log_probs
 from pplmodels.likelihoods import Bernoulli
 
@@ -133,6 +133,29 @@ def test_each_step_depends_on_the_last_one_only():
         ]
         assert len(scopes) == 4
         assert [sum(name.startswith("z_") for name in scope) for scope in scopes] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_painting_is_watched_as_it_is_painted(windows):
+    model, guide = pair(3, windows)
+    x = torch.rand(2, 1, 5, 4).round()
+    pyro.set_rng_seed(1)
+    seen = inspect.watch_reconstruction(model, guide, x)
+    pyro.set_rng_seed(1)
+    torch.testing.assert_close(seen.canvases[-1], inspect.reconstruct(model, guide, x))
+    torch.testing.assert_close(seen.canvases[0], model.canvas.sigmoid().expand(2, -1, -1, -1))
+    pyro.set_rng_seed(1)
+    dreamt = inspect.watch(model, 2)
+    pyro.set_rng_seed(1)
+    torch.testing.assert_close(dreamt.canvases[-1], inspect.sample_images(model, 2))
+    assert seen.canvases.shape == dreamt.canvases.shape == (4, 2, 1, 5, 4) and dreamt.reading is None
+    if windows == "whole":
+        assert seen.reading is None and seen.writing is None and dreamt.writing is None
+    else:
+        assert seen.reading.shape == seen.writing.shape == dreamt.writing.shape == (3, 2, 3)
+        first = guide.reader.attention.window(model.h)
+        expected = torch.stack([first.x, first.y, 2 * first.stride]).detach()
+        torch.testing.assert_close(seen.reading[0, 0], expected)
 
 
 @pytest.mark.parametrize(

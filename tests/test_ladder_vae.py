@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from guides import LadderGuide, VAEGuide
 from guides.ladder_vae import merge
-from pplmodels import VAE, LadderVAE
+from pplmodels import VAE, LadderVAE, inspect
 from pplmodels.infer import log_probs, settle_batch_norm
 from pplmodels.likelihoods import Bernoulli
 from pplmodels.nn.mlp import BatchNorm
@@ -167,6 +167,20 @@ def test_each_layer_depends_on_the_one_above_only():
         nodes = poutine.trace(half).get_trace(images(5)).nodes
         scopes = {name: set(nodes[name]["infer"]["_markov_scope"]) for name in ("z3", "z2", "z1")}
         assert "z3" in scopes["z2"] and "z2" in scopes["z1"] and "z3" not in scopes["z1"]
+
+
+def test_layers_that_are_not_kept_come_from_the_model():
+    model = LadderVAE(IMAGE, z_dims=(4, 3, 2), hidden_dims=(8, 7, 6)).eval()
+    guide = LadderGuide(model).eval()
+    x, drawn = images(5), {}
+    for keep in (["z3", "z2", "z1"], []):
+        for batch in (x, 1 - x):
+            pyro.set_rng_seed(1)
+            drawn[len(keep), batch is x] = inspect.redraw(model, guide, batch, keep)
+    pyro.set_rng_seed(1)
+    torch.testing.assert_close(drawn[3, True], inspect.reconstruct(model, guide, x))
+    assert not torch.allclose(drawn[3, True], drawn[3, False])
+    torch.testing.assert_close(drawn[0, True], drawn[0, False])  # what the prior draws, whatever the image
 
 
 def test_batch_norm_is_torchs_over_all_leading_dimensions():
