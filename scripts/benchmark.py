@@ -29,8 +29,8 @@ def _pair_of_nets() -> tuple[MLPVAE, MLPGuide]:
     return MLPVAE(hidden_dims=WIDTHS[::-1], activation="relu"), MLPGuide(hidden_dims=WIDTHS, activation="relu")
 
 
-def _draw_pair() -> tuple[DRAW, DRAWGuide]:
-    model = DRAW(num_steps=16, write_window=5)
+def _draw_pair(num_steps: int = 16) -> tuple[DRAW, DRAWGuide]:
+    model = DRAW(num_steps=num_steps, write_window=5)
     return model, DRAWGuide(model, read_window=2)
 
 
@@ -149,6 +149,17 @@ def peak_bytes(step: Callable, x: torch.Tensor) -> int:
     return peak
 
 
+def long_draw(device: torch.device) -> dict[str, float]:
+    """What a step of DRAW with attention costs at the paper's 64 steps and batch 128, compiled."""
+    model, guide = (half.to(device) for half in _draw_pair(64))
+    svi, x = (
+        SVI(model, guide, adam(model, guide, 1e-3), compile=True),
+        torch.rand(128, 1, 28, 28, device=device).round(),
+    )
+    svi.step(x)
+    return {"step_ms": 1e3 * _seconds(lambda: svi.step(x), device), "peak_bytes": peak_bytes(svi.step, x)}
+
+
 def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     """Milliseconds that a step cannot go below: its matrix arithmetic at the rate of a large product, its parameters'
     traffic (read twice, gradient written, Adam's seven passes) at the bandwidth of a large copy."""
@@ -223,6 +234,8 @@ def main(argv: list[str] | None = None) -> None:
     device = cli.find_device(options.device)
     rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case][3]]
     described = {"device": describe_device(device), "versions": versions(), "rounds": options.rounds, "rows": rows}
+    if "draw" in options.cases:
+        described["draw_64_steps"] = long_draw(device)
     replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
     print(table(rows), parts_table(rows), sep="\n\n")
 

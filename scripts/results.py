@@ -117,6 +117,9 @@ def update_tables(path: Path) -> None:
         filled = f"{benchmark.table(card['rows'])}\n\nOn {card['device']}, torch {card['versions']['torch']}."
         if path.parent.name == "docs":
             filled += f"\n\nWhere the time goes, each part timed alone:\n\n{benchmark.parts_table(card['rows'])}"
+            long = card["draw_64_steps"]
+            filled += f"\n\nDRAW with 64 steps, batch 128, compiled: {long['step_ms']:.0f} ms a step, "
+            filled += f"{long['peak_bytes'] / 1e6:.0f} MB at its peak above weights and optimizer."
         text = re.sub(
             "<!-- benchmark -->.*?<!-- end -->",
             f"<!-- benchmark -->\n\n{filled}\n\n<!-- end -->",
