@@ -94,6 +94,14 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
     return metrics | (information(model, guide, images.head(1000)[:], *units) if len(units) == 1 else {})
 
 
+def last_slope(metrics: list[dict]) -> float | None:
+    """Nats that the validation bound gained per 1,000 steps between the last two evaluations."""
+    if len(metrics) < 2:
+        return None
+    before, last = metrics[-2:]
+    return 1000 * (last["valid_elbo"] - before["valid_elbo"]) / (last["step"] - before["step"])
+
+
 def level_bits(images: Images, nats: float) -> float | None:
     """A log-probability in nats an image as bits per dimension, where the images are read as 8-bit levels."""
     if images.reading not in (intensities, dequantised):
