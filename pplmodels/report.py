@@ -151,7 +151,7 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
 
 def painting_pictures(model, guide, images: Images, folder: Path) -> None:
     """Write painting.png and painting.gif, images being painted again, and dreaming.gif, images from the prior."""
-    x = images.head(8)[:]
+    x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # from all over: sets may be sorted by class
     again, dreamt = inspect.watch_reconstruction(model, guide, x), inspect.watch(model, len(x))
     for name, painting in (("painting", again), ("dreaming", dreamt)):
         plotting.painting_film(folder / f"{name}.gif", *_arrays(painting))
