@@ -2,6 +2,19 @@
 
 from guides.air import AIRGuide, DAIRGuide
 from guides.baselines import NeuralBaseline
+from guides.draw import DRAWGuide
+from guides.ladder_vae import LadderGuide
 from guides.vae import ConvGuide, LSTMGuide, MLPGuide, PlaneGuide, VAEGuide
 
-__all__ = ["AIRGuide", "ConvGuide", "DAIRGuide", "LSTMGuide", "MLPGuide", "NeuralBaseline", "PlaneGuide", "VAEGuide"]
+__all__ = [
+    "AIRGuide",
+    "ConvGuide",
+    "DAIRGuide",
+    "DRAWGuide",
+    "LSTMGuide",
+    "LadderGuide",
+    "MLPGuide",
+    "NeuralBaseline",
+    "PlaneGuide",
+    "VAEGuide",
+]

@@ -93,3 +93,11 @@ class LogisticMixture(nn.Module):
     def forward(self, output: Tensor) -> dist.Distribution:
         """p(x | z), event shape (C, H, W)."""
         return DiscretizedLogisticMixture(output, self.channels)
+
+
+LIKELIHOODS = {  # of images, by the number of their channels
+    "bernoulli": lambda channels: Bernoulli(),
+    "normal": lambda channels: LogitNormal(channels, learned_scale=False),
+    "normal-learned": LogitNormal,
+    "mixture": LogisticMixture,
+}

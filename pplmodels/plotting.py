@@ -9,6 +9,7 @@ matplotlib.use("Agg")  # files only: no display is needed
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
@@ -47,6 +48,57 @@ def scenes_with_windows(
         title = f"{found}" if counts is None else f"{found} of {counts[i]}"
         axis.set_title(title, fontsize=8, color="tab:red" if wrong else "black")
     return figure
+
+
+READ, WRITE = "tab:green", "tab:red"
+
+
+def painting_rows(
+    images: np.ndarray | None, canvases: np.ndarray, reading: np.ndarray | None, writing: np.ndarray | None
+) -> Figure:
+    """A row an image: the image, where there is one, then its canvas as it is painted.
+
+    ``images (B, C, H, W)``, ``canvases (T, B, C, H, W)`` in [0, 1]; ``reading, writing (T, B, 3)`` are the windows that
+    led to each canvas: centre and side in pixels, drawn in green and red.
+    """
+    rows = canvases.swapaxes(0, 1)
+    if images is not None:
+        rows = np.concatenate([images[:, None], rows], 1)
+    figure = image_rows(rows, [""] * len(rows), inches=0.8)
+    for windows, colour in ((reading, READ), (writing, WRITE)):
+        if windows is not None:
+            for b, line in enumerate(np.reshape(figure.axes, rows.shape[:2])):
+                for axis, where in zip(line[-len(canvases) :], windows[:, b], strict=True):
+                    _draw_square(axis, where, colour)
+    return figure
+
+
+def painting_film(
+    path: Path, canvases: np.ndarray, reading: np.ndarray | None, writing: np.ndarray | None, seconds: float = 5.0
+) -> None:
+    """A GIF of canvases ``(T + 1, B, C, H, W)`` being painted, side by side, and of the windows ``(T, B, 3)``."""
+    count = len(canvases) - 1
+    figure, axes = plt.subplots(1, canvases.shape[1], figsize=(canvases.shape[1], 1.3), squeeze=False)
+    figure.subplots_adjust(0, 0, 1, 0.8, wspace=0.05)
+
+    def show(frame: int) -> None:
+        t = min(frame, count)  # the last canvas stays for a while
+        figure.suptitle(f"step {t} of {count}", fontsize=8)
+        for b, axis in enumerate(axes[0]):
+            axis.clear()
+            _show_image(axis, canvases[t, b])
+            for windows, colour in ((reading, READ), (writing, WRITE)):
+                if windows is not None and 0 < frame <= count:
+                    _draw_square(axis, windows[t - 1, b], colour)
+
+    film = FuncAnimation(figure, show, frames=count + 1 + max(1, count // 3))
+    film.save(path, PillowWriter(fps=max(1, round(count / seconds))), dpi=100)
+    plt.close(figure)
+
+
+def _draw_square(axis, where: np.ndarray, colour: str) -> None:
+    x, y, side = where
+    axis.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fill=False, color=colour, linewidth=0.8))
 
 
 def _draw_window(axis, where: np.ndarray, step: int, height: int, width: int) -> None:

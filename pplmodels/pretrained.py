@@ -46,7 +46,7 @@ class Half(PyroModule):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Half":
-        """Rebuild what :meth:`save_pretrained` wrote, on the CPU.
+        """Rebuild what :meth:`save_pretrained` wrote, on the CPU and in evaluation mode.
 
         ``modules`` are the constructor's arguments that are modules of somebody else, which are not saved with this
         half. Raises :class:`InputError` when the files are missing, cut short or of another class.
@@ -63,11 +63,11 @@ class Half(PyroModule):
             half.load_state_dict(load_file(weights))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"{weights} does not hold the weights of the {name} in {description}.") from error
-        return half
+        return half.eval()
 
 
 def load_pair(folder: str | Path) -> tuple[Half, Half]:
-    """The model and the guide that were saved in ``folder``, of whatever classes, on the CPU.
+    """The model and the guide that were saved in ``folder``, of whatever classes, on the CPU and in evaluation mode.
 
     The classes, yours too, must have been imported: they are found by their names, so that no file says what code to
     run. A guide whose constructor has an argument ``model`` is given the model.

@@ -1,15 +1,17 @@
 """What a script measures and draws of a trained pair: inspection on one side, pictures on the other."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pplmodels import inspect, plotting
 from pplmodels.data import Images, SceneSet, dequantised, intensities
 from pplmodels.infer import SVI, active_units, bits_per_dim, code_variances, elbo_terms, gradient_variance, information
-from pplmodels.infer.bounds import LogProbs
+from pplmodels.infer.bounds import LogProbs, without_step
 
 BATCH = 500  # images evaluated at a time
 UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
@@ -76,17 +78,28 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
     """The bound split by site, bits per dimension where the data are 8-bit levels, and how much of the codes is used.
 
-    ``active_units`` (with several sites, of each: ``active_units/<site>``), and for one code an image the estimates of
-    :func:`pplmodels.infer.information`, of 1,000 images.
+    ``active_units`` (with several sites, of each: ``active_units/<site>``, the steps of a site added up), and for one
+    code an image the estimates of :func:`pplmodels.infer.information`, of 1,000 images.
     """
     metrics, _ = elbo_terms(run, images.batches(BATCH))
     if (bits := level_bits(images, metrics["elbo"])) is not None:
         metrics["bits_per_dim"] = bits
-    active = active_units(guide, images.batches(BATCH))
+    units = active_units(guide, images.batches(BATCH))
+    active = Counter()
+    for site, number in units.items():
+        active[without_step(site)] += number
     if len(active) != 1:
         return metrics | {f"active_units/{site}": number for site, number in active.items()}
-    (site,) = active
-    return metrics | {"active_units": active[site], **information(model, guide, images.head(1000)[:], site)}
+    metrics["active_units"] = active.total()
+    return metrics | (information(model, guide, images.head(1000)[:], *units) if len(units) == 1 else {})
+
+
+def last_slope(metrics: list[dict]) -> float | None:
+    """Nats that the validation bound gained per 1,000 steps between the last two evaluations."""
+    if len(metrics) < 2:
+        return None
+    before, last = metrics[-2:]
+    return 1000 * (last["valid_elbo"] - before["valid_elbo"]) / (last["step"] - before["step"])
 
 
 def level_bits(images: Images, nats: float) -> float | None:
@@ -100,7 +113,8 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
     """Write curves.png, where there are metrics, and of images reconstructions.png and samples.png (from the prior).
 
     Where there is one code of several coordinates an image, also interpolations.png (between codes of images) and
-    manifold.png (a plane of codes).
+    manifold.png (a plane of codes); where there are layers of codes, layers.png (images of which only the upper layers
+    are kept, and the lower ones drawn anew).
     """
     if metrics:
         groups = [
@@ -116,10 +130,16 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         "reconstructions": ([x, inspect.reconstruct(model, guide, x)], ["image", "p(x | z)"]),
         "samples": (inspect.sample_images(model, 48).unflatten(0, (4, 12)), [""] * 4),
     }
-    sites = [site for site, variances in code_variances(guide, [x]).items() if len(variances) > 1]
+    codes = code_variances(guide, [x])
+    sites = [site for site, variances in codes.items() if len(variances) > 1]
     if len(sites) == 1 and half > 0:
         between = inspect.interpolate(model, guide, x[:half], x[half : 2 * half], 12, sites[0])
         rows["interpolations"] = between, [""] * half
+    if len({without_step(site) for site in codes}) > 1:
+        layers = list(codes)  # from the top down, as a guide samples them
+        kept = [layers[:number] for number in range(len(layers), -1, -1)]
+        labels = ["image", "all kept", *(f"new to {layer}" for layer in reversed(layers))]
+        rows["layers"] = [x, *(inspect.redraw(model, guide, x, keep) for keep in kept)], labels
     for name, (images_, labels) in rows.items():
         figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
         plotting.save(figure, folder / f"{name}.png")
@@ -127,6 +147,23 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
         labels = tuple(f"coordinate {number}" for number in coordinates)
         plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
+
+
+def painting_pictures(model, guide, images: Images, folder: Path) -> None:
+    """Write painting.png and painting.gif, images being painted again, and dreaming.gif, images from the prior."""
+    x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # from all over: sets may be sorted by class
+    again, dreamt = inspect.watch_reconstruction(model, guide, x), inspect.watch(model, len(x))
+    for name, painting in (("painting", again), ("dreaming", dreamt)):
+        plotting.painting_film(folder / f"{name}.gif", *_arrays(painting))
+    canvases, reading, writing = _arrays(again)
+    shown = np.unique(np.linspace(0, len(canvases) - 2, 10).round().astype(int))
+    windows = (None if where is None else where[shown] for where in (reading, writing))
+    plotting.save(plotting.painting_rows(x.cpu().numpy(), canvases[1:][shown], *windows), folder / "painting.png")
+
+
+def _arrays(painting: inspect.Painting) -> list[np.ndarray | None]:
+    tensors = (painting.canvases.clamp(0, 1), painting.reading, painting.writing)
+    return [None if tensor is None else tensor.cpu().numpy() for tensor in tensors]
 
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:

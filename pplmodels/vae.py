@@ -102,14 +102,6 @@ class PlaneVAE(VAE):
         super().__init__(StandardNormal(z_dim), mlp(z_dim, hidden_dims, likelihood.outputs(x_dim)), likelihood)
 
 
-LIKELIHOODS = {
-    "bernoulli": lambda channels: likelihoods.Bernoulli(),
-    "normal": lambda channels: likelihoods.LogitNormal(channels, learned_scale=False),
-    "normal-learned": likelihoods.LogitNormal,
-    "mixture": likelihoods.LogisticMixture,
-}
-
-
 class ConvVAE(VAE):
     """A VAE of images with a transposed-convolution decoder; with ``flow``, a VLAE without its local decoder.
 
@@ -117,7 +109,7 @@ class ConvVAE(VAE):
         image: (C, H, W).
         z_dim: D.
         channels, refine: of the decoder (:func:`pplmodels.nn.conv_decoder`).
-        likelihood: a name in ``LIKELIHOODS``.
+        likelihood: a name in :data:`pplmodels.likelihoods.LIKELIHOODS`.
         flow: widths of the MADE of an autoregressive prior (:class:`pplmodels.priors.AutoregressiveFlow`); None for
             a standard normal.
     """
@@ -132,6 +124,6 @@ class ConvVAE(VAE):
         flow: Sequence[int] | None = None,
     ):
         prior = AutoregressiveFlow(z_dim, flow) if flow else StandardNormal(z_dim)
-        likelihood = LIKELIHOODS[likelihood](image[0])
+        likelihood = likelihoods.LIKELIHOODS[likelihood](image[0])
         decoder = conv_decoder(z_dim, channels, image, likelihood.outputs(image[0]), refine)
         super().__init__(prior, decoder, likelihood)

@@ -5,17 +5,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pyro
 import torch
-from handwritten import HandwrittenStep, air_losses, vae_losses
+from handwritten import HandwrittenStep, air_losses, draw_losses, vae_losses
 from pyro.infer import TraceGraph_ELBO
 from torch.utils.flop_counter import FlopCounterMode
 
-from guides import AIRGuide, MLPGuide
-from pplmodels import AIR, MLPVAE
+from guides import AIRGuide, DRAWGuide, MLPGuide
+from pplmodels import AIR, DRAW, MLPVAE
 from pplmodels.files import replace_file
 from pplmodels.infer import SVI, adam
 from pplmodels.training import cli
@@ -24,24 +23,30 @@ from pplmodels.training.run import describe_device, versions
 WARM, BLOCK = 3, 10  # steps of one way in a row, untimed and timed, before the next way's turn
 RESULT = Path(__file__).parent.parent / "results" / "benchmark.json"
 WIDTHS = (512, 256, 128)  # widths of the fully connected nets that much of the field's code uses
-# pair: (model, guide, losses by hand, shape of an image, batch sizes)
+
+
+def _pair_of_nets() -> tuple[MLPVAE, MLPGuide]:
+    return MLPVAE(hidden_dims=WIDTHS[::-1], activation="relu"), MLPGuide(hidden_dims=WIDTHS, activation="relu")
+
+
+def _draw_pair(num_steps: int = 16) -> tuple[DRAW, DRAWGuide]:
+    model = DRAW(num_steps=num_steps, write_window=5)
+    return model, DRAWGuide(model, read_window=2)
+
+
+# pair: (model and guide, losses by hand, shape of an image, batch sizes)
 CASES = {
-    "air": (AIR, AIRGuide, air_losses, (1, 50, 50), (64, 256)),
-    "vae": (
-        partial(MLPVAE, hidden_dims=WIDTHS[::-1], activation="relu"),
-        partial(MLPGuide, hidden_dims=WIDTHS, activation="relu"),
-        vae_losses,
-        (1, 28, 28),
-        (128, 512),
-    ),
+    "air": (lambda: (AIR(), AIRGuide()), air_losses, (1, 50, 50), (64, 256)),
+    "vae": (_pair_of_nets, vae_losses, (1, 28, 28), (128, 512)),
+    "draw": (_draw_pair, draw_losses, (1, 28, 28), (128,)),
 }
 
 
 def steps_of(case: str, device: torch.device) -> dict[str, Callable]:
     """The ways to take a step, each on its own copy of the same weights."""
-    make_model, make_guide, losses, _, _ = CASES[case]
+    build, losses, _, _ = CASES[case]
     pyro.set_rng_seed(0)
-    halves = make_model().to(device), make_guide().to(device)
+    halves = tuple(half.to(device) for half in build())
     ways = {}
     for name in ("handwritten", "compiled", "uncompiled", "stock"):
         model, guide = copy.deepcopy(halves)
@@ -69,8 +74,8 @@ def _numpyro_step() -> Callable | None:
 
 def measure(case: str, batch: int, device: torch.device, rounds: int) -> dict:
     """Median milliseconds a step of each way, taken in turns; tracing time; peak memory; the arithmetic floor."""
-    x = torch.rand(batch, *CASES[case][3], device=device)
-    x = (x > 0.5).float() if case == "vae" else x * (x > 0.9)
+    x = torch.rand(batch, *CASES[case][2], device=device)
+    x = x * (x > 0.9) if case == "air" else (x > 0.5).float()
     ways = steps_of(case, device)
     first, losses = {}, {}
     for name, step in ways.items():
@@ -101,6 +106,7 @@ def measure(case: str, batch: int, device: torch.device, rounds: int) -> dict:
         "peak_bytes": {name: peak_bytes(ways[name], x) for name in ("uncompiled", "compiled")},
         "parts_ms": parts(ways["compiled"].__self__, ways["handwritten"].__self__, x, device),
         "floor_ms": floor(case, ways["handwritten"], x),
+        "one_image_ms": 1e3 * _seconds(lambda: ways["handwritten"](x[:1]), device),
     }
 
 
@@ -143,6 +149,17 @@ def peak_bytes(step: Callable, x: torch.Tensor) -> int:
     return peak
 
 
+def long_draw(device: torch.device) -> dict[str, float]:
+    """What a step of DRAW with attention costs at the paper's 64 steps and batch 128, compiled."""
+    model, guide = (half.to(device) for half in _draw_pair(64))
+    svi, x = (
+        SVI(model, guide, adam(model, guide, 1e-3), compile=True),
+        torch.rand(128, 1, 28, 28, device=device).round(),
+    )
+    svi.step(x)
+    return {"step_ms": 1e3 * _seconds(lambda: svi.step(x), device), "peak_bytes": peak_bytes(svi.step, x)}
+
+
 def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     """Milliseconds that a step cannot go below: its matrix arithmetic at the rate of a large product, its parameters'
     traffic (read twice, gradient written, Adam's seven passes) at the bandwidth of a large copy."""
@@ -152,7 +169,7 @@ def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     flops = 2 * 2048**3 / _seconds(lambda: a @ a, x.device)
     big, copy_of_big = torch.rand(2, 2**25, device=x.device)
     bandwidth = 2 * 4 * 2**25 / _seconds(lambda: copy_of_big.copy_(big), x.device)
-    parameters = sum(p.numel() for half in CASES[case][:2] for p in half().parameters())
+    parameters = sum(p.numel() for half in CASES[case][0]() for p in half.parameters())
     return {
         "arithmetic": 1e3 * counter.get_total_flops() / flops,
         "traffic": 1e3 * 10 * 4 * parameters / bandwidth,
@@ -178,25 +195,31 @@ def _synchronize(device: torch.device) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table of the measurements."""
+    """A Markdown table of the measurements.
+
+    "images/s, times one by one" is the rate of the compiled step over that of steps by hand on one image each.
+    """
     names = ["stock", "uncompiled", "compiled", "handwritten", "numpyro"]
     head = ["pair", "batch", *(f"{name}, ms" for name in names), "stock / compiled", "compiled / by hand", "floor, ms"]
+    head.append("images/s, times one by one")
     lines = [head, ["---"] * len(head)]
     for row in rows:
         times = [f"{row['step_ms'][name]:.1f}" if name in row["step_ms"] else "" for name in names]
         ratios = [f"{row['stock_over_compiled']:.2f}", f"{row['compiled_over_handwritten']:.2f}"]
         bound = row["floor_ms"]["arithmetic"] + row["floor_ms"]["traffic"]
-        lines.append([row["case"], str(row["batch"]), *times, *ratios, f"{bound:.1f}"])
+        faster = row["one_image_ms"] * row["batch"] / row["step_ms"]["compiled"]
+        lines.append([row["case"], str(row["batch"]), *times, *ratios, f"{bound:.1f}", f"{faster:.0f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def parts_table(rows: list[dict]) -> str:
     """A Markdown table of where a compiled step's time goes."""
-    head = ["pair", "batch", *(f"{part}, ms" for part in rows[0]["parts_ms"]), "peak memory, compiled / uncompiled"]
+    head = ["pair", "batch", *(f"{part}, ms" for part in rows[0]["parts_ms"]), "peak memory"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        memory = row["peak_bytes"]["compiled"] / row["peak_bytes"]["uncompiled"]
-        lines.append([row["case"], str(row["batch"]), *(f"{v:.2f}" for v in row["parts_ms"].values()), f"{memory:.2f}"])
+        held, without = (row["peak_bytes"][name] for name in ("compiled", "uncompiled"))
+        memory = f"{held / 1e6:.0f} MB, {held / without:.2f} of the uncompiled step's"
+        lines.append([row["case"], str(row["batch"]), *(f"{v:.2f}" for v in row["parts_ms"].values()), memory])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -209,8 +232,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
     options = parser.parse_args(argv)
     device = cli.find_device(options.device)
-    rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case][4]]
+    rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case][3]]
     described = {"device": describe_device(device), "versions": versions(), "rounds": options.rounds, "rows": rows}
+    if "draw" in options.cases:
+        described["draw_64_steps"] = long_draw(device)
     replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
     print(table(rows), parts_table(rows), sep="\n\n")
 

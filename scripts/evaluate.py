@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import train_air
+import train_draw
 import train_vae_2d
 import vaes
 from pyro.infer import TraceGraph_ELBO
@@ -37,6 +38,7 @@ TOGETHER = 100  # images for which samples of the importance-weighted bound are 
 IMAGES = (vaes.load, vaes.measure, vaes.draw)
 KINDS = {  # by the script of a run; those that are not here are of images
     "air": (train_air.load, train_air.measure, train_air.draw),
+    "draw": (vaes.load, vaes.measure, train_draw.draw),
     "vae-2d": (train_vae_2d.load, vaes.measure, train_vae_2d.draw),
 }
 

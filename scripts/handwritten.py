@@ -82,6 +82,23 @@ def vae_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     return loss.detach(), loss
 
 
+def draw_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus DRAW's bound of a batch, twice."""
+    seen, reader = guide.reader.look(x), (guide.h, guide.c)
+    painter, canvas = (model.h, model.c), model.canvas
+    kl = 0.0
+    for _ in range(model.num_steps):
+        reader = guide.reader(seen, x, x - canvas.sigmoid(), painter[0], reader)
+        loc, log_scale = guide.code(reader[0]).chunk(2, -1)
+        scale = log_scale.exp()
+        z = _draw(loc, scale)
+        kl = kl + _normal_log_prob(z, loc, scale) + (z.square() / 2 + LOG_2PI / 2).sum(-1)
+        painter = model.lstm(z, painter)
+        canvas = canvas + model.writer(painter[0])
+    loss = kl.sum() + binary_cross_entropy_with_logits(canvas, x, reduction="sum")
+    return loss.detach(), loss
+
+
 class HandwrittenStep:
     """Losses, backward, one fused Adam; what a person would write for one pair."""
 

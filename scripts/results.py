@@ -9,6 +9,7 @@ import benchmark
 from pplmodels import plotting
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
+from pplmodels.report import last_slope
 from pplmodels.training import cli
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,8 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     metrics = {name: [result["metrics"].get(name) for result in results] for name in names}
     if "count_accuracy" in metrics:
         metrics["seconds_to_98"] = [seconds_to(0.98, run) for run in lines]
+    if "valid_elbo" in lines[0][-1]:
+        metrics["last_slope"] = [last_slope(run) for run in lines]
     card = {
         "model": configs[0]["script"],
         "data": configs[0]["data"],
@@ -107,6 +110,9 @@ def update_tables(path: Path) -> None:
         filled = f"{benchmark.table(card['rows'])}\n\nOn {card['device']}, torch {card['versions']['torch']}."
         if path.parent.name == "docs":
             filled += f"\n\nWhere the time goes, each part timed alone:\n\n{benchmark.parts_table(card['rows'])}"
+            long = card["draw_64_steps"]
+            filled += f"\n\nDRAW with 64 steps, batch 128, compiled: {long['step_ms']:.0f} ms a step, "
+            filled += f"{long['peak_bytes'] / 1e6:.0f} MB at its peak above weights and optimizer."
         text = re.sub(
             "<!-- benchmark -->.*?<!-- end -->",
             f"<!-- benchmark -->\n\n{filled}\n\n<!-- end -->",

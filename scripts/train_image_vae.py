@@ -7,8 +7,8 @@ from torch import nn
 
 from guides import ConvGuide
 from pplmodels import ConvVAE
+from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.training import cli
-from pplmodels.vae import LIKELIHOODS
 
 READINGS = {"bernoulli": "dynamic", "mixture": "levels"}  # others are densities of dequantised values
 STEPS = {"digits": 2000}

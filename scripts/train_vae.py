@@ -23,12 +23,7 @@ def parser() -> cli.Parser:
         help="from the image to the code",
     )
     model.add_argument("--activation", choices=ACTIVATIONS, default="silu", help="of the hidden layers")
-    model.add_argument(
-        "--binarise",
-        choices=("dynamic", "threshold", "static"),
-        default="dynamic",
-        help="dynamic: drawn anew each time an image is seen; threshold: at a half; static: the data are 0 and 1",
-    )
+    vaes.add_binarise(model)
     return parser
 
 

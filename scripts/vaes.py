@@ -25,6 +25,7 @@ from pplmodels.infer import (
     learning_rates,
     linear,
     log_probs,
+    settle_batch_norm,
 )
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import Half
@@ -35,10 +36,11 @@ STEPS = 20_000
 SHOWN = ("valid_elbo",)
 
 
-def parser(description: str, *, z_dim: int, batch_size: int = 128, lr: float = 1e-3, **data: str) -> cli.Parser:
-    """The options of every script of the family."""
+def parser(description: str, *, z_dim: int | None, batch_size: int = 128, lr: float = 1e-3, **data: str) -> cli.Parser:
+    """The options of every script of the family; ``z_dim`` is None where there is not one code an image."""
     parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr, **data)
-    parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
+    if z_dim is not None:
+        parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
     bound = parser.add_argument_group("learning to use the code")
     bound.add_argument(
         "--warm-up", type=cli.natural_int, metavar="N", help="steps from KL weight 0 to 1 (default: 2000, or a tenth)"
@@ -115,7 +117,7 @@ def train(
     averaged = None
     if options.averaging:
         multi = get_ema_multi_avg_fn(options.averaging)
-        averaged = AveragedModel(nn.ModuleList(halves), multi_avg_fn=multi, use_buffers=True)
+        averaged = AveragedModel(nn.ModuleList(halves), multi_avg_fn=multi, use_buffers=True).eval()
     measured = [model, guide] if averaged is None else [_bare(half) for half in averaged.module]
     bound = compiled_log_probs(*measured, fallback=True) if options.compile else partial(log_probs, *measured)
 
@@ -140,8 +142,9 @@ def train(
         averaged=averaged,
         patience=options.patience,
     )
+    settle_batch_norm(*measured, images.train.batches(options.batch_size))
     for half in measured:
-        half.save_pretrained(run.folder)
+        half.eval().save_pretrained(run.folder)
     torch.manual_seed(options.seed)
     metrics = measure(bound, *measured, images)
     draw(*measured, images, run)
@@ -153,6 +156,16 @@ def train(
 
 def _bare(half: nn.Module) -> nn.Module:
     return half.wrapped if isinstance(half, ScaledKL) else half
+
+
+def add_binarise(group: argparse._ArgumentGroup) -> None:
+    """How grey images become black and white."""
+    group.add_argument(
+        "--binarise",
+        choices=("dynamic", "threshold", "static"),
+        default="dynamic",
+        help="dynamic: drawn anew each time an image is seen; threshold: at a half; static: the data are 0 and 1",
+    )
 
 
 def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guides import AIRGuide, ConvGuide, DAIRGuide, LSTMGuide, MLPGuide, PlaneGuide, VAEGuide
-from pplmodels import AIR, MLPVAE, VAE, ConvVAE, PlaneVAE
+from guides import (
+    AIRGuide,
+    ConvGuide,
+    DAIRGuide,
+    DRAWGuide,
+    LadderGuide,
+    LSTMGuide,
+    MLPGuide,
+    PlaneGuide,
+    VAEGuide,
+)
+from pplmodels import AIR, DRAW, MLPVAE, VAE, ConvVAE, LadderVAE, PlaneVAE
 from pplmodels.likelihoods import DiagonalNormal
 from pplmodels.pretrained import Half
 from pplmodels.priors import StandardNormal
@@ -95,5 +105,20 @@ PAIRS = {
         guide=lambda model: LSTMGuide(image=(1, 8, 8), z_dim=3, hidden_dim=8),
         batch=lambda n: torch.rand(n, 1, 8, 8).round(),
         exact=False,
+    ),
+    "ladder vae": Pair(
+        model=lambda: LadderVAE(image=(1, 4, 4), z_dims=(4, 3, 2), hidden_dims=(8, 7, 6)),
+        guide=lambda model: LadderGuide(model),
+        batch=lambda n: torch.rand(n, 1, 4, 4).round(),
+    ),
+    "draw": Pair(
+        model=lambda: DRAW(image=(1, 5, 4), num_steps=3, z_dim=2, hidden_dim=6),
+        guide=lambda model: DRAWGuide(model, hidden_dim=7),
+        batch=lambda n: torch.rand(n, 1, 5, 4).round(),
+    ),
+    "draw, windows, three channels": Pair(
+        model=lambda: DRAW((3, 6, 8), num_steps=2, z_dim=2, hidden_dim=6, write_window=3, likelihood="normal-learned"),
+        guide=lambda model: DRAWGuide(model, hidden_dim=7, read_window=2),
+        batch=lambda n: torch.rand(n, 3, 6, 8),
     ),
 }

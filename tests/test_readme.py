@@ -58,6 +58,14 @@ def test_a_vae_of_parts_trains():
     assert sum(losses[-20:]) < sum(losses[:20])
 
 
+def test_a_painting_has_as_many_canvases_as_its_page_says():
+    (block,) = blocks("docs/draw.md")
+    names = {}
+    exec(block, names)
+    assert names["loss"].isfinite()
+    assert names["painting"].canvases.shape == (9, 4, 1, 8, 8) and names["painting"].writing.shape == (8, 4, 3)
+
+
 def test_links_between_pages_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -5,6 +5,7 @@ from pplmodels.infer.codes import active_units, code_variances, information
 from pplmodels.infer.diagnostics import gradient_variance
 from pplmodels.infer.elbo import NVIL_ELBO, FreeBits_ELBO, SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
+from pplmodels.infer.normalisation import settle_batch_norm
 from pplmodels.infer.optim import adam, learning_rates
 from pplmodels.infer.replay import CannotCompile
 from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear
@@ -33,4 +34,5 @@ __all__ = [
     "learning_rates",
     "linear",
     "log_probs",
+    "settle_batch_norm",
 ]

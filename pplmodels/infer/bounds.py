@@ -16,6 +16,7 @@ from torch import Tensor
 from pplmodels.errors import InputError
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
+from pplmodels.sharing import sharing
 
 LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
@@ -27,7 +28,7 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     depend on them, such as an encoder's work, is done once.
     """
     at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
-    with module_owned_parameters(), at_once:
+    with module_owned_parameters(), sharing(), at_once:
         guide_trace = poutine.trace(guide).get_trace(x)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
     for trace in (model_trace, guide_trace):
@@ -50,6 +51,11 @@ def compiled_log_probs(
             return log_probs(model, guide, x, samples)
 
     return Replay(program, (model, guide), fallback=fallback)
+
+
+def without_step(site: str) -> str:
+    """A site's name without the number of its step: "z_where_2" is "z_where"."""
+    return re.sub(r"_\d+$", "", site)
 
 
 def _is_random(site) -> bool:
@@ -79,7 +85,7 @@ def elbo_terms(
             if site in log_q:
                 kl = (log_q[site] - log_p[site]).sum(dtype=torch.float64)
                 totals["kl"] += kl
-                totals["kl/" + re.sub(r"_\d+$", "", site)] += kl
+                totals["kl/" + without_step(site)] += kl
             else:
                 totals["reconstruction"] += log_p[site].sum(dtype=torch.float64)
         if statistic is not None:

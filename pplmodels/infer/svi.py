@@ -15,6 +15,7 @@ from pplmodels.infer.losses import is_differentiable, loss_and_surrogate, stays_
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
 from pplmodels.infer.state import Snapshot, modules_of, state_of
+from pplmodels.sharing import sharing
 
 
 class SVI(pyro.infer.SVI):
@@ -132,7 +133,7 @@ class SVI(pyro.infer.SVI):
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
         """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
-        with module_owned_parameters(), _DataPlate() as plate:
+        with module_owned_parameters(), sharing(), _DataPlate() as plate:
             loss, surrogate = loss_and_surrogate(self.elbo, self.model, self.guide, args, kwargs)
         return loss, surrogate, plate.size
 

@@ -1,21 +1,71 @@
 """Fully connected networks."""
 
 from collections.abc import Sequence
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm as normalise
+from torch.nn.functional import softplus
 
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "leaky-relu": partial(nn.LeakyReLU, 0.1)}
+VARIANCE_FLOOR = 1e-5
 
 
-def mlp(in_dim: int, hidden_dims: Sequence[int], out_dim: int | None = None, activation: str = "relu") -> nn.Sequential:
+def mlp(
+    in_dim: int,
+    hidden_dims: Sequence[int],
+    out_dim: int | None = None,
+    activation: str = "relu",
+    batch_norm: bool = False,
+) -> nn.Sequential:
     """Linear layers with an activation after each hidden one: ``(..., in_dim) -> (..., out_dim)``.
 
-    Without ``out_dim`` the network ends with the last hidden layer's activation, as a feature extractor.
+    Without ``out_dim`` the network ends with the last hidden layer's activation, as a feature extractor. With
+    ``batch_norm`` what goes into the activations is normalised over the batch.
     """
     layers: list[nn.Module] = []
     for width in hidden_dims:
-        layers += [nn.Linear(in_dim, width), ACTIVATIONS[activation]()]
+        layers += [linear(in_dim, width, batch_norm), ACTIVATIONS[activation]()]
         in_dim = width
     if out_dim is not None:
         layers.append(nn.Linear(in_dim, out_dim))
     return nn.Sequential(*layers)
+
+
+def linear(in_dim: int, out_dim: int, batch_norm: bool) -> nn.Module:
+    """A linear layer, normalised over the batch or not; a normalised one has no bias but the normalisation's."""
+    if not batch_norm:
+        return nn.Linear(in_dim, out_dim)
+    return nn.Sequential(nn.Linear(in_dim, out_dim, bias=False), BatchNorm(out_dim))
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` over all leading dimensions of ``(..., D)``.
+
+    A batch of one image, which has no variance, is normalised by the running statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, normalised."""
+        rows = x.flatten(0, -2)
+        if self.training and len(rows) == 1:
+            rows = normalise(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        else:
+            rows = super().forward(rows)
+        return rows.view(x.shape)
+
+
+class NormalHead(nn.Module):
+    """Mean and variance, both ``(..., out_dim)``, of a diagonal normal, from features ``(..., in_dim)``.
+
+    The variance is a softplus above a floor of 1e-5: it can be anything positive.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, batch_norm: bool = False):
+        super().__init__()
+        self.linear = linear(in_dim, 2 * out_dim, batch_norm)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, variance)."""
+        loc, raw = self.linear(features).chunk(2, -1)
+        return loc, softplus(raw) + VARIANCE_FLOOR

@@ -6,20 +6,34 @@ import torch
 from torch import Tensor, nn
 
 
+class LSTMCell(nn.Module):
+    """:class:`torch.nn.LSTMCell` for any leading dimensions, whose forget gate starts open.
+
+    (Hochreiter & Schmidhuber 1997; gates in torch's order: input, forget, cell, output.)
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int):
+        super().__init__()
+        self.linear = nn.Linear(input_dim + hidden_dim, 4 * hidden_dim)
+        _open_forget_gate(self.linear.bias, hidden_dim)
+
+    def forward(self, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """One step: ``input (..., input_dim)``, ``state`` = (h, c), each ``(..., hidden_dim)``."""
+        return _update(self.linear(_joined(input, state[0])), state[1])
+
+
 class ContextLSTMCell(nn.Module):
     """An LSTM cell whose input is [context, input], where the context is the same at every step.
 
     The context's share of the gates, usually by far the larger matrix product, is computed once
-    by :meth:`gates` and added at each step. Equal to :class:`torch.nn.LSTMCell` on the concatenation
-    (Hochreiter & Schmidhuber 1997; gates in torch's order: input, forget, cell, output).
+    by :meth:`gates` and added at each step. Equal to :class:`LSTMCell` on the concatenation.
     """
 
     def __init__(self, context_dim: int, input_dim: int, hidden_dim: int):
         super().__init__()
         self.context = nn.Linear(context_dim, 4 * hidden_dim)
         self.recurrent = nn.Linear(input_dim + hidden_dim, 4 * hidden_dim, bias=False)
-        with torch.no_grad():  # remember by default: the forget gate starts open
-            self.context.bias[hidden_dim : 2 * hidden_dim] += 1.0
+        _open_forget_gate(self.context.bias, hidden_dim)
 
     def gates(self, context: Tensor) -> Tensor:
         """The context's share of the gates, ``(..., context_dim) -> (..., 4 * hidden_dim)``."""
@@ -27,11 +41,23 @@ class ContextLSTMCell(nn.Module):
 
     def forward(self, gates: Tensor, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """One step: ``gates`` from :meth:`gates`, ``input (..., input_dim)``, ``state`` = (h, c)."""
-        h, c = state
-        h = h.expand(*input.shape[:-1], -1)  # the first state may not know of leading dimensions yet
-        i, f, g, o = (gates + self.recurrent(torch.cat([input, h], -1))).chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
+        return _update(gates + self.recurrent(_joined(input, state[0])), state[1])
+
+
+def _joined(input: Tensor, h: Tensor) -> Tensor:
+    return torch.cat([input, h.expand(*input.shape[:-1], -1)], -1)  # the first h may not know of leading dimensions
+
+
+def _update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = gates.chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+@torch.no_grad()
+def _open_forget_gate(bias: Tensor, hidden_dim: int) -> None:
+    """Remember by default."""
+    bias[hidden_dim : 2 * hidden_dim] += 1.0
 
 
 class RowLSTM(nn.Module):
@@ -45,8 +71,7 @@ class RowLSTM(nn.Module):
         channels, _, width = image
         self.lstm = nn.LSTM(channels * width, hidden_dim, batch_first=True)
         self.out = nn.Linear(hidden_dim, out_dim)
-        with torch.no_grad():  # remember by default: the forget gate starts open
-            self.lstm.bias_ih_l0[hidden_dim : 2 * hidden_dim] += 1.0
+        _open_forget_gate(self.lstm.bias_ih_l0, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """The summary of each image."""

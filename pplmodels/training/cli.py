@@ -23,7 +23,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence and exit code 2."""
+    """An argument parser that shows defaults, and answers a mistake with one sentence and exit code 2."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_Help, **options)
 
     def error(self, message: str) -> None:
         """Say what is wrong and leave."""
@@ -37,7 +40,7 @@ def training_parser(
     description: str, *, steps: int | None, batch_size: int, lr: float, data: str = "digits", known: str = IMAGES
 ) -> Parser:
     """A parser with the options that every training script has; ``known`` are the data that it can be given."""
-    parser = Parser(description=description, formatter_class=_Help)
+    parser = Parser(description=description)
     source = parser.add_argument_group("data")
     source.add_argument("--data", default=data, metavar="NAME|FILE.npz|FOLDER", help=known)
     source.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")

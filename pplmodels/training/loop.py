@@ -43,8 +43,9 @@ def fit(
 ) -> float:
     """Take ``steps`` SVI steps over shuffled batches of ``images``; returns the seconds spent, of all sittings.
 
-    Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, from a
-    fixed random state of its own so that looking does not change the training; then a checkpoint is written. An
+    Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, with model
+    and guide in evaluation mode and from a fixed random state, so that looking does not change the training; then a
+    checkpoint is written. An
     epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence, is shown as one.
     ``objective`` names what the steps raise, whose mean since the last evaluation is logged as "train_<objective>".
     With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is finished, a
@@ -88,7 +89,7 @@ def fit(
                 _show(bar, objective, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
             bar.update()
             if evaluating:
-                metrics = {f"train_{objective}": -float(torch.stack(losses).mean()), **_undisturbed(evaluate)}
+                metrics = {f"train_{objective}": -float(torch.stack(losses).mean()), **_undisturbed(evaluate, pair)}
                 losses.clear()
                 run.log(done, seconds(), metrics)
                 bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
@@ -124,13 +125,15 @@ def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator
         epoch, position = epoch + 1, 0
 
 
-def _undisturbed(evaluate: Callable[[], dict]) -> dict:
-    """Call ``evaluate`` from a fixed random state and put the generators back."""
+def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
+    """Call ``evaluate`` in evaluation mode from a fixed random state, and put mode and generators back."""
     states = generator_states()
     pyro.set_rng_seed(0)
+    pair.eval()
     try:
         return evaluate()
     finally:
+        pair.train()
         restore_generators(states)
 
 

@@ -15,36 +15,46 @@ SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up",
 NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
 FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "tensorboard", "curves.png"}
 FILES |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
-PICTURES = {"reconstructions.png", "samples.png", "interpolations.png", "manifold.png"}
-RUNS = {
-    "fully connected": ("train_vae", ["--hidden", "8", "8", "--z-dim", "4"]),
-    "fully connected, cut": ("train_vae", ["--hidden", "8", "--binarise", "threshold", "--activation", "relu"]),
-    "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"]),
-    "mixture": ("train_image_vae", NARROW),
-    "normal": ("train_image_vae", [*NARROW, "--no-refine", "--likelihood", "normal-learned", "--warm-up", "0"]),
-    "bernoulli": ("train_image_vae", [*NARROW, "--likelihood", "bernoulli", "--free-bits", "1"]),
-    "flow prior": ("train_vlae", [*NARROW, "--flow-hidden", "16", "--likelihood", "normal"]),
-    "flow posterior": ("train_vlae", [*NARROW, "--flow-hidden", "8", "--flow", "posterior", "--z-dim", "2"]),
-    "rows": ("train_lstm_vae", ["--hidden", "8", "--channels", "4", "4", "--cycle", "4"]),
+PICTURES = {"reconstructions.png", "samples.png"}
+PLANE = PICTURES | {"interpolations.png", "manifold.png"}  # of one code an image
+FILM = PICTURES | {"painting.png", "painting.gif", "dreaming.gif"}
+LADDER = ["--z-dims", "3", "2", "--hidden", "8", "6"]
+PAINTER = ["--num-steps", "2", "--hidden", "8", "--z-dim", "3"]
+RUNS = {  # script, options, pictures
+    "fully connected": ("train_vae", ["--hidden", "8", "8", "--z-dim", "4"], PLANE),
+    "fully connected, cut": ("train_vae", ["--hidden", "8", "--binarise", "threshold", "--activation", "relu"], PLANE),
+    "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"], {"clouds.png"}),
+    "mixture": ("train_image_vae", NARROW, PLANE),
+    "normal": ("train_image_vae", [*NARROW, "--no-refine", "--likelihood", "normal-learned", "--warm-up", "0"], PLANE),
+    "bernoulli": ("train_image_vae", [*NARROW, "--likelihood", "bernoulli", "--free-bits", "1"], PLANE),
+    "flow prior": ("train_vlae", [*NARROW, "--flow-hidden", "16", "--likelihood", "normal"], PLANE),
+    "flow posterior": ("train_vlae", [*NARROW, "--flow-hidden", "8", "--flow", "posterior", "--z-dim", "2"], PLANE),
+    "rows": ("train_lstm_vae", ["--hidden", "8", "--channels", "4", "4", "--cycle", "4"], PLANE),
+    "layers": ("train_ladder_vae", LADDER, PICTURES | {"layers.png"}),
+    "painted": ("train_draw", [*PAINTER, "--write-window", "3"], FILM),
+    "painted whole": ("train_draw", [*PAINTER, "--no-attention", "--likelihood", "normal"], FILM),
 }
 
 
 @pytest.mark.filterwarnings("default")  # what a user's session has; the libraries' own warnings are not ours
 @pytest.mark.parametrize("name", RUNS)
 def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name):
-    training, options = RUNS[name]
+    training, options, pictures = RUNS[name]
     run = tmp_path / "run"
     script(training)([*SMALL, *options, "--out", str(run)])
-    pictures = {"clouds.png"} if name == "plane" else PICTURES
     assert {path.name for path in run.iterdir()} == FILES | pictures
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
-    assert {"train_elbo", "valid_elbo", "kl/z", "active_units"} <= set(lines[0])
-    assert ("mutual_information" in lines[0]) == (name != "flow posterior")
+    layers = {f"{metric}/z{layer}" for metric in ("kl", "active_units") for layer in (1, 2)}
+    assert {"train_elbo", "valid_elbo"} <= set(lines[0])
+    assert (layers if name == "layers" else {"kl/z", "active_units"}) <= set(lines[0])
+    no_information = ("flow posterior", "layers", "painted", "painted whole")
+    assert ("mutual_information" in lines[0]) == (name not in no_information)
     warm = name != "normal"  # while the KL has no full weight, what the steps raise is no ELBO
     assert ("train_annealed_elbo" in lines[0]) == warm
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    assert ("bits_per_dim" in metrics) == (name in ("mixture", "normal", "flow prior", "flow posterior"))
+    levels = ("mixture", "normal", "flow prior", "flow posterior", "painted whole")
+    assert ("bits_per_dim" in metrics) == (name in levels)
     capsys.readouterr()
     script("evaluate")([str(run), "--iw-samples", "7", "--iw-chunk", "3", "--iw-images", "150"])
     again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
@@ -69,15 +79,15 @@ def test_a_folder_of_ten_images_and_a_code_of_one_number(script, tmp_path):
 
 @pytest.mark.filterwarnings("default")
 def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
-    """Killed and resumed, a run with averaged weights ends with the same weights."""
-    options = ["--steps", "40", "--eval-every", "4", "--hidden", "8", "--averaging", "0.9", "--patience", "3"]
+    """Killed and resumed, a run with averaged weights and normalised layers ends with the same weights."""
+    options = [*LADDER, "--steps", "40", "--eval-every", "4", "--averaging", "0.9", "--patience", "3"]
     runs = {name: tmp_path / name for name in ("straight", "stopped")}
-    processes = {name: start("train_vae", *options, "--out", run) for name, run in runs.items()}
+    processes = {name: start("train_ladder_vae", *options, "--out", run) for name, run in runs.items()}
     while not (runs["stopped"] / "metrics.jsonl").exists():
         assert processes["stopped"].poll() is None
     processes["stopped"].kill()
     processes["stopped"].communicate()
-    resumed = start("train_vae", "--resume", "--out", runs["stopped"])
+    resumed = start("train_ladder_vae", "--resume", "--out", runs["stopped"])
     for process in (processes["straight"], resumed):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -144,6 +154,12 @@ BAD = [
     ("train_image_vae", ["--likelihood", "cauchy"], "--likelihood"),
     ("train_vlae", ["--flow-hidden", "8"], "hidden layers of 8 units cannot hold a MADE's 16 degrees"),
     ("train_lstm_vae", ["--data", "odd.npz"], "sides of 6x7 images are not multiples of 4"),
+    ("train_ladder_vae", ["--z-dims", "4", "2", "--hidden", "8"], "2 layers of codes do not fit 1 widths"),
+    ("train_ladder_vae", ["--z-dims"], "--z-dims: expected at least one argument"),
+    ("train_draw", ["--num-steps", "0"], "--num-steps: '0' is not a whole number from 1"),
+    ("train_draw", ["--write-window", "9"], "a window of 9 x 9 does not fit images of 8 x 8"),
+    ("train_draw", ["--read-window", "9"], "a window of 9 x 9 does not fit images of 8 x 8"),
+    ("compare", ["--out", "report", "--runs", "nowhere"], "nowhere holds no run"),
     ("evaluate", ["nowhere"], "nowhere/model.json cannot be read"),
 ]
 

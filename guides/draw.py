@@ -1,0 +1,73 @@
+"""DRAW: the inference half (Gregor et al. 2015, arXiv 1502.04623)."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from pplmodels.draw import DRAW
+from pplmodels.nn.canvas import State, WholeReader, WindowReader
+from pplmodels.pretrained import Half
+
+
+class DRAWGuide(Half):
+    """A recurrent reader that compares the image with what has been painted so far.
+
+    .. code-block:: text
+
+        q(z | x) = prod_{t=1..T} q(z_t | z_{<t}, x)
+
+        e_t = x - sigmoid(c_{t-1})                    what is missing on the canvas
+        r_t = read(x, e_t, h_{t-1})
+        s_t = LSTM([r_t, h_{t-1}], s_{t-1})
+        z_t ~ N(loc(s_t), scale(s_t)^2)
+
+    c and h are the model's canvas and state after the codes so far (the paper's c and h^dec; s is its h^enc).
+
+    ====  ============  ===========  ===========  ===================
+    site  support       batch shape  event shape  in the paper
+    ====  ============  ===========  ===========  ===================
+    z_t   real          (B)          (D)          reparameterised
+    ====  ============  ===========  ===========  ===================
+
+    Arguments:
+        model: paints what the guide compares. Its parameters stay the model's, and the gradient of the bound reaches
+            them through the guide as well; :meth:`from_pretrained` is given the model again.
+        hidden_dim: size of s_t.
+        read_window: N of a window to look through; None to see all of the image at each step.
+    """
+
+    role = "guide"
+
+    def __init__(self, model: DRAW, hidden_dim: int = 256, read_window: int | None = None):
+        super().__init__("draw_guide")
+        self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
+        sizes = (model.image, model.hidden_dim, hidden_dim)
+        self.reader = WindowReader(*sizes, read_window) if read_window else WholeReader(*sizes)
+        self.h, self.c = (nn.Parameter(torch.zeros(hidden_dim)) for _ in range(2))
+        self.code = nn.Linear(hidden_dim, 2 * model.z_dim)
+
+    @pyro_method
+    def read(self, seen: Tensor, x: Tensor, canvas: Tensor, painter: Tensor, state: State) -> State:
+        """One step of the reader: ``seen`` once computed of the images ``x (..., B, C, H, W)``, ``painter`` is h."""
+        return self.reader(seen, x, x - canvas.sigmoid(), painter, state)
+
+    @pyro_method
+    def q_z(self, s: Tensor) -> dist.Distribution:
+        """q(z_t | z_{<t}, x), event shape (D), from the reader's ``s (..., B, hidden_dim)``."""
+        loc, log_scale = self.code(s).chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
+        """Sample the codes of the images ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
+        if x is None:
+            raise ValueError("DRAW's guide infers codes from images: x is required")
+        with pyro.plate("data", len(x), dim=-1):
+            seen, reader = self.reader.look(x), (self.h, self.c)
+            painter, canvas = self.model.start()
+            for t in pyro.markov(range(1, self.model.num_steps + 1)):
+                reader = self.read(seen, x, canvas, painter[0], reader)
+                z = pyro.sample(f"z_{t}", self.q_z(reader[0]))
+                if t < self.model.num_steps:
+                    painter, canvas = self.model.paint(z, painter, canvas)

@@ -1,0 +1,75 @@
+"""Train DRAW, which paints an image step by step, on black and white or colour images."""
+
+import argparse
+import math
+
+import vaes
+
+from guides import DRAWGuide
+from pplmodels import DRAW
+from pplmodels.data import ImageSet
+from pplmodels.report import painting_pictures
+from pplmodels.training import Run, cli
+
+STEPS = {"digits": 2000}
+GLIMPSES = {"digits": 8}
+
+
+def parser() -> cli.Parser:
+    """The family's options and this script's."""
+    parser = vaes.parser(__doc__, z_dim=100, lr=1.5e-3)
+    model = parser.add_argument_group("model")
+    model.add_argument("--num-steps", type=cli.positive_int, metavar="T", help="paintings an image (64; digits 8)")
+    model.add_argument("--hidden", type=cli.positive_int, default=256, help="size of either LSTM's state")
+    model.add_argument(
+        "--attention",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look and paint through windows; without, at the whole canvas",
+    )
+    model.add_argument("--read-window", type=cli.positive_int, default=2, metavar="N", help="filters a side to look")
+    model.add_argument("--write-window", type=cli.positive_int, default=5, metavar="N", help="filters a side to paint")
+    model.add_argument(
+        "--likelihood",
+        choices=("bernoulli", "normal", "normal-learned"),
+        default="bernoulli",
+        help="p(x | z) of a pixel: black or white, or normal in logit space",
+    )
+    vaes.add_binarise(model)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    options.reading = options.binarise if options.likelihood == "bernoulli" else "dequantised"
+    images = vaes.load(options, run)
+    if options.warm_up is None and options.data in STEPS:
+        options.warm_up = options.steps // 2 if options.steps else 1000  # on few images the codes die sooner
+    vaes.complete(options, STEPS)
+    options.num_steps = options.num_steps or GLIMPSES.get(options.data, 64)
+    ink = float((images.train.pixels.float().mean() / 255).clamp(0.01, 0.99))
+
+    def build() -> tuple[DRAW, DRAWGuide]:
+        model = DRAW(
+            images.train.shape,
+            options.num_steps,
+            options.z_dim,
+            options.hidden,
+            options.write_window if options.attention else None,
+            options.likelihood,
+            canvas_start=math.log(ink / (1 - ink)),
+        )
+        return model, DRAWGuide(model, options.hidden, options.read_window if options.attention else None)
+
+    vaes.train(options, run, "draw", build, images, draw)
+
+
+def draw(model: DRAW, guide: DRAWGuide, images: ImageSet, run: Run) -> None:
+    """The pictures of a run."""
+    vaes.draw(model, guide, images, run)
+    painting_pictures(model, guide, images.test, run.folder)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

@@ -1,0 +1,43 @@
+"""Train a ladder VAE, a hierarchy of codes, on black and white images."""
+
+import argparse
+
+import vaes
+
+from guides import LadderGuide
+from pplmodels import LadderVAE
+from pplmodels.training import cli
+
+STEPS = {"digits": 2000}
+
+
+def parser() -> cli.Parser:
+    """The family's options and this script's."""
+    parser = vaes.parser(__doc__, z_dim=None, batch_size=256)
+    model = parser.add_argument_group("model")
+    for flag, default, help in (
+        ("--z-dims", [64, 32, 16, 8, 4], "sizes of the layers of codes, from the image upwards"),
+        ("--hidden", [512, 256, 128, 64, 32], "widths of the networks, from the image upwards"),
+    ):
+        model.add_argument(flag, type=cli.positive_int, nargs="+", default=default, metavar="N", help=help)
+    model.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True, help="in all networks")
+    vaes.add_binarise(model)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    options.reading = options.binarise
+    images = vaes.load(options, run)
+    vaes.complete(options, STEPS)
+
+    def build() -> tuple[LadderVAE, LadderGuide]:
+        model = LadderVAE(images.train.shape, options.z_dims, options.hidden, options.batch_norm)
+        return model, LadderGuide(model)
+
+    vaes.train(options, run, "ladder-vae", build, images)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)
