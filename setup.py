@@ -22,7 +22,7 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "test": ["pytest>=8", "ruff>=0.6"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
         "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
         "benchmark": ["numpyro>=0.15"],
     },

@@ -139,6 +139,14 @@ def code_pictures(model, guide, images: Images, folder: Path) -> None:
     plotting.save(plotting.image_rows(arrays, ["image", "p(x | z)", "codes"]), folder / "codes.png")
 
 
+def last_slope(metrics: list[dict]) -> float | None:
+    """Nats that the validation bound gained per 1,000 steps between the last two evaluations."""
+    if len(metrics) < 2:
+        return None
+    before, last = metrics[-2:]
+    return 1000 * (last["valid_elbo"] - before["valid_elbo"]) / (last["step"] - before["step"])
+
+
 def level_bits(images: Images, nats: float) -> float | None:
     """A log-probability in nats an image as bits per dimension, where the images are read as 8-bit levels."""
     if images.reading not in (intensities, dequantised):
@@ -192,7 +200,7 @@ def curves_picture(metrics: list[dict], folder: Path) -> None:
 
 def painting_pictures(model, guide, images: Images, folder: Path) -> None:
     """Write painting.png and painting.gif, images being painted again, and dreaming.gif, images from the prior."""
-    x = images.head(8)[:]
+    x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # from all over: sets may be sorted by class
     again, dreamt = inspect.watch_reconstruction(model, guide, x), inspect.watch(model, len(x))
     for name, painting in (("painting", again), ("dreaming", dreamt)):
         plotting.painting_film(folder / f"{name}.gif", *_arrays(painting))

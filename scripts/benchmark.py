@@ -179,10 +179,8 @@ def peak_bytes(step: Callable, x: torch.Tensor) -> int:
 def long_draw(device: torch.device) -> dict[str, float]:
     """What a step of DRAW with attention costs at the paper's 64 steps and batch 128, compiled."""
     model, guide = (half.to(device) for half in _draw_pair(64))
-    svi, x = (
-        SVI(model, guide, adam(model, guide, 1e-3), compile=True),
-        torch.rand(128, 1, 28, 28, device=device).round(),
-    )
+    svi = SVI(model, guide, adam(model, guide, 1e-3), compile=True)
+    x = torch.rand(128, 1, 28, 28, device=device).round()
     svi.step(x)
     return {"step_ms": 1e3 * _seconds(lambda: svi.step(x), device), "peak_bytes": peak_bytes(svi.step, x)}
 

@@ -17,7 +17,7 @@ from pplmodels.errors import InputError
 from pplmodels.files import replace_file
 from pplmodels.infer import compiled_log_probs, elbo_terms
 from pplmodels.pretrained import Half, count_parameters, load_pair
-from pplmodels.report import BATCH
+from pplmodels.report import BATCH, last_slope
 from pplmodels.training import Run, cli
 from pplmodels.training.run import commit, describe_device, versions
 
@@ -121,6 +121,7 @@ def measure(pair: Pair, run: Run, images: ImageSet, options: argparse.Namespace)
         "parameters": count_parameters(*pair),
         "seconds": result["seconds"],
         "images_per_second": seen / result["seconds"],
+        "last_slope": last_slope(run.metrics),
     }
 
 
@@ -163,19 +164,21 @@ def write(
     replace_file(folder / "report.json", lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
     names = [f"{part}/{term}" for part in PARTS for term in TERMS]
     head = ["system", *(name.replace("/", " ") for name in names), f"IW-{options.iw_samples}"]
-    head += ["parameters", "seconds", "images/s"]
+    head += ["last slope", "parameters", "seconds", "images/s"]
     lines = [head, ["---"] * len(head)]
     for system, row in rows.items():
         bounds = [f"{row[name]:.2f}" for name in (*names, "iw_bound")]
-        lines.append([system, *bounds, f"{row['parameters']:,}", f"{row['seconds']:.0f}"])
-        lines[-1].append(f"{row['images_per_second']:.0f}")
+        slope = "" if row["last_slope"] is None else f"{row['last_slope']:.2f}"
+        figures = [slope, f"{row['parameters']:,}"]
+        figures += [f"{row[name]:.0f}" for name in ("seconds", "images_per_second")]
+        lines.append([system, *bounds, *figures])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     commands = "\n".join(f"    {command}" for command in dict.fromkeys(described["commands"].values()))
     text = f"""# {", ".join(rows)}
 
 On {first["data"]}, {first["reading"]}; nats per image, each part of the data whole; importance-weighted bounds of
-{tested} with {options.iw_samples} samples each. Measured on {described["device"]}, torch {torch.__version__}, commit
-{described["commit"]}.
+{tested} with {options.iw_samples} samples each; last slope: what the validation bound still gained per 1,000 steps
+at the end. Measured on {described["device"]}, torch {torch.__version__}, commit {described["commit"]}.
 
 {table}
 

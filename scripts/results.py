@@ -9,6 +9,7 @@ import benchmark
 from pplmodels import plotting
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
+from pplmodels.report import last_slope
 from pplmodels.training import cli
 
 ROOT = Path(__file__).parent.parent
@@ -63,14 +64,6 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
 def seconds_to(accuracy: float, curve: list[dict]) -> float | None:
     """Seconds of training until the first evaluation with that count accuracy, if there is one."""
     return next((line["seconds"] for line in curve if line["count_accuracy"] >= accuracy), None)
-
-
-def last_slope(curve: list[dict]) -> float | None:
-    """Nats that the validation bound gained per 1,000 steps between the last two evaluations."""
-    if len(curve) < 2:
-        return None
-    before, last = curve[-2:]
-    return 1000 * (last["valid_elbo"] - before["valid_elbo"]) / (last["step"] - before["step"])
 
 
 def picture(names: list[str], path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Every test starts from the same seed, an empty param store and full validation."""
+"""Every test starts from the same seed, an empty param store, full validation and one thread."""
 
 import pyro
 import pytest
 import torch
+
+torch.set_num_threads(1)  # the tests' tensors are small, and two processes share the cores
 
 
 @pytest.fixture(autouse=True)

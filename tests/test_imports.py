@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("__init__", "errors", "files", "generators", "inspect", "plotting", "pretrained", "report", "sharing")
-MODELS = {f"pplmodels.{path.stem}" for path in (ROOT / "pplmodels").glob("*.py") if path.stem not in SHARED}
+MODELS = sorted(f"pplmodels.{path.stem}" for path in (ROOT / "pplmodels").glob("*.py") if path.stem not in SHARED)
 # folder or file -> what it may not import
 FORBIDDEN = {
     "pplmodels/nn": ("pyro", "guides", "pplmodels.infer", "pplmodels.data", "pplmodels.training", *MODELS),

@@ -7,6 +7,7 @@ import pytest
 from starting import ROOT, SMALL
 
 from pplmodels.errors import InputError
+from pplmodels.report import last_slope
 
 
 @pytest.mark.filterwarnings("default")
@@ -38,10 +39,9 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
 
 
 def test_the_slope_is_that_of_the_last_two_evaluations():
-    results = importlib.import_module("results")
     curve = [{"step": step, "valid_elbo": elbo} for step, elbo in ((100, -9.0), (300, -5.0), (800, -4.0))]
-    assert results.last_slope(curve) == pytest.approx(2.0)
-    assert results.last_slope(curve[:1]) is None
+    assert last_slope(curve) == pytest.approx(2.0)
+    assert last_slope(curve[:1]) is None
 
 
 def test_seconds_to_an_accuracy_are_those_of_the_first_evaluation_that_has_it():
