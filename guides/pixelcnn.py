@@ -14,7 +14,7 @@ class EmptyGuide(Half):
     def __init__(self):
         super().__init__("empty_guide")
 
-    def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
+    def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> None:
         """Nothing is sampled."""
         with pyro.plate("data", n if x is None else len(x), dim=-1):
             pass

@@ -20,24 +20,29 @@ class _RasterOrder(Half):
 
     role = "model"
 
-    def __init__(self, network: nn.Module, map: Sequence[int], levels: int):
+    def __init__(self, network: nn.Module, map: Sequence[int], levels: int, classes: int = 0):
         super().__init__("pixelcnn")
-        self.network, self.map, self.levels = network, tuple(map), levels
+        self.network, self.map, self.levels, self.classes = network, tuple(map), levels, classes
         self.temperature = 1.0
 
     @pyro_method
-    def p_x(self) -> dist.Distribution:
-        """p(x), event shape (H, W)."""
-        return AutoregressiveCategorical(self.network, self.map, self.levels, self.temperature)
+    def p_x(self, label: Tensor | None = None) -> dist.Distribution:
+        """p(x), event shape (H, W), or p(x | label) of the classes ``label (B)``."""
+        if (label is not None) != bool(self.classes):
+            raise ValueError(f"a model of {self.classes} classes takes {'labels' if self.classes else 'no labels'}")
+        return AutoregressiveCategorical(self.network, self.map, self.levels, self.temperature, label)
 
     @pyro_method
     def prior(self, n: int) -> None:
         """There are no latents."""
 
-    def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Score the maps ``x (B, H, W)``, int64, or draw ``n`` maps; returns x."""
+    def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> Tensor:
+        """Score the maps ``x (B, H, W)``, int64, or draw ``n`` maps; returns x.
+
+        ``label (B)`` or ``(n)``, int64, are their classes, where the model is one of several classes.
+        """
         with pyro.plate("data", n if x is None else len(x), dim=-1):
-            return pyro.sample("x", self.p_x(), obs=x)
+            return pyro.sample("x", self.p_x(label), obs=x)
 
 
 class PixelCNN(_RasterOrder):
@@ -80,7 +85,7 @@ class GatedPixelCNN(_RasterOrder):
 
     .. code-block:: text
 
-        p(x) = prod_ij p(x_ij | all positions before it in raster order)
+        p(x) = prod_ij p(x_ij | all positions before it in raster order, and the class if there are classes)
 
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  symbol in the paper
@@ -92,6 +97,7 @@ class GatedPixelCNN(_RasterOrder):
         map: (H, W).
         levels: K.
         channels, layers, size, embedding, hidden: :class:`pplmodels.nn.masked_conv.GatedPixelCNNNetwork`'s.
+        classes: of maps; with them, ``label`` is asked for. 0 for none.
     """
 
     def __init__(
@@ -103,5 +109,7 @@ class GatedPixelCNN(_RasterOrder):
         size: int = 7,
         embedding: int = 64,
         hidden: int = 512,
+        classes: int = 0,
     ):
-        super().__init__(GatedPixelCNNNetwork(levels, channels, layers, size, embedding, hidden), map, levels)
+        network = GatedPixelCNNNetwork(levels, channels, layers, size, embedding, hidden, classes)
+        super().__init__(network, map, levels, classes)

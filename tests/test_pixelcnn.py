@@ -63,3 +63,27 @@ def test_independent_codes_cost_their_entropy(kind):
     noise = float((probs * (probs.log() + entropy) ** 2).sum() / 64_000) ** 0.5
     assert entropy - 4 * noise < found < entropy + 0.01 + 4 * noise
     assert found < math.log(4)
+
+
+def test_a_class_decides_what_is_drawn(float64):
+    model, guide = GatedPixelCNN(map=(2, 3), levels=3, layers=2, classes=2, **SMALL), EmptyGuide()
+    svi = SVI(model, guide, adam(model, guide, 1e-2), compile=True)
+    values = torch.tensor([2, 1])  # of all positions, by class
+    for _ in range(100):
+        label = torch.randint(2, (32,))
+        svi.step(values[label][:, None, None].expand(32, 2, 3), label=label)
+    label = torch.tensor([0, 1, 0])
+    model.temperature = 0.0
+    assert torch.equal(model(n=3, label=label), values[label][:, None, None].expand(3, 2, 3))
+    maps = torch.tensor(list(itertools.product(range(3), repeat=6))).view(-1, 1, 2, 3)
+    scores = model.p_x(torch.tensor([0, 1])).log_prob(maps)
+    assert scores.shape == (729, 2)
+    torch.testing.assert_close(scores.exp().sum(0), torch.ones(2))
+    assert scores[-1, 0] > -1 > -5 > scores[-1, 1]  # the map of twos
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_labels_go_with_classes(classes):
+    model = GatedPixelCNN(map=(2, 2), levels=3, layers=1, classes=classes, **SMALL)
+    with pytest.raises(ValueError, match=f"a model of {classes} classes"):
+        model(n=1, label=None if classes else torch.tensor([0]))
