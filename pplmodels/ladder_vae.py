@@ -36,7 +36,7 @@ class LadderVAE(Half):
     ====  ============  ===========  ===========  ===================
 
     Each network has two hidden layers of leaky rectifiers, normalised over the batch, as are the means and the
-    variances' inputs (section 2.2 and 3). In evaluation mode the running statistics normalise, and images are
+    variances' inputs (sections 2.2 and 3). In evaluation mode the running statistics normalise, and images are
     independent of each other.
 
     Arguments:

@@ -45,11 +45,10 @@ def fit(
 
     Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, with model
     and guide in evaluation mode and from a fixed random state, so that looking does not change the training; then a
-    checkpoint is written. An
-    epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence, is shown as one.
-    ``objective`` names what the steps raise, whose mean since the last evaluation is logged as "train_<objective>".
-    With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is finished, a
-    checkpoint is written and ``KeyboardInterrupt`` raised.
+    checkpoint is written. An epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence,
+    is shown as one. ``objective`` names what the steps raise, whose mean since the last evaluation is logged as
+    "train_<objective>". With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is
+    finished, a checkpoint is written and ``KeyboardInterrupt`` raised.
 
     ``averaged``, over a ModuleList of the SVI's model and guide, follows the weights after each step; its state is in
     the checkpoint. With ``patience`` training ends after that many evaluations without a higher "valid_elbo", and the
