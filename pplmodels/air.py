@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from pplmodels.nn import mlp, write_window
-from pplmodels.pretrained import Half
+from pplmodels.pretrained import IMAGE, Half
 
 # The logit of an impossible object: its sigmoid is exactly 0 in float32, its log-probability exactly 0 when absent.
 NEVER = -200.0
@@ -67,6 +68,8 @@ class AIR(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"z_where": ("where",), "z_what": ("what",), "x": IMAGE})
+    coords = MappingProxyType({"where": ("log_size", "x", "y")})
 
     def __init__(
         self,

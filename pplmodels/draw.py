@@ -1,6 +1,7 @@
 """DRAW, an image painted step by step: the generative half (Gregor et al. 2015, arXiv 1502.04623)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.nn.canvas import State, WholeWriter, WindowWriter
 from pplmodels.nn.recurrent import LSTMCell
-from pplmodels.pretrained import Half
+from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import StandardNormal
 from pplmodels.sharing import shared
 
@@ -52,6 +53,7 @@ class DRAW(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"z": ("latent",), "x": IMAGE})
 
     def __init__(
         self,

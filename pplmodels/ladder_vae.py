@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pplmodels.likelihoods import Bernoulli
 from pplmodels.nn.mlp import NormalHead, mlp
-from pplmodels.pretrained import Half
+from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import StandardNormal
 from pplmodels.sharing import shared
 
@@ -60,6 +60,7 @@ class LadderVAE(Half):
             raise ValueError(f"{len(z_dims)} layers of codes do not fit {len(hidden_dims)} widths: one each, at least")
         self.image, self.z_dims, self.hidden_dims = tuple(image), tuple(z_dims), tuple(hidden_dims)
         self.batch_norm = batch_norm
+        self.dims = {f"z{layer}": (f"latent_{layer}",) for layer in range(1, len(z_dims) + 1)} | {"x": IMAGE}
         self.top = StandardNormal(z_dims[-1])
         options = {"activation": "leaky-relu", "batch_norm": batch_norm}
         self.layers = nn.ModuleList(

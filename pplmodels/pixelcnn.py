@@ -1,6 +1,7 @@
 """PixelCNN and Gated PixelCNN: maps of discrete values (van den Oord et al. 2016, arXiv 1601.06759, 1606.05328)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +20,7 @@ class _RasterOrder(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"x": ("row", "column")})
 
     def __init__(self, network: nn.Module, map: Sequence[int], levels: int, classes: int = 0):
         super().__init__("pixelcnn")

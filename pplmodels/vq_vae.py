@@ -1,6 +1,7 @@
 """VQ-VAE: the generative half (van den Oord et al. 2017, arXiv 1711.00937)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,9 @@ from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.nn.quantiser import Codebook
 from pplmodels.nn.residual import quarter, residual_decoder
 from pplmodels.pixelcnn import GatedPixelCNN, PixelCNN
-from pplmodels.pretrained import Half
+from pplmodels.pretrained import IMAGE, Half
+
+MAP = ("map_row", "map_column")  # dimensions
 
 
 class VQVAE(Half):
@@ -46,6 +49,7 @@ class VQVAE(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"codes": MAP, "z": ("vector", *MAP), "x": IMAGE})
 
     def __init__(
         self,
