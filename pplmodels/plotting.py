@@ -206,7 +206,7 @@ def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
         curved = "arc3,rad=0.25"  # an arrow that passes a site by is seen
         look = {"node_color": "white", "edgecolors": "tab:blue", "edge_color": "gray", "connectionstyle": curved}
         networkx.draw_networkx(arrows, places, ax=axis, node_size=1500, font_size=8, **look)
-        axis.set_title(half)
+        axis.set(title=half, xlim=(-1.4, 1.4))
         axis.axis("off")
     return figure
 

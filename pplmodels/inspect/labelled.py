@@ -155,7 +155,7 @@ def _dims(name: str, number: int, halves: tuple[PyroModule, ...]) -> tuple[str, 
         if dims is not None:
             if len(dims) != number:
                 raise ValueError(
-                    f"{type(half).__name__}.dims names {len(dims)} dimensions of {name}, which has {number}"
+                    f"{type(half).__name__}.dims has {len(dims)} names for the {number} dimensions of {name}"
                 )
             return dims
     return tuple(f"{name}_dim_{index}" for index in range(number))

@@ -73,15 +73,23 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
     of, which would bias the gradient of TraceGraph_ELBO. The pair and the random state stay as they are.
     """
     model, guide = copy.deepcopy((model, guide))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), module_owned_parameters():
         try:
+            running = "guide"
+            guide_trace = poutine.trace(guide).get_trace(x)
+            running = "model"
+            model_trace = poutine.trace(model).get_trace(x)
+            findings = [*_names(model, guide), *_sites(guide_trace, model_trace, len(x))]
+            if findings:  # what follows needs halves that fit together
+                return findings
+            running = "model, given the guide's samples,"
             guide_trace, model_trace = _run(model, guide, x)
+            findings = list(_values(guide_trace, model_trace))
+            running = "gradient"
+            findings += _parameters(model, guide, x)
         except Exception as error:  # whatever a user's program raises is the finding
-            return [f"It cannot be run: {type(error).__name__}: {error}."]
-        findings = [*_names(model, guide), *_sites(guide_trace, model_trace, len(x))]
-        if not findings:  # what follows needs a pair that fits together
-            findings += [*_parameters(model, guide, x), *_provenance(model, guide, x, guide_trace)]
-    return findings
+            return [f"The {running} cannot be computed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
+        return findings or list(_provenance(model, guide, x, guide_trace))
 
 
 def _run(model, guide, x: Tensor) -> tuple[Trace, Trace]:
@@ -110,21 +118,24 @@ def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]
     for trace, half in ((guide_trace, "guide"), (model_trace, "model")):
         for name, site in random_sites(trace):
             plates = [frame.name for frame in site["cond_indep_stack"]]
+            shape = tuple(site["fn"].batch_shape)
             if plates != ["data"]:
                 yield f"{name} of the {half} is in the plates {plates}, not in 'data' alone."
-                continue
-            shape = tuple(site["fn"].batch_shape)
-            if shape != (images,):
+            elif shape != (images,):
                 yield f"{name} of the {half} has batch shape {shape} for {images} images: use .to_event()."
-                continue
-            if name in p and not _is_in(p[name]["fn"], site["value"]):
-                yield f"{name} of the {half} has values outside of the support of the model's distribution."
-            elif not site["fn"].log_prob(site["value"]).isfinite().all():
-                yield f"{name} of the {half} has log-probabilities that are not finite."
     for name in p.keys() & q.keys():
         shapes = [tuple(site["fn"].event_shape) for site in (q[name], p[name])]
         if shapes[0] != shapes[1]:
             yield f"{name} has event shape {shapes[0]} in the guide and {shapes[1]} in the model."
+
+
+def _values(guide_trace: Trace, model_trace: Trace) -> Iterator[str]:
+    for trace, half in ((guide_trace, "guide"), (model_trace, "model")):
+        for name, site in random_sites(trace):
+            if name in model_trace.nodes and not _is_in(model_trace.nodes[name]["fn"], site["value"]):
+                yield f"{name} of the {half} has values outside of the support of the model's distribution."
+            elif not site["fn"].log_prob(site["value"]).isfinite().all():
+                yield f"{name} of the {half} has log-probabilities that are not finite."
 
 
 def _is_in(distribution, value: Tensor) -> bool:
