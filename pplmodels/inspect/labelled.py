@@ -154,9 +154,7 @@ def _dims(name: str, number: int, halves: tuple[PyroModule, ...]) -> tuple[str, 
         dims = getattr(half, "dims", {}).get(name)
         if dims is not None:
             if len(dims) != number:
-                raise ValueError(
-                    f"{type(half).__name__}.dims has {len(dims)} names for the {number} dimensions of {name}"
-                )
+                raise ValueError(f"{type(half).__name__}.dims has {len(dims)} names for {name} of {number} dimensions")
             return dims
     return tuple(f"{name}_dim_{index}" for index in range(number))
 
