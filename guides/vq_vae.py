@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pplmodels.nn.quantiser import straight_through
 from pplmodels.nn.residual import residual_encoder
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 from pplmodels.vq_vae import VQVAE
 
@@ -63,7 +64,7 @@ class VQGuide(Half):
         if x is None:
             raise ValueError("a VQ-VAE's guide infers codes from images: x is required")
         codebook = self.model.codebook
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             z_e = self.encoder(x)
             codes = pyro.sample("codes", self.q_codes(z_e))
             if self.training:

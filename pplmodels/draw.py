@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.nn.canvas import State, WholeWriter, WindowWriter
 from pplmodels.nn.recurrent import LSTMCell
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import StandardNormal
 from pplmodels.sharing import shared
@@ -112,10 +113,10 @@ class DRAW(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) the codes of ``n`` images; returns their canvases, ``(n, C, H, W)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return self.draw()
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(self.draw()), obs=x)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pplmodels.likelihoods import Bernoulli
 from pplmodels.nn.mlp import NormalHead, mlp
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import StandardNormal
 from pplmodels.sharing import shared
@@ -96,10 +97,10 @@ class LadderVAE(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) the codes of ``n`` images without drawing them; returns z_1, ``(n, D_1)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return self.codes()
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(self.codes()), obs=x)

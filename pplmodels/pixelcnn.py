@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pplmodels.distributions import AutoregressiveCategorical
 from pplmodels.nn.masked_conv import GatedPixelCNNNetwork, PixelCNNNetwork
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
 
@@ -43,7 +44,7 @@ class _RasterOrder(Half):
 
         ``label (B)`` or ``(n)``, int64, are their classes, where the model is one of several classes.
         """
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(label), obs=x)
 
 

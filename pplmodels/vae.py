@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pplmodels import likelihoods
 from pplmodels.nn import conv_decoder, mlp
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import AutoregressiveFlow, StandardNormal
 
@@ -58,12 +59,12 @@ class VAE(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) ``n`` codes without drawing images, ``(n, D)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return pyro.sample("z", self.p_z())
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             z = pyro.sample("z", self.p_z())
             return pyro.sample("x", self.p_x(z), obs=x)
 

@@ -12,6 +12,7 @@ from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.nn.quantiser import Codebook
 from pplmodels.nn.residual import quarter, residual_decoder
 from pplmodels.pixelcnn import GatedPixelCNN, PixelCNN
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import IMAGE, Half
 
 MAP = ("map_row", "map_column")  # dimensions
@@ -98,12 +99,12 @@ class VQVAE(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) the codes of ``n`` images without drawing the images, ``(n, H/4, W/4)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return pyro.sample("codes", self.p_codes())
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             codes = pyro.sample("codes", self.p_codes())
             z = pyro.sample("z", self.p_z(codes))
             return pyro.sample("x", self.p_x(z), obs=x)

@@ -115,13 +115,14 @@ def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]
     for name in p.keys() & q.keys():
         if p[name]["is_observed"]:
             yield f"{name} is observed in the model and sampled by the guide."
-    for trace, half in ((guide_trace, "guide"), (model_trace, "model")):
-        for name, site in random_sites(trace):
-            plates = [frame.name for frame in site["cond_indep_stack"]]
-            shape = tuple(site["fn"].batch_shape)
-            if plates != ["data"]:
-                yield f"{name} of the {half} is in the plates {plates}, not in 'data' alone."
-            elif shape != (images,):
+    for sites, half in ((q, "guide"), (p, "model")):
+        for name, site in sites.items():
+            plates, shape = [frame.name for frame in site["cond_indep_stack"]], tuple(site["fn"].batch_shape)
+            if site["is_observed"] and plates != ["data"]:
+                yield f"{name} is observed in the plates {plates}, not in 'data' alone."
+            elif half == "guide" and name in p and plates != [frame.name for frame in p[name]["cond_indep_stack"]]:
+                yield f"{name} of the guide is in the plates {plates}, which is not where it is in the model."
+            elif shape != (images,) * len(plates):
                 yield f"{name} of the {half} has batch shape {shape} for {images} images: use .to_event()."
     for name in p.keys() & q.keys():
         shapes = [tuple(site["fn"].event_shape) for site in (q[name], p[name])]

@@ -104,7 +104,7 @@ def test_ours_have_none_either_and_stay_as_they_are(name):
         ({}, {"name": "model"}, "Both halves are called 'model'"),
         ({}, {"extra": True}, "y is a site of the guide only"),
         ({"more": True}, {}, "w is a site of the model only"),
-        ({}, {"plate": True}, r"k of the guide is in the plates \['images'\]"),
+        ({}, {"plate": True}, r"k of the guide is in the plates \['images'\], which is not where"),
         ({}, {"event": True}, r"z has event shape \(1,\) in the guide and \(\) in the model"),
         ({}, {"support": True}, "z of the guide has values outside of the support"),
         ({}, {"wide": True}, r"z of the guide has batch shape \(4, 4\) for 4 images"),
