@@ -113,7 +113,7 @@ def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images
     metrics, errors = image_metrics(run, model, guide, images), 0.0
     for x in images.batches(BATCH):
         errors += float((inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64))
-    counts = code_counts(guide, images.batches(BATCH), len(model.codebook.counts))
+    counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
     return metrics | {"mean_squared_error": errors / (len(images) * math.prod(images.shape)), **usage(counts)}
 
 
@@ -130,7 +130,7 @@ def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -
 
 def code_pictures(model, guide, images: Images, folder: Path) -> None:
     """Write usage.png, how often each of a VQ-VAE's codes is used, and codes.png, maps of codes beside their images."""
-    counts = code_counts(guide, images.batches(BATCH), len(model.codebook.counts))
+    counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
     plotting.save(plotting.histogram(counts.cpu().numpy(), "code", "positions"), folder / "usage.png")
     x = images.head(12)[:]
     rows = [x, inspect.reconstruct(model, guide, x)]

@@ -59,8 +59,8 @@ class VQVAE(Half):
         dim: int = 256,
         channels: int = 256,
         blocks: int = 2,
-        likelihood: str = "mixture",
-        decay: float | None = None,
+        likelihood: str = "logistic",
+        decay: float | None = 0.99,
     ):
         super().__init__("vq_vae")
         self.image, self.map = tuple(image), quarter(image)
@@ -71,10 +71,10 @@ class VQVAE(Half):
 
     def use_prior(self, prior: PixelCNN | GatedPixelCNN) -> None:
         """Draw the codes from a trained prior, which is neither learned nor saved with this half."""
-        if (prior.map, prior.levels) != (self.map, len(self.codebook.counts)):
+        if (prior.map, prior.levels) != (self.map, len(self.codebook)):
             raise ValueError(
                 f"a prior of {prior.levels} values on {prior.map} maps is not one of "
-                f"{len(self.codebook.counts)} codes on {self.map} maps"
+                f"{len(self.codebook)} codes on {self.map} maps"
             )
         self.__dict__["code_prior"] = prior  # not a submodule
 

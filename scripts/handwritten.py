@@ -106,8 +106,10 @@ def vq_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     codebook.follow(z_e, codes)
     e = codebook.embed(codes)
     log_x = model.likelihood(model.decoder(z_e + (e - z_e).detach())).log_prob(x)
-    distances = (z_e.detach() - e).square().sum() + guide.commitment * (z_e - e.detach()).square().sum()
-    loss = codes.numel() * math.log(len(codebook.counts)) - log_x.sum() + distances
+    distances = guide.commitment * (z_e - e.detach()).square().sum()
+    if codebook.decay is None:
+        distances = distances + (z_e.detach() - e).square().sum()
+    loss = codes.numel() * math.log(len(codebook)) - log_x.sum() + distances
     return loss.detach(), loss
 
 

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     options, run = cli.parse(parser(), argv)
     maps = load(options, run)
     vaes.complete(options, STEPS)
-    levels = {"bits": 2, "levels": 256}.get(options.reading) or len(stage_one(options)[0].codebook.counts)
+    levels = {"bits": 2, "levels": 256}.get(options.reading) or len(stage_one(options)[0].codebook)
 
     def build() -> tuple[PixelCNN | GatedPixelCNN, EmptyGuide]:
         sizes = {name: getattr(options, name) for name in ("channels", "layers", "size", "embedding", "hidden")}

@@ -26,10 +26,13 @@ def parser() -> cli.Parser:
     model.add_argument("--dim", type=cli.positive_int, default=256, metavar="D", help="size of a vector")
     model.add_argument("--channels", type=cli.positive_int, default=256, metavar="N", help="of all maps")
     model.add_argument("--blocks", type=cli.positive_int, default=2, metavar="N", help="residual blocks a half")
-    model.add_argument("--likelihood", choices=LIKELIHOODS, default="mixture", help="p(x | z) of a pixel")
+    model.add_argument("--likelihood", choices=LIKELIHOODS, default="logistic", help="p(x | z) of a pixel")
     book = parser.add_argument_group("codebook")
     book.add_argument("--commitment", type=cli.positive_float, default=0.25, help="weight of the encoder's distance")
-    book.add_argument("--decay", type=cli.share, help="learn vectors as running means (such as 0.99), not by gradient")
+    book.add_argument(
+        "--codebook", choices=("means", "gradient"), default="means", help="running means, or by gradient"
+    )
+    book.add_argument("--decay", type=cli.share, default=0.99, help="of the running means")
     book.add_argument(
         "--codebook-start",
         choices=("batch", "uniform"),
@@ -50,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def build() -> tuple[VQVAE, VQGuide]:
         sizes = {"channels": options.channels, "blocks": options.blocks}
-        book = {"codes": options.codes, "dim": options.dim, "decay": options.decay}
+        decay = options.decay if options.codebook == "means" else None
+        book = {"codes": options.codes, "dim": options.dim, "decay": decay}
         model = VQVAE(images.train.shape, **book, **sizes, likelihood=options.likelihood)
         guide = VQGuide(model, **sizes, commitment=options.commitment)
         if options.codebook_start == "batch":

@@ -124,7 +124,7 @@ PAIRS = {
         batch=lambda n: torch.rand(n, 3, 6, 8),
     ),
     "vq-vae": Pair(
-        model=lambda: VQVAE((3, 8, 8), codes=5, dim=4, channels=6, blocks=1),
+        model=lambda: VQVAE((3, 8, 8), codes=5, dim=4, channels=6, blocks=1, decay=None),
         guide=lambda model: VQGuide(model, channels=6, blocks=1),
         batch=lambda n: torch.rand(n, 3, 8, 8).mul(255).round() / 255,
     ),

@@ -12,7 +12,7 @@ from pplmodels import VQVAE, PixelCNN
 from pplmodels.infer import SVI, adam, elbo_terms, log_probs
 from pplmodels.infer.parameters import module_owned_parameters
 
-SIZES = {"image": (3, 8, 8), "codes": 5, "dim": 4, "channels": 6, "blocks": 1}
+SIZES = {"image": (3, 8, 8), "codes": 5, "dim": 4, "channels": 6, "blocks": 1, "decay": None}
 
 
 def pair(**sizes):

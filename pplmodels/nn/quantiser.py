@@ -25,17 +25,17 @@ class Codebook(nn.Module):
     """K vectors of D numbers.
 
     They are learned by gradient (of whatever uses :meth:`embed`), or with ``decay`` as running means of the vectors
-    that were nearest to each (appendix A.1). Either way a code that is hardly used any more is put where some vector of
+    that were nearest to each (appendix A.1). Either way a code that is not used any more is put where some vector of
     the batch is (:meth:`follow`).
 
     Arguments:
         codes: K.
         dim: D.
         decay: of the running means; None to learn by gradient.
-        least_use: a code that quantises fewer vectors of a batch, in the running mean, is revived.
+        patience: batches in a row after which a code that was nearest to nothing is revived.
     """
 
-    def __init__(self, codes: int, dim: int, decay: float | None = None, least_use: float = 0.03):
+    def __init__(self, codes: int, dim: int, decay: float | None = None, patience: int = 20):
         super().__init__()
         if codes < 1 or dim < 1:
             raise ValueError(f"a codebook of {codes} vectors of {dim} numbers is none: both are at least 1")
@@ -45,8 +45,13 @@ class Codebook(nn.Module):
         else:
             self.register_buffer("vectors", vectors)
             self.register_buffer("sums", vectors.clone())
-        self.register_buffer("counts", torch.ones(codes))
-        self.decay, self.least_use = decay, least_use
+            self.register_buffer("counts", torch.ones(codes))
+        self.register_buffer("idle", torch.zeros(codes))
+        self.decay, self.patience = decay, patience
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.vectors)
 
     def nearest(self, z: Tensor) -> Tensor:
         """The code nearest to each vector: ``(..., D, H, W) -> (..., H, W)``, int64."""
@@ -66,25 +71,28 @@ class Codebook(nn.Module):
         names = torch.arange(len(self.vectors), device=z.device)
         assigned = (codes.flatten()[:, None] == names).to(z.dtype)  # (N, K)
         used = assigned.sum(0)
-        decay = 0.99 if self.decay is None else self.decay
-        self.counts.lerp_(used, 1 - decay)
         if self.decay is not None:
-            self.sums.lerp_(assigned.mT @ z, 1 - decay)
+            self.counts.lerp_(used, 1 - self.decay)
+            self.sums.lerp_(assigned.mT @ z, 1 - self.decay)
             total = self.counts.sum()
             smoothed = (self.counts + SMOOTHING) / (total + len(used) * SMOOTHING) * total
             self.vectors.copy_(self.sums / smoothed[:, None])
-        dead = (self.counts < self.least_use) & (used == 0)
+        self.idle.copy_(torch.where(used > 0, 0, self.idle + 1))
+        dead = self.idle >= self.patience
         here = z[torch.randint(len(z), (len(used),), device=z.device)]
-        self.vectors.copy_(torch.where(dead[:, None], here, self.vectors))
-        self.counts.copy_(torch.where(dead, torch.ones_like(self.counts), self.counts))
+        self._move(here, dead)
+
+    def _move(self, to: Tensor, which: Tensor) -> None:
+        """Put some codes, ``which (K)``, to other places, ``to (K, D)``, as if a vector there had been theirs."""
+        self.vectors.copy_(torch.where(which[:, None], to, self.vectors))
+        self.idle.copy_(torch.where(which, 0, self.idle))
         if self.decay is not None:
-            self.sums.copy_(torch.where(dead[:, None], here, self.sums))
+            self.sums.copy_(torch.where(which[:, None], to, self.sums))
+            self.counts.copy_(torch.where(which, 1, self.counts))
 
     @torch.no_grad()
     def start_at(self, z: Tensor) -> None:
         """Put the codes where vectors of ``z (..., D, H, W)`` are, drawn at random."""
         z = z.movedim(-3, -1).flatten(0, -2)
-        self.vectors.copy_(z[torch.randperm(len(z), device=z.device)[torch.arange(len(self.vectors)) % len(z)]])
-        self.counts.fill_(1.0)
-        if self.decay is not None:
-            self.sums.copy_(self.vectors)
+        drawn = torch.randperm(len(z), device=z.device)[torch.arange(len(self.vectors)) % len(z)]
+        self._move(z[drawn], torch.ones_like(self.idle, dtype=torch.bool))

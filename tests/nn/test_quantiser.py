@@ -30,7 +30,7 @@ def test_the_nearest_code_is_that_of_brute_force(float64):
 
 def test_running_means_are_the_hand_formula(float64):
     """Appendix A.1: N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum z, e = m / N."""
-    book = Codebook(3, 2, decay=0.9, least_use=0.0)
+    book = Codebook(3, 2, decay=0.9)
     counts, sums = [1.0] * 3, [vector.clone() for vector in book.vectors.detach()]
     for _ in range(4):
         z = torch.randn(6, 2, 1, 1)
@@ -45,7 +45,7 @@ def test_running_means_are_the_hand_formula(float64):
 
 
 def test_without_memory_one_step_is_one_of_k_means(float64):
-    book, z = Codebook(2, 2, decay=0.0, least_use=0.0), torch.randn(50, 2, 1, 1)
+    book, z = Codebook(2, 2, decay=0.0), torch.randn(50, 2, 1, 1)
     book.start_at(z)
     codes = book.nearest(z)
     book.follow(z, codes)
@@ -55,23 +55,23 @@ def test_without_memory_one_step_is_one_of_k_means(float64):
 
 
 @pytest.mark.parametrize("decay", [None, 0.9])
-def test_reviving_a_code_keeps_the_others(decay):
-    book, z = Codebook(4, 2, decay=decay), torch.randn(30, 2, 1, 1)
+def test_a_code_that_is_idle_for_long_is_revived_and_the_others_stay(decay):
+    book, z = Codebook(4, 2, decay=decay, patience=3), torch.randn(30, 2, 1, 1)
     book.start_at(z)
-    before = book.vectors.detach().clone()
+    patient = Codebook(4, 2, decay=decay, patience=100)
+    patient.load_state_dict(book.state_dict())
     codes = torch.arange(30).view(30, 1, 1) % 3  # the last one is not used
-    book.counts[3] = 1e-3
+    for _ in range(2):
+        book.follow(z, codes)
+        patient.follow(z, codes)
+    assert torch.equal(book.vectors, patient.vectors)
+    z = torch.randn(30, 2, 1, 1)
     book.follow(z, codes)
-    rows = z.flatten(1)
-    assert (rows == book.vectors[3]).all(1).any() and not torch.equal(book.vectors[3], before[3])
-    assert book.counts[3] == 1
-    if decay is None:
-        assert torch.equal(book.vectors[:3], before[:3])
-    else:
-        alive = Codebook(4, 2, decay=decay, least_use=0.0)
-        alive.load_state_dict({**book.state_dict(), "vectors": before, "sums": before, "counts": torch.ones(4)})
-        alive.follow(z, codes)
-        torch.testing.assert_close(book.vectors[:3], alive.vectors[:3], rtol=1e-3, atol=1e-5)
+    patient.follow(z, codes)
+    assert torch.equal(book.vectors[:3], patient.vectors[:3])
+    here = [(z.flatten(1) == vectors[3]).all(1).any() for vectors in (book.vectors, patient.vectors)]
+    assert here == [True, False]
+    assert book.idle.tolist() == [0, 0, 0, 0] and patient.idle.tolist() == [0, 0, 0, 3]
 
 
 def test_one_code_is_the_only_code():
