@@ -28,12 +28,12 @@ class VQGuide(Half):
 
     Both are factors of this half: auxiliary, so no part of any bound that is measured.
 
-    =====  ============  ===========  ===========  =======================
-    site   support       batch shape  event shape  in the paper
-    =====  ============  ===========  ===========  =======================
-    codes  0..K-1        (B)          (H/4, W/4)   deterministic
-    z      real          (B)          (D, H/4, ..) deterministic
-    =====  ============  ===========  ===========  =======================
+    =====  ============  ===========  ============  =======================
+    site   support       batch shape  event shape   in the paper
+    =====  ============  ===========  ============  =======================
+    codes  0..K-1        (B)          (H/4, W/4)    deterministic
+    z      real          (B)          (D, H/4, ..)  deterministic
+    =====  ============  ===========  ============  =======================
 
     Arguments:
         model: gives the sizes and the codebook, which stays the model's; :meth:`from_pretrained` is given it again.

@@ -29,13 +29,13 @@ class VQVAE(Half):
         z     = e(codes)                                the codebook's vectors
         x     ~ likelihood(decoder(z))
 
-    =====  ============  ===========  ===========  ===================
-    site   support       batch shape  event shape  symbol in the paper
-    =====  ============  ===========  ===========  ===================
-    codes  0..K-1        (B)          (H/4, W/4)   z
-    z      real          (B)          (D, H/4, ..) z_q, e_k
-    x      likelihood's  (B)          (C, H, W)    x
-    =====  ============  ===========  ===========  ===================
+    =====  ============  ===========  ============  ===================
+    site   support       batch shape  event shape   symbol in the paper
+    =====  ============  ===========  ============  ===================
+    codes  0..K-1        (B)          (H/4, W/4)    z
+    z      real          (B)          (D, H/4, ..)  z_q, e_k
+    x      likelihood's  (B)          (C, H, W)     x
+    =====  ============  ===========  ============  ===================
 
     z has one possible value, given the codes. It is a site so that the guide can hand over the same value with the
     encoder's gradient (straight-through); log p(z | codes) is 0 there.
