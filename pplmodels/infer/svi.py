@@ -128,8 +128,9 @@ class SVI(pyro.infer.SVI):
     def _differentiate(self, args: tuple, kwargs: dict) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
         with pyro.validation_enabled(False):
             loss, surrogate, images = self._losses(args, kwargs)
-        gradients = torch.autograd.grad(surrogate, self.parameters(), allow_unused=True)
-        return loss.detach() / images, images, gradients
+        parameters = self.parameters()
+        gradients = torch.autograd.grad(surrogate, parameters, allow_unused=True)
+        return loss.detach() / images, images, tuple(map(_laid_out_like, gradients, parameters))
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
         """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
@@ -153,6 +154,16 @@ class SVI(pyro.infer.SVI):
         elif self.failed:
             return
         self.optim.step()
+
+
+def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient in the parameter's memory order, in which fused optimizers go through both.
+
+    Convolutions of inputs whose channels come last in memory give the gradients of their weights in that order.
+    """
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 class _DataPlate(Messenger):
