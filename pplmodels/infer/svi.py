@@ -102,7 +102,9 @@ class SVI(pyro.infer.SVI):
         """One estimate: the loss per image, the number of images, and for each of :meth:`parameters` the gradient of
         the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
         """
-        return self._run(args, kwargs)
+        loss, images, gradients = self._run(args, kwargs)
+        # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
+        return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
     def evaluate_loss(self, *args, **kwargs) -> Tensor | float:
         """The loss per image in nats, from one sample of the guide, without gradients."""
@@ -128,9 +130,8 @@ class SVI(pyro.infer.SVI):
     def _differentiate(self, args: tuple, kwargs: dict) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
         with pyro.validation_enabled(False):
             loss, surrogate, images = self._losses(args, kwargs)
-        parameters = self.parameters()
-        gradients = torch.autograd.grad(surrogate, parameters, allow_unused=True)
-        return loss.detach() / images, images, tuple(map(_laid_out_like, gradients, parameters))
+        gradients = torch.autograd.grad(surrogate, self.parameters(), allow_unused=True)
+        return loss.detach() / images, images, gradients
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
         """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
