@@ -102,7 +102,9 @@ class SVI(pyro.infer.SVI):
         """One estimate: the loss per image, the number of images, and for each of :meth:`parameters` the gradient of
         the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
         """
-        return self._run(args, kwargs)
+        loss, images, gradients = self._run(args, kwargs)
+        # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
+        return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
     def evaluate_loss(self, *args, **kwargs) -> Tensor | float:
         """The loss per image in nats, from one sample of the guide, without gradients."""
@@ -153,6 +155,16 @@ class SVI(pyro.infer.SVI):
         elif self.failed:
             return
         self.optim.step()
+
+
+def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    """The gradient in the parameter's memory order, in which fused optimizers go through both.
+
+    Convolutions of inputs whose channels come last in memory give the gradients of their weights in that order.
+    """
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 class _DataPlate(Messenger):

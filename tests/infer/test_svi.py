@@ -1,10 +1,12 @@
 """Our SVI: the same numbers as the stock class, on pairs of ours and of others."""
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroParam
 
 from guides import NeuralBaseline
@@ -264,3 +266,37 @@ def test_a_pair_without_the_plate_reports_its_total():
     assert float(svi.evaluate_loss(torch.zeros(4))) == pytest.approx(
         -4 * float(dist.Normal(0.0, 1.0).log_prob(torch.zeros(())))
     )
+
+
+class Painter(PyroModule):
+    """A model that embeds whole numbers and convolves: its maps come with the channels last in memory."""
+
+    def __init__(self):
+        super().__init__("painter")
+        self.embedding = torch.nn.Embedding(5, 6)
+        self.conv = torch.nn.Conv2d(6, 5, 3, padding=1)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            logits = self.conv(self.embedding(x).movedim(-1, 1)).movedim(1, -1)
+            pyro.sample("x", dist.Categorical(logits=logits).to_event(2), obs=x)
+
+
+def no_latents(x):
+    with pyro.plate("data", len(x)):
+        pass
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fused_steps_are_the_same_in_any_memory_order(compiled):
+    model, x = Painter(), torch.randint(5, (7, 4, 4))
+    twin = copy.deepcopy(model)
+    svi = SVI(model, no_latents, torch.optim.Adam(model.parameters(), lr=0.1, fused=True), compile=compiled)
+    optim = torch.optim.Adam(twin.parameters(), lr=0.1, fused=False)
+    for _ in range(3):
+        svi.step(x)
+        optim.zero_grad()
+        (Trace_ELBO().differentiable_loss(twin, no_latents, x) / 7).backward()
+        optim.step()
+    for name, p in twin.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), p, msg=name)
