@@ -66,6 +66,14 @@ def test_a_painting_has_as_many_canvases_as_its_page_says():
     assert names["painting"].canvases.shape == (9, 4, 1, 8, 8) and names["painting"].writing.shape == (8, 4, 3)
 
 
+def test_the_page_on_inspection_runs(recwarn):
+    names = {}
+    for block in blocks("docs/inspect.md"):
+        exec(block, names)
+    assert names["where"].dims == ("chain", "draw", "image")
+    assert names["found"].model == {"z": [], "x": ["z"]}
+
+
 def test_links_between_pages_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
