@@ -23,7 +23,15 @@ MODULES = sorted(
 def test_the_site_builds_and_has_a_page_a_model(tmp_path):
     sphinx = pytest.importorskip("sphinx.cmd.build")
     pytest.importorskip("myst_nb")
-    arguments = ["-q", "-W", "--keep-going", "-d", str(tmp_path / "doctrees"), str(ROOT / "docs"), str(tmp_path / "site")]
+    arguments = [
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        str(tmp_path / "doctrees"),
+        str(ROOT / "docs"),
+        str(tmp_path / "site"),
+    ]
     assert sphinx.main(arguments) == 0
     api = (tmp_path / "site" / "api.html").read_text()
     for name in (*pplmodels.__all__, *guides.__all__):
