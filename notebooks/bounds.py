@@ -103,12 +103,17 @@ figure
 # The weights tell. If a few of a thousand samples carry an image's bound, do not believe it. Pareto's k above 0.7
 # says the same.
 
+
 # %%
-sizes = np.exp(2 * np.logaddexp.reduce(weights) - np.logaddexp.reduce(2 * weights))
-_, pareto = arviz.psislw(weights[:, :200].T.copy())
-print(
-    f"effective samples of 1000: median {np.median(sizes):.0f}, least {sizes.min():.0f}; Pareto's k: median {np.median(pareto):.2f}"
-)
+def health(weights):
+    """How many of the samples count, and Pareto's k of 200 images."""
+    sizes = np.exp(2 * np.logaddexp.reduce(weights) - np.logaddexp.reduce(2 * weights))
+    _, pareto = arviz.psislw(weights[:, :200].T.copy())
+    print(f"effective samples of {len(weights)}: median {np.median(sizes):.0f}, least {sizes.min():.0f}")
+    print(f"Pareto's k: median {np.median(pareto):.2f}")
+
+
+health(weights)
 
 # %% [markdown]
 # Now a guide that is surer than it should be: its ELBO is bad, and its weights say why.
