@@ -19,7 +19,7 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_the_site_builds_and_has_a_page_a_model(tmp_path):
     sphinx = pytest.importorskip("sphinx.cmd.build")
     pytest.importorskip("myst_nb")

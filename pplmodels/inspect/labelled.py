@@ -42,6 +42,13 @@ def posterior(
 
     Returns:
         What the installed ArviZ works on: its InferenceData before version 1.0, an :class:`xarray.DataTree` from then.
+
+    >>> from guides import MLPGuide
+    >>> from pplmodels import MLPVAE
+    >>> pair = MLPVAE(image=(1, 4, 4), z_dim=3), MLPGuide(image=(1, 4, 4), z_dim=3)
+    >>> found = posterior(*pair, torch.rand(5, 1, 4, 4).round(), num_samples=20)
+    >>> dict(found.posterior["z"].sizes)
+    {'chain': 1, 'draw': 20, 'image': 5, 'latent': 3}
     """
     kept: dict[str, list] = {}
     for images in x.split(at_once):

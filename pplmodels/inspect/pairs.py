@@ -71,6 +71,11 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
     Looked at are the halves' names, sites that only one of them has, plates, shapes, supports, log-probabilities that
     are not finite, parameters that no step would move, and dependencies on discrete values that Pyro has lost sight
     of, which would bias the gradient of TraceGraph_ELBO. The pair and the random state stay as they are.
+
+    >>> from guides import MLPGuide
+    >>> from pplmodels import MLPVAE
+    >>> check_pair(MLPVAE(image=(1, 4, 4), z_dim=3), MLPGuide(image=(1, 4, 4), z_dim=2), torch.rand(9, 1, 4, 4).round())
+    ['z has event shape (2,) in the guide and (3,) in the model.']
     """
     model, guide = copy.deepcopy((model, guide))
     with torch.random.fork_rng(), module_owned_parameters():
