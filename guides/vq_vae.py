@@ -43,7 +43,7 @@ class VQGuide(Half):
 
     role = "guide"
 
-    def __init__(self, model: VQVAE, channels: int = 256, blocks: int = 2, commitment: float = 0.25):
+    def __init__(self, model: VQVAE, channels: int = 128, blocks: int = 2, commitment: float = 0.25):
         super().__init__("vq_guide")
         self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
         self.encoder = residual_encoder(model.image, channels, blocks, model.codebook.vectors.shape[1])

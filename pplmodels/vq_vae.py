@@ -57,7 +57,7 @@ class VQVAE(Half):
         image: Sequence[int] = (3, 32, 32),
         codes: int = 128,
         dim: int = 256,
-        channels: int = 256,
+        channels: int = 128,
         blocks: int = 2,
         likelihood: str = "logistic",
         decay: float | None = 0.99,

@@ -24,7 +24,7 @@ def parser() -> cli.Parser:
     model = parser.add_argument_group("model")
     model.add_argument("--codes", type=cli.positive_int, default=128, metavar="K", help="vectors in the codebook")
     model.add_argument("--dim", type=cli.positive_int, default=256, metavar="D", help="size of a vector")
-    model.add_argument("--channels", type=cli.positive_int, default=256, metavar="N", help="of all maps")
+    model.add_argument("--channels", type=cli.positive_int, default=128, metavar="N", help="of all maps")
     model.add_argument("--blocks", type=cli.positive_int, default=2, metavar="N", help="residual blocks a half")
     model.add_argument("--likelihood", choices=LIKELIHOODS, default="logistic", help="p(x | z) of a pixel")
     book = parser.add_argument_group("codebook")
