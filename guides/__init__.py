@@ -4,17 +4,21 @@ from guides.air import AIRGuide, DAIRGuide
 from guides.baselines import NeuralBaseline
 from guides.draw import DRAWGuide
 from guides.ladder_vae import LadderGuide
+from guides.pixelcnn import EmptyGuide
 from guides.vae import ConvGuide, LSTMGuide, MLPGuide, PlaneGuide, VAEGuide
+from guides.vq_vae import VQGuide
 
 __all__ = [
     "AIRGuide",
     "ConvGuide",
     "DAIRGuide",
     "DRAWGuide",
+    "EmptyGuide",
     "LSTMGuide",
     "LadderGuide",
     "MLPGuide",
     "NeuralBaseline",
     "PlaneGuide",
     "VAEGuide",
+    "VQGuide",
 ]

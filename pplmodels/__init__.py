@@ -3,7 +3,20 @@
 from pplmodels.air import AIR
 from pplmodels.draw import DRAW
 from pplmodels.ladder_vae import LadderVAE
+from pplmodels.pixelcnn import GatedPixelCNN, PixelCNN
 from pplmodels.vae import MLPVAE, VAE, ConvVAE, PlaneVAE
+from pplmodels.vq_vae import VQVAE
 
-__all__ = ["AIR", "DRAW", "MLPVAE", "VAE", "ConvVAE", "LadderVAE", "PlaneVAE"]
+__all__ = [
+    "AIR",
+    "DRAW",
+    "MLPVAE",
+    "VAE",
+    "VQVAE",
+    "ConvVAE",
+    "GatedPixelCNN",
+    "LadderVAE",
+    "PixelCNN",
+    "PlaneVAE",
+]
 __version__ = "0.1.0"

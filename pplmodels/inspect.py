@@ -162,6 +162,13 @@ def _square(part, h: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
+def infer_codes(guide, x: Tensor, site: str = "codes") -> Tensor:
+    """The guide's discrete codes of the images ``x (B, C, H, W)``, int64 ``(B, h, w)``."""
+    with module_owned_parameters():
+        return poutine.trace(guide).get_trace(x).nodes[site]["value"]
+
+
+@torch.no_grad()
 def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str = "z") -> Tensor:
     """What the model draws along straight lines between the codes of pairs of images, ``(B, steps, C, H, W)``."""
     with module_owned_parameters():

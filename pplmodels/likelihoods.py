@@ -2,9 +2,12 @@
 
 Each is a module that is called with the decoder's output and returns a distribution; ``outputs(channels)`` says how
 many numbers it needs a pixel. What a likelihood is about has to be read accordingly (:mod:`pplmodels.data.reading`):
-``bernoulli``, ``thresholded`` for :class:`Bernoulli`, ``dequantised`` for :class:`LogitNormal`, which is a density on
-[0, 1], and ``intensities`` for :class:`LogisticMixture`, which is a distribution over the 256 levels.
+``bernoulli``, ``thresholded`` for :class:`Bernoulli`, ``dequantised`` for :class:`LogitNormal` and
+:class:`PixelNormal`, which are densities on [0, 1], and ``intensities`` for :class:`Logistic` and
+:class:`LogisticMixture`, which are distributions over the 256 levels.
 """
+
+import math
 
 import pyro.distributions as dist
 import torch
@@ -74,6 +77,48 @@ class LogitNormal(nn.Module):
         return dist.TransformedDistribution(y, [transforms.SigmoidTransform(), unsqueeze]).to_event(3)
 
 
+class PixelNormal(nn.Module):
+    """Normal noise of unit variance around the decoder's output, of images scaled to [-1, 1].
+
+    As a density of the intensities x in [0, 1]: 2 x - 1 ~ N(decoder's output, 1). Its logarithm is minus half the
+    squared error and a constant: bits per dimension are finite but poor, as the noise is as wide as the images.
+    """
+
+    def outputs(self, channels: int) -> int:
+        """A mean a pixel and channel."""
+        return channels
+
+    def forward(self, loc: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (C, H, W)."""
+        y = dist.Normal(loc, torch.ones_like(loc))
+        return dist.TransformedDistribution(y, [transforms.AffineTransform(0.5, 0.5)]).to_event(3)
+
+
+class Logistic(nn.Module):
+    """A discretised logistic over the 256 levels of each pixel and channel, by itself.
+
+    The decoder gives the means, as intensities in [-1, 1]; the scale is learned, one a channel (Kingma et al. 2016,
+    arXiv 1606.04934, appendix A.3). As all pixels share it, the decoder learns what it would of squared errors, whose
+    weight grows as they shrink.
+
+    Arguments:
+        channels: C.
+        start: of the scale.
+    """
+
+    def __init__(self, channels: int, start: float = 0.2):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(start)))
+
+    def outputs(self, channels: int) -> int:
+        """A mean a pixel and channel."""
+        return channels
+
+    def forward(self, loc: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (C, H, W)."""
+        return DiscretizedLogisticMixture.independent(loc, self.log_scale)
+
+
 class LogisticMixture(nn.Module):
     """A mixture of discretised logistics over the 256 levels (:class:`DiscretizedLogisticMixture`).
 
@@ -99,5 +144,7 @@ LIKELIHOODS = {  # of images, by the number of their channels
     "bernoulli": lambda channels: Bernoulli(),
     "normal": lambda channels: LogitNormal(channels, learned_scale=False),
     "normal-learned": LogitNormal,
+    "gaussian": lambda channels: PixelNormal(),
+    "logistic": Logistic,
     "mixture": LogisticMixture,
 }

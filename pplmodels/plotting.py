@@ -162,6 +162,14 @@ def image_plane(images: np.ndarray, labels: tuple[str, str]) -> Figure:
     return figure
 
 
+def histogram(counts: np.ndarray, kind: str, of: str) -> Figure:
+    """How often each of some kinds ``(K)`` occurs, the most frequent first."""
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    axis.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0)
+    axis.set(xlabel=f"{kind}, by frequency", ylabel=of, title=f"{(counts > 0).sum()} of {len(counts)} in use")
+    return figure
+
+
 def clouds(points: Mapping[str, np.ndarray], mean: np.ndarray, covariance: np.ndarray) -> Figure:
     """Sets of points ``(N, 2)`` side by side, with the ellipses of one, two and three deviations of the truth."""
     figure, axes = plt.subplots(

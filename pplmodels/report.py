@@ -1,5 +1,6 @@
 """What a script measures and draws of a trained pair: inspection on one side, pictures on the other."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,17 @@ from torch import Tensor
 
 from pplmodels import inspect, plotting
 from pplmodels.data import Images, SceneSet, dequantised, intensities
-from pplmodels.infer import SVI, active_units, bits_per_dim, code_variances, elbo_terms, gradient_variance, information
+from pplmodels.infer import (
+    SVI,
+    active_units,
+    bits_per_dim,
+    code_counts,
+    code_variances,
+    elbo_terms,
+    gradient_variance,
+    information,
+    usage,
+)
 from pplmodels.infer.bounds import LogProbs, without_step
 
 BATCH = 500  # images evaluated at a time
@@ -94,6 +105,40 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
     return metrics | (information(model, guide, images.head(1000)[:], *units) if len(units) == 1 else {})
 
 
+def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
+    """:func:`image_metrics`, the squared error of reconstructions and how many of a VQ-VAE's codes are in use.
+
+    ``mean_squared_error`` is per pixel and channel, of intensities in [0, 1]; ``code_usage`` a share of all codes.
+    """
+    metrics, errors = image_metrics(run, model, guide, images), 0.0
+    for x in images.batches(BATCH):
+        errors += float((inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64))
+    counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
+    return metrics | {"mean_squared_error": errors / (len(images) * math.prod(images.shape)), **usage(counts)}
+
+
+def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -> dict:
+    """The log-probability of maps of whole numbers, in nats a map and a position.
+
+    ``unigram_nats_per_code`` is what positions cost that know nothing of each other: the entropy of the values' shares.
+    """
+    metrics, _ = elbo_terms(run, maps.batches(BATCH))
+    counts = sum(x.flatten().bincount(minlength=model.levels) for x in maps.batches(BATCH))
+    metrics["nats_per_code"] = -metrics["elbo"] / math.prod(model.map)
+    return metrics | {"unigram_nats_per_code": math.log(usage(counts)["code_perplexity"])}
+
+
+def code_pictures(model, guide, images: Images, folder: Path) -> None:
+    """Write usage.png, how often each of a VQ-VAE's codes is used, and codes.png, maps of codes beside their images."""
+    counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
+    plotting.save(plotting.histogram(counts.cpu().numpy(), "code", "positions"), folder / "usage.png")
+    x = images.head(12)[:]
+    rows = [x, inspect.reconstruct(model, guide, x)]
+    maps = inspect.infer_codes(guide, x).unsqueeze(1) / max(1, len(counts) - 1)
+    arrays = [row.clamp(0, 1).cpu().numpy() for row in (*rows, maps)]
+    plotting.save(plotting.image_rows(arrays, ["image", "p(x | z)", "codes"]), folder / "codes.png")
+
+
 def last_slope(metrics: list[dict]) -> float | None:
     """Nats that the validation bound gained per 1,000 steps between the last two evaluations."""
     if len(metrics) < 2:
@@ -116,12 +161,7 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
     manifold.png (a plane of codes); where there are layers of codes, layers.png (images of which only the upper layers
     are kept, and the lower ones drawn anew).
     """
-    if metrics:
-        groups = [
-            [name for name in metrics[-1] if name.endswith("_elbo")],
-            [name for name in metrics[-1] if name.startswith("kl/")],
-        ]
-        plotting.save(plotting.curves(metrics, groups), folder / "curves.png")
+    curves_picture(metrics, folder)
     if len(images.shape) != 3:
         return
     x = images.head(12)[:]
@@ -147,6 +187,15 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
         labels = tuple(f"coordinate {number}" for number in coordinates)
         plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
+
+
+def curves_picture(metrics: list[dict], folder: Path) -> None:
+    """Write curves.png, the bounds and the KL of each site while training, where there are metrics."""
+    if not metrics:
+        return
+    names = list(metrics[-1])
+    groups = [[name for name in names if name.endswith("_elbo")], [name for name in names if name.startswith("kl/")]]
+    plotting.save(plotting.curves(metrics, [group for group in groups if group]), folder / "curves.png")
 
 
 def painting_pictures(model, guide, images: Images, folder: Path) -> None:

@@ -5,16 +5,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyro
 import torch
-from handwritten import HandwrittenStep, air_losses, draw_losses, vae_losses
+from handwritten import HandwrittenStep, air_losses, draw_losses, map_losses, vae_losses, vq_losses
 from pyro.infer import TraceGraph_ELBO
 from torch.utils.flop_counter import FlopCounterMode
 
-from guides import AIRGuide, DRAWGuide, MLPGuide
-from pplmodels import AIR, DRAW, MLPVAE
+from guides import AIRGuide, DRAWGuide, EmptyGuide, MLPGuide, VQGuide
+from pplmodels import AIR, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
 from pplmodels.files import replace_file
 from pplmodels.infer import SVI, adam
 from pplmodels.training import cli
@@ -34,19 +35,48 @@ def _draw_pair(num_steps: int = 16) -> tuple[DRAW, DRAWGuide]:
     return model, DRAWGuide(model, read_window=2)
 
 
-# pair: (model and guide, losses by hand, shape of an image, batch sizes)
+def _vq_pair() -> tuple[VQVAE, VQGuide]:
+    model = VQVAE(dim=64, channels=64)
+    return model, VQGuide(model, channels=64)
+
+
+def _bits(*shape: int) -> torch.Tensor:
+    return torch.rand(shape).round()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, its losses by hand, a batch of so many images, and how many."""
+
+    build: Callable
+    losses: Callable
+    images: Callable[[int], torch.Tensor]
+    batches: tuple[int, ...]
+
+
+def _codes(n: int) -> torch.Tensor:
+    return torch.randint(128, (n, 8, 8))
+
+
 CASES = {
-    "air": (lambda: (AIR(), AIRGuide()), air_losses, (1, 50, 50), (64, 256)),
-    "vae": (_pair_of_nets, vae_losses, (1, 28, 28), (128, 512)),
-    "draw": (_draw_pair, draw_losses, (1, 28, 28), (128,)),
+    "air": Case(
+        lambda: (AIR(), AIRGuide()),
+        air_losses,
+        lambda n: torch.rand(n, 1, 50, 50) * (torch.rand(n, 1, 50, 50) > 0.9),
+        (64, 256),
+    ),
+    "vae": Case(_pair_of_nets, vae_losses, lambda n: _bits(n, 1, 28, 28), (128, 512)),
+    "draw": Case(_draw_pair, draw_losses, lambda n: _bits(n, 1, 28, 28), (128,)),
+    "vq-vae": Case(_vq_pair, vq_losses, lambda n: torch.rand(n, 3, 32, 32).mul(255).round() / 255, (64,)),
+    "pixelcnn": Case(lambda: (PixelCNN(size=3), EmptyGuide()), map_losses, _codes, (128,)),
+    "gated pixelcnn": Case(lambda: (GatedPixelCNN(size=3), EmptyGuide()), map_losses, _codes, (128,)),
 }
 
 
 def steps_of(case: str, device: torch.device) -> dict[str, Callable]:
     """The ways to take a step, each on its own copy of the same weights."""
-    build, losses, _, _ = CASES[case]
     pyro.set_rng_seed(0)
-    halves = tuple(half.to(device) for half in build())
+    halves = tuple(half.to(device) for half in CASES[case].build())
     ways = {}
     for name in ("handwritten", "compiled", "uncompiled", "stock"):
         model, guide = copy.deepcopy(halves)
@@ -55,7 +85,7 @@ def steps_of(case: str, device: torch.device) -> dict[str, Callable]:
             svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceGraph_ELBO())
             ways[name] = lambda x, svi=svi: svi.step(x) / len(x)
         elif name == "handwritten":
-            ways[name] = HandwrittenStep(losses, model, guide, adam(model, guide, 1e-3)).step
+            ways[name] = HandwrittenStep(CASES[case].losses, model, guide, adam(model, guide, 1e-3)).step
         else:
             ways[name] = SVI(model, guide, adam(model, guide, 1e-3), compile=name == "compiled").step
     if case == "vae" and device.type == "cpu" and (numpyro_step := _numpyro_step()):
@@ -74,8 +104,7 @@ def _numpyro_step() -> Callable | None:
 
 def measure(case: str, batch: int, device: torch.device, rounds: int) -> dict:
     """Median milliseconds a step of each way, taken in turns; tracing time; peak memory; the arithmetic floor."""
-    x = torch.rand(batch, *CASES[case][2], device=device)
-    x = x * (x > 0.9) if case == "air" else (x > 0.5).float()
+    x = CASES[case].images(batch).to(device)
     ways = steps_of(case, device)
     first, losses = {}, {}
     for name, step in ways.items():
@@ -158,6 +187,24 @@ def long_draw(device: torch.device) -> dict[str, float]:
     return {"step_ms": 1e3 * _seconds(lambda: svi.step(x), device), "peak_bytes": peak_bytes(svi.step, x)}
 
 
+def sampling(device: torch.device) -> dict[str, float]:
+    """Seconds to draw 100 maps of 8 x 8 from each PixelCNN, keeping what does not change and by 64 full passes."""
+    seconds = {}
+    for model in (PixelCNN(size=3).to(device), GatedPixelCNN(size=3).to(device)):
+        codes = torch.zeros(100, 8, 8, dtype=torch.int64, device=device)
+
+        @torch.no_grad()
+        def naive(model=model, codes=codes) -> None:
+            for position in range(64):
+                logits = model.network(codes).flatten(2)[..., position]
+                codes.flatten(1)[:, position] = torch.distributions.Categorical(logits=logits).sample()
+
+        name = type(model).__name__
+        seconds[name] = _seconds(lambda model=model: model.p_x().sample((100,)), device)
+        seconds[f"{name}, full passes"] = _seconds(naive, device)
+    return seconds
+
+
 def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     """Milliseconds that a step cannot go below: its matrix arithmetic at the rate of a large product, its parameters'
     traffic (read twice, gradient written, Adam's seven passes) at the bandwidth of a large copy."""
@@ -167,7 +214,7 @@ def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     flops = 2 * 2048**3 / _seconds(lambda: a @ a, x.device)
     big, copy_of_big = torch.rand(2, 2**25, device=x.device)
     bandwidth = 2 * 4 * 2**25 / _seconds(lambda: copy_of_big.copy_(big), x.device)
-    parameters = sum(p.numel() for half in CASES[case][0]() for p in half.parameters())
+    parameters = sum(p.numel() for half in CASES[case].build() for p in half.parameters())
     return {
         "arithmetic": 1e3 * counter.get_total_flops() / flops,
         "traffic": 1e3 * 10 * 4 * parameters / bandwidth,
@@ -230,10 +277,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
     options = parser.parse_args(argv)
     device = cli.find_device(options.device)
-    rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case][3]]
+    rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case].batches]
     described = {"device": describe_device(device), "versions": versions(), "rounds": options.rounds, "rows": rows}
     if "draw" in options.cases:
         described["draw_64_steps"] = long_draw(device)
+    if "pixelcnn" in options.cases:
+        described["sampling_seconds"] = sampling(device)
     replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
     print(table(rows), parts_table(rows), sep="\n\n")
 

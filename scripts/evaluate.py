@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import train_air
 import train_draw
+import train_pixelcnn
 import train_vae_2d
+import train_vqvae
 import vaes
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
@@ -39,7 +41,9 @@ IMAGES = (vaes.load, vaes.measure, vaes.draw)
 KINDS = {  # by the script of a run; those that are not here are of images
     "air": (train_air.load, train_air.measure, train_air.draw),
     "draw": (vaes.load, vaes.measure, train_draw.draw),
+    "pixelcnn": (train_pixelcnn.load, train_pixelcnn.measure, train_pixelcnn.draw),
     "vae-2d": (train_vae_2d.load, vaes.measure, train_vae_2d.draw),
+    "vq-vae": (vaes.load, train_vqvae.measure, train_vqvae.draw),
 }
 
 

@@ -8,7 +8,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
 from pplmodels.air import NEVER
 from pplmodels.nn import leash, read_window
@@ -96,6 +96,26 @@ def draw_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
         painter = model.lstm(z, painter)
         canvas = canvas + model.writer(painter[0])
     loss = kl.sum() + binary_cross_entropy_with_logits(canvas, x, reduction="sum")
+    return loss.detach(), loss
+
+
+def vq_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus VQ-VAE's bound of a batch and both distances, twice."""
+    codebook, z_e = model.codebook, guide.encoder(x)
+    codes = codebook.nearest(z_e)
+    codebook.follow(z_e, codes)
+    e = codebook.embed(codes)
+    log_x = model.likelihood(model.decoder(z_e + (e - z_e).detach())).log_prob(x)
+    distances = guide.commitment * (z_e - e.detach()).square().sum()
+    if codebook.decay is None:
+        distances = distances + (z_e.detach() - e).square().sum()
+    loss = codes.numel() * math.log(len(codebook)) - log_x.sum() + distances
+    return loss.detach(), loss
+
+
+def map_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus PixelCNN's log-probability of a batch, twice."""
+    loss = cross_entropy(model.network(x), x, reduction="sum")
     return loss.detach(), loss
 
 

@@ -10,7 +10,7 @@ from pplmodels import ConvVAE
 from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.training import cli
 
-READINGS = {"bernoulli": "dynamic", "mixture": "levels"}  # others are densities of dequantised values
+READINGS = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
 STEPS = {"digits": 2000}
 PLACES = ("none", "prior", "posterior")
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pyro
 import torch
@@ -34,19 +35,23 @@ from pplmodels.training import Run, cli, fit
 
 STEPS = 20_000
 SHOWN = ("valid_elbo",)
+HEADLINES = ("elbo", "bits_per_dim", "code_usage", "nats_per_code")
 
 
-def parser(description: str, *, z_dim: int | None, batch_size: int = 128, lr: float = 1e-3, **data: str) -> cli.Parser:
-    """The options of every script of the family; ``z_dim`` is None where there is not one code an image."""
+def parser(
+    description: str, *, z_dim: int | None, batch_size: int = 128, lr: float = 1e-3, annealed: bool = True, **data: str
+) -> cli.Parser:
+    """The options of every script of the family.
+
+    ``z_dim`` is None where there is not one code an image, ``annealed`` false where a KL has no gradient to be weighed.
+    """
     parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr, **data)
     if z_dim is not None:
         parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
-    bound = parser.add_argument_group("learning to use the code")
-    bound.add_argument(
-        "--warm-up", type=cli.natural_int, metavar="N", help="steps from KL weight 0 to 1 (default: 2000, or a tenth)"
-    )
-    bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
-    bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
+    if annealed:
+        add_annealing(parser)
+    else:
+        parser.set_defaults(warm_up=0, cycle=None, free_bits=None)
     schedule = parser.add_argument_group("course of the training")
     schedule.add_argument("--clip-norm", type=cli.positive_float, default=200.0, help="of a gradient, nats per image")
     schedule.add_argument(
@@ -58,6 +63,16 @@ def parser(description: str, *, z_dim: int | None, batch_size: int = 128, lr: fl
     schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
     schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
     return parser
+
+
+def add_annealing(parser: cli.Parser) -> None:
+    """How a pair learns to use its code."""
+    bound = parser.add_argument_group("learning to use the code")
+    bound.add_argument(
+        "--warm-up", type=cli.natural_int, metavar="N", help="steps from KL weight 0 to 1 (default: 2000, or a tenth)"
+    )
+    bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
+    bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
 
 
 def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
@@ -87,11 +102,14 @@ def train(
     build: Callable[[], tuple[Half, Half]],
     images: ImageSet,
     draw: Callable[[Half, Half, ImageSet, Run], None] = draw,
+    figures: Callable[[Callable[[Tensor], LogProbs], Half, Half, Images], dict] = image_metrics,
+    objective: str = "elbo",
     late: Callable[[Half, Half], nn.Module | None] | None = None,
     late_from: float = 0.0,
-) -> None:
-    """Fit a new pair in ``run``, or a new run of script ``name``; its folder gets weights, metrics and pictures.
+) -> Path:
+    """Fit a new pair in ``run``, or a new run of script ``name``; its folder, which gets weights, metrics and pictures.
 
+    ``figures`` are the metrics of validation and test images; ``objective`` names what unannealed steps raise.
     ``late`` says what part of the pair, if any, learns only from the share ``late_from`` of the steps on.
     """
     device = images.train.pixels.device
@@ -123,7 +141,7 @@ def train(
 
     def evaluate() -> dict:
         seen, _ = elbo_terms(bound, images.train.head(len(images.valid)).batches(BATCH))
-        metrics = image_metrics(bound, *measured, images.valid)
+        metrics = figures(bound, *measured, images.valid)
         return {"train_elbo": seen["elbo"], "valid_elbo": metrics.pop("elbo"), **metrics}
 
     seconds = fit(
@@ -137,7 +155,7 @@ def train(
         evaluate=evaluate,
         eval_every=options.eval_every,
         shown=SHOWN,
-        objective="annealed_elbo" if options.warm_up else "elbo",
+        objective="annealed_elbo" if options.warm_up else objective,
         resume=options.resume,
         averaged=averaged,
         patience=options.patience,
@@ -146,12 +164,13 @@ def train(
     for half in measured:
         half.eval().save_pretrained(run.folder)
     torch.manual_seed(options.seed)
-    metrics = measure(bound, *measured, images)
+    metrics = figures(bound, *measured, images.test)
     draw(*measured, images, run)
     run.finish(seconds, device, metrics)
-    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("elbo", "bits_per_dim") if name in metrics)
-    print(f"held out, {len(images.test)} images: {figures}")
+    shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
+    print(f"held out, {len(images.test)} images: {shown}")
     print(f"everything is in {run.folder}")
+    return run.folder
 
 
 def _bare(half: nn.Module) -> nn.Module:

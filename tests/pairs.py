@@ -11,13 +11,15 @@ from guides import (
     ConvGuide,
     DAIRGuide,
     DRAWGuide,
+    EmptyGuide,
     LadderGuide,
     LSTMGuide,
     MLPGuide,
     PlaneGuide,
     VAEGuide,
+    VQGuide,
 )
-from pplmodels import AIR, DRAW, MLPVAE, VAE, ConvVAE, LadderVAE, PlaneVAE
+from pplmodels import AIR, DRAW, MLPVAE, VAE, VQVAE, ConvVAE, GatedPixelCNN, LadderVAE, PixelCNN, PlaneVAE
 from pplmodels.likelihoods import DiagonalNormal
 from pplmodels.pretrained import Half
 from pplmodels.priors import StandardNormal
@@ -120,5 +122,25 @@ PAIRS = {
         model=lambda: DRAW((3, 6, 8), num_steps=2, z_dim=2, hidden_dim=6, write_window=3, likelihood="normal-learned"),
         guide=lambda model: DRAWGuide(model, hidden_dim=7, read_window=2),
         batch=lambda n: torch.rand(n, 3, 6, 8),
+    ),
+    "vq-vae": Pair(
+        model=lambda: VQVAE((3, 8, 8), codes=5, dim=4, channels=6, blocks=1, decay=None),
+        guide=lambda model: VQGuide(model, channels=6, blocks=1),
+        batch=lambda n: torch.rand(n, 3, 8, 8).mul(255).round() / 255,
+    ),
+    "vq-vae, running means": Pair(
+        model=lambda: VQVAE((1, 8, 8), codes=5, dim=4, channels=6, blocks=1, likelihood="bernoulli", decay=0.9),
+        guide=lambda model: VQGuide(model, channels=6, blocks=1),
+        batch=lambda n: torch.rand(n, 1, 8, 8).round(),
+    ),
+    "pixelcnn": Pair(
+        model=lambda: PixelCNN((3, 4), levels=5, channels=6, layers=2, size=3, embedding=4, hidden=7),
+        guide=lambda model: EmptyGuide(),
+        batch=lambda n: torch.randint(5, (n, 3, 4)),
+    ),
+    "gated pixelcnn": Pair(
+        model=lambda: GatedPixelCNN((3, 4), levels=5, channels=6, layers=2, size=3, embedding=4, hidden=7),
+        guide=lambda model: EmptyGuide(),
+        batch=lambda n: torch.randint(5, (n, 3, 4)),
     ),
 }

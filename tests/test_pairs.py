@@ -49,8 +49,9 @@ def test_the_table_holds_every_public_pair(pair):
 
 def test_halves_share_a_signature_and_have_names_of_their_own(pair):
     model, guide = pair.build()
-    assert list(inspect.signature(model.forward).parameters) == ["x", "n"]
-    assert list(inspect.signature(guide.forward).parameters) == ["x", "n"]
+    taken, same = (inspect.signature(half.forward).parameters for half in (model, guide))
+    assert list(taken) == list(same) and list(taken)[:2] == ["x", "n"]
+    assert all(parameter.default is None for parameter in taken.values())
     assert model._pyro_name and guide._pyro_name and model._pyro_name != guide._pyro_name
 
 
@@ -95,19 +96,17 @@ def test_trains_under_stock_svi_too(pair):
 
 def test_stock_svi_gives_the_same_loss_and_gradients(pair, float64):
     model, guide = pair.build()
-    x = pair.batch(6).double()
+    twins = copy.deepcopy((model, guide))  # a step may change buffers too
+    x = pair.batch(6)
     pyro.set_rng_seed(1)
     ours = SVI(model, guide, torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.0))
     loss = ours.step(x)
-    gradients = {name: p.grad.clone() for name, p in parameters(model, guide).items()}
-    for p in parameters(model, guide).values():
-        p.grad = None
     pyro.set_rng_seed(1)
-    elbo = TraceGraph_ELBO()
-    stock = elbo.loss_and_grads(model, guide, x)  # what the stock class steps with
+    stock = TraceGraph_ELBO().loss_and_grads(*twins, x)  # what the stock class steps with
     assert float(loss) * 6 == pytest.approx(stock, rel=1e-12)
+    expected = parameters(*twins)
     for name, p in parameters(model, guide).items():
-        torch.testing.assert_close(gradients[name], p.grad, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(p.grad, expected[name].grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_a_batch_is_its_images_one_by_one(pair, float64):
@@ -127,14 +126,15 @@ def test_a_batch_is_its_images_one_by_one(pair, float64):
                 torch.testing.assert_close(together.nodes[name]["log_prob"][i : i + 1], alone.nodes[name]["log_prob"])
 
 
-def test_many_particles_at_once_give_the_bound_of_many_single_ones(pair):
+def test_many_particles_at_once_give_the_bound_of_many_single_ones(pair, float64):
     """Leading dimensions are free: a plate of particles outside the data."""
     model, guide = (half.eval() for half in pair.build())
     x = pair.batch(4)
     vectorised = TraceGraph_ELBO(num_particles=3000, vectorize_particles=True, max_plate_nesting=1)
     one_by_one = torch.tensor([-TraceGraph_ELBO().loss(model, guide, x) for _ in range(300)])
     error = one_by_one.std() / 300**0.5
-    assert -vectorised.loss(model, guide, x) == pytest.approx(float(one_by_one.mean()), abs=4 * float(error))
+    mean = float(one_by_one.mean())
+    assert -vectorised.loss(model, guide, x) == pytest.approx(mean, abs=4 * float(error) + 1e-9 * abs(mean))
     few = NVIL_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     assert SVI(model, guide, adam(model, guide, 1e-3), few).step(x).isfinite()
 
@@ -236,7 +236,7 @@ def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
 
 
 def test_compiled_bounds_are_the_same_numbers(pair):
-    model, guide = pair.build()
+    model, guide = (half.eval() for half in pair.build())
     batches = pair.batch(40).split(16)
     terms = []
     for run in (partial(log_probs, model, guide), compiled_log_probs(model, guide)):

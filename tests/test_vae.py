@@ -163,6 +163,19 @@ def test_the_logistic_mixture_sums_to_one_over_the_levels(float64):
     torch.testing.assert_close(total, torch.ones(20))
 
 
+def test_independent_logistics_are_the_product_of_their_channels(float64):
+    loc, log_scale = torch.randn(3, 1, 1), torch.tensor([-3.0, -1.0, 0.5]).view(3, 1, 1)
+    x = levels(256)[torch.tensor([0, 90, 255])].view(3, 1, 1)
+    expected = 0.0
+    for channel in range(3):
+        v, m, s = 2 * x[channel] - 1, loc[channel], log_scale[channel].exp()
+        below, above = ((v + side / 255 - m).div(s).sigmoid() for side in (-1, 1))
+        first, last = channel == 0, channel == 2
+        expected += (torch.where(torch.tensor(last), 1.0, above) - torch.where(torch.tensor(first), 0.0, below)).log()
+    found = DiscretizedLogisticMixture.independent(loc, log_scale).log_prob(x)
+    torch.testing.assert_close(found, expected.squeeze())
+
+
 def test_summing_later_channels_out_leaves_the_first(float64):
     """Over all 256 x 256 values of two channels, for some values of the first."""
     parameters = 2 * torch.randn(3 * DiscretizedLogisticMixture.per_component(3), 1, 1)

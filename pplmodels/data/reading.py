@@ -37,6 +37,21 @@ def thresholded(pixels: Tensor) -> Tensor:
     return (pixels > 127).float()
 
 
+def codes(values: Tensor) -> Tensor:
+    """Whole numbers as int64."""
+    return values.long()
+
+
+def bits(pixels: Tensor) -> Tensor:
+    """Maps of 0 and 1, int64 ``(..., H, W)``: 1 where a grey pixel is above a half."""
+    return (pixels > 127).long().squeeze(-3)
+
+
+def grey_levels(pixels: Tensor) -> Tensor:
+    """Maps of 0..255, int64 ``(..., H, W)``, of grey pixels."""
+    return pixels.long().squeeze(-3)
+
+
 READINGS: dict[str, Reading] = {
     "levels": intensities,
     "dequantised": dequantised,
@@ -44,3 +59,4 @@ READINGS: dict[str, Reading] = {
     "threshold": thresholded,
     "static": thresholded,  # of images that are black and white already
 }
+MAPS: dict[str, Reading] = {"codes": codes, "bits": bits, "levels": grey_levels}  # of whole numbers

@@ -1,5 +1,6 @@
-"""Distributions that neither torch nor Pyro has."""
+"""Distributions that torch and Pyro lack."""
 
+from pplmodels.distributions.autoregressive import AutoregressiveCategorical
 from pplmodels.distributions.discretized import DiscretizedLogisticMixture
 
-__all__ = ["DiscretizedLogisticMixture"]
+__all__ = ["AutoregressiveCategorical", "DiscretizedLogisticMixture"]

@@ -49,6 +49,14 @@ class DiscretizedLogisticMixture(TorchDistribution):
         shape = parameters.shape
         super().__init__(shape[:-3], (channels, *shape[-2:]), validate_args=validate_args)
 
+    @classmethod
+    def independent(cls, loc: Tensor, log_scale: Tensor) -> "DiscretizedLogisticMixture":
+        """One component whose channels do not move each other: means ``(..., C, H, W)``, log-scales that broadcast."""
+        channels = loc.shape[-3]
+        zeros = torch.zeros_like(loc[..., :1, :, :])
+        coefficients = zeros.expand(*zeros.shape[:-3], channels * (channels - 1) // 2, *zeros.shape[-2:])
+        return cls(torch.cat([zeros, loc, log_scale.expand(loc.shape), coefficients], -3), channels)
+
     @property
     def support(self) -> constraints.Constraint:
         """Intensities."""

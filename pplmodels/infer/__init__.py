@@ -1,7 +1,7 @@
 """Training and measuring any model/guide pair; nothing here imports a model."""
 
 from pplmodels.infer.bounds import bits_per_dim, compiled_log_probs, elbo_terms, importance_weighted, log_probs
-from pplmodels.infer.codes import active_units, code_variances, information
+from pplmodels.infer.codes import active_units, code_counts, code_variances, information, usage
 from pplmodels.infer.diagnostics import gradient_variance
 from pplmodels.infer.elbo import NVIL_ELBO, FreeBits_ELBO, SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
@@ -22,6 +22,7 @@ __all__ = [
     "active_units",
     "adam",
     "bits_per_dim",
+    "code_counts",
     "code_variances",
     "compiled_log_probs",
     "cosine",
@@ -35,4 +36,5 @@ __all__ = [
     "linear",
     "log_probs",
     "settle_batch_norm",
+    "usage",
 ]

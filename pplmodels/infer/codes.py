@@ -69,10 +69,26 @@ def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> di
     }
 
 
+@torch.no_grad()
+def code_counts(guide, batches: Iterable[Tensor], codes: int, site: str = "codes") -> Tensor:
+    """How often each of K discrete codes is inferred in all positions of all images, int64 ``(K)``."""
+    with module_owned_parameters():
+        return sum(_values(guide, x)[site].flatten().bincount(minlength=codes) for x in batches)
+
+
+def usage(counts: Tensor) -> dict[str, float]:
+    """Of counts of codes ``(K)``: the share that is used, and e to the entropy, as how many codes they serve."""
+    shares = counts.double() / counts.sum()
+    entropy = torch.special.entr(shares).sum()
+    return {"code_usage": float((counts > 0).double().mean()), "code_perplexity": float(entropy.exp())}
+
+
 def _values(guide, x: Tensor) -> dict[str, Tensor]:
     nodes = poutine.trace(guide).get_trace(x).nodes
     return {
-        name: node["value"] for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)
+        name: node["value"]
+        for name, node in nodes.items()
+        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
     }
 
 

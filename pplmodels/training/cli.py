@@ -162,6 +162,14 @@ def natural_int(text: str) -> int:
     return _number(text, int, 0, "a whole number from 0")
 
 
+def odd_int(text: str) -> int:
+    """An odd whole number from 3."""
+    value = _number(text, int, 3, "an odd whole number from 3")
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an odd whole number from 3")
+    return value
+
+
 def positive_float(text: str) -> float:
     """A number above 0."""
     return _number(text, float, sys.float_info.min, "a number above 0")

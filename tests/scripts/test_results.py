@@ -68,3 +68,10 @@ def test_what_was_reported_is_possible(name):
         assert 0 < bits < 8
     for i, error in enumerate(metrics.get("iw_bound_standard_error", [])):
         assert metrics["iw_bound"][i] > metrics["elbo"][i] - 3 * error
+
+
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if card.get("model") == "pixelcnn"])
+def test_a_trained_pixelcnn_knows_more_than_how_frequent_values_are(name):
+    metrics = CARDS[name]["metrics"]
+    for found, unigram in zip(metrics["nats_per_code"], metrics["unigram_nats_per_code"], strict=True):
+        assert 0 < found < unigram

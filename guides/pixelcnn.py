@@ -1,0 +1,20 @@
+"""PixelCNN: nothing to infer."""
+
+import pyro
+from torch import Tensor
+
+from pplmodels.pretrained import Half
+
+
+class EmptyGuide(Half):
+    """The guide of a model without latent variables: no site, no parameter."""
+
+    role = "guide"
+
+    def __init__(self):
+        super().__init__("empty_guide")
+
+    def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> None:
+        """Nothing is sampled."""
+        with pyro.plate("data", n if x is None else len(x), dim=-1):
+            pass

@@ -1,0 +1,83 @@
+"""VQ-VAE: the inference half (van den Oord et al. 2017, arXiv 1711.00937)."""
+
+import pyro
+import pyro.distributions as dist
+from pyro.nn import pyro_method
+from torch import Tensor
+
+from pplmodels.nn.quantiser import straight_through
+from pplmodels.nn.residual import residual_encoder
+from pplmodels.pretrained import Half
+from pplmodels.vq_vae import VQVAE
+
+
+class VQGuide(Half):
+    """The code whose vector is nearest to what the encoder says, at each position of the map.
+
+    .. code-block:: text
+
+        z_e   = encoder(x)
+        codes = argmin_k |z_e - e_k|^2
+        z     = e(codes), with the gradient of z_e                     straight-through (section 3.2)
+
+    What is learned besides the bound, per image and summed over the map (equation 3): the codebook's vectors come to
+    z_e, unless they are running means, and z_e to them::
+
+        codebook   = |sg(z_e) - e(codes)|^2,  commitment = beta |z_e - sg(e(codes))|^2
+
+    Both are factors of this half: auxiliary, so no part of any bound that is measured.
+
+    =====  ============  ===========  ===========  =======================
+    site   support       batch shape  event shape  in the paper
+    =====  ============  ===========  ===========  =======================
+    codes  0..K-1        (B)          (H/4, W/4)   deterministic
+    z      real          (B)          (D, H/4, ..) deterministic
+    =====  ============  ===========  ===========  =======================
+
+    Arguments:
+        model: gives the sizes and the codebook, which stays the model's; :meth:`from_pretrained` is given it again.
+        channels, blocks: of the encoder (:func:`pplmodels.nn.residual.residual_encoder`).
+        commitment: beta.
+    """
+
+    role = "guide"
+
+    def __init__(self, model: VQVAE, channels: int = 128, blocks: int = 2, commitment: float = 0.25):
+        super().__init__("vq_guide")
+        self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
+        self.encoder = residual_encoder(model.image, channels, blocks, model.codebook.vectors.shape[1])
+        self.commitment = commitment
+
+    @pyro_method
+    def q_codes(self, z_e: Tensor) -> dist.Distribution:
+        """q(codes | x), one map, event shape (H/4, W/4), from ``z_e (..., B, D, H/4, W/4)``."""
+        return dist.Delta(self.model.codebook.nearest(z_e), event_dim=2)
+
+    @pyro_method
+    def q_z(self, z_e: Tensor, e: Tensor) -> dist.Distribution:
+        """q(z | codes, x), one value, event shape (D, H/4, W/4), from the codes' vectors ``e`` of the same shape."""
+        return dist.Delta(straight_through(z_e, e.detach()), event_dim=3)
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
+        """The codes of the images ``x (B, C, H, W)``; in training mode the codebook takes note of them."""
+        if x is None:
+            raise ValueError("a VQ-VAE's guide infers codes from images: x is required")
+        codebook = self.model.codebook
+        with pyro.plate("data", len(x), dim=-1):
+            z_e = self.encoder(x)
+            codes = pyro.sample("codes", self.q_codes(z_e))
+            if self.training:
+                codebook.follow(z_e, codes)
+            e = codebook.embed(codes)
+            if codebook.decay is None:
+                apart = (z_e.detach() - e).square().sum((-3, -2, -1))
+                pyro.factor("codebook", apart, has_rsample=True)
+            apart = (z_e - e.detach()).square().sum((-3, -2, -1))
+            pyro.factor("commitment", self.commitment * apart, has_rsample=True)
+            pyro.sample("z", self.q_z(z_e, e))
+            return codes
+
+    @pyro_method
+    def start_codebook(self, x: Tensor) -> None:
+        """Put the codebook's vectors where the encoder puts parts of the images ``x (B, C, H, W)``."""
+        self.model.codebook.start_at(self.encoder(x).detach())

@@ -1,0 +1,84 @@
+"""Maps of discrete values, each given those before it."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+
+class AutoregressiveCategorical(TorchDistribution):
+    """p(k) = prod_ij p(k_ij | the positions before it in raster order), event shape ``(H, W)``, int64.
+
+    ``log_prob`` is one pass through the network, a sample one pass bit by bit (:mod:`pplmodels.nn.masked_conv`).
+
+    Arguments:
+        network: from maps ``(B, H, W)``, and their labels if there are any, to logits ``(B, K, H, W)``, with ``steps``.
+        shape: (H, W).
+        levels: K.
+        temperature: of samples, no part of ``log_prob``: logits are divided by it; at 0 the likeliest value is taken.
+        label: int64, the class of each map, if the network is conditioned on classes.
+    """
+
+    arg_constraints: ClassVar[dict] = {}
+    has_rsample = False
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: Sequence[int],
+        levels: int,
+        temperature: float = 1.0,
+        label: Tensor | None = None,
+        batch_shape: Sequence[int] | None = None,
+        validate_args: bool | None = None,
+    ):
+        self.network, self.levels, self.temperature, self.label = network, levels, temperature, label
+        if batch_shape is None:
+            batch_shape = () if label is None else label.shape
+        super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """0..K-1."""
+        return constraints.independent(constraints.integer_interval(0, self.levels - 1), 2)
+
+    def expand(self, batch_shape, _instance=None) -> "AutoregressiveCategorical":
+        """The same distribution for more maps."""
+        settings = (self.network, self.event_shape, self.levels, self.temperature, self.label)
+        return AutoregressiveCategorical(*settings, batch_shape, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``(...)`` of ``value (..., H, W)``, once for each map whatever the batch shape is."""
+        if self._validate_args:
+            self._validate_sample(value)
+        if self.label is not None:
+            value = value.expand(*torch.broadcast_shapes(value.shape[:-2], self.label.shape), *self.event_shape)
+        maps = value.reshape(-1, *self.event_shape)
+        logits = self.network(maps, *self._labels(value.shape[:-2]))
+        log_prob = -cross_entropy(logits, maps, reduction="none").sum((-2, -1)).view(value.shape[:-2])
+        return log_prob.expand(torch.broadcast_shapes(self.batch_shape, log_prob.shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Maps ``(..., H, W)``."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        steps = self.network.steps(shape.numel(), *self.event_shape, *self._labels(shape))
+        codes, logits = [], next(steps)
+        while logits is not None:
+            codes.append(self._choose(logits))
+            try:
+                logits = steps.send(codes[-1])
+            except StopIteration:
+                logits = None
+        return torch.stack(codes, -1).view(*shape, *self.event_shape)
+
+    def _labels(self, shape: torch.Size) -> tuple[Tensor, ...]:
+        return () if self.label is None else (self.label.expand(shape).reshape(-1),)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        return torch.distributions.Categorical(logits=logits / self.temperature, validate_args=False).sample()

@@ -1,0 +1,98 @@
+"""Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937, section 3 and appendix A.1)."""
+
+import torch
+from torch import Tensor, nn
+
+SMOOTHING = 1e-5  # of a code's count, so that a mean of nothing is not a division by nothing
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, continuous: Tensor, quantised: Tensor) -> Tensor:
+        return quantised.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def straight_through(continuous: Tensor, quantised: Tensor) -> Tensor:
+    """The value of ``quantised`` to the bit, with the gradient of ``continuous``."""
+    return _StraightThrough.apply(continuous, quantised)
+
+
+class Codebook(nn.Module):
+    """K vectors of D numbers.
+
+    They are learned by gradient (of whatever uses :meth:`embed`), or with ``decay`` as running means of the vectors
+    that were nearest to each (appendix A.1). Either way a code that is not used any more is put where some vector of
+    the batch is (:meth:`follow`).
+
+    Arguments:
+        codes: K.
+        dim: D.
+        decay: of the running means; None to learn by gradient.
+        patience: batches in a row after which a code that was nearest to nothing is revived.
+    """
+
+    def __init__(self, codes: int, dim: int, decay: float | None = None, patience: int = 20):
+        super().__init__()
+        if codes < 1 or dim < 1:
+            raise ValueError(f"a codebook of {codes} vectors of {dim} numbers is none: both are at least 1")
+        vectors = torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes)
+        if decay is None:
+            self.vectors = nn.Parameter(vectors)
+        else:
+            self.register_buffer("vectors", vectors)
+            self.register_buffer("sums", vectors.clone())
+            self.register_buffer("counts", torch.ones(codes))
+        self.register_buffer("idle", torch.zeros(codes))
+        self.decay, self.patience = decay, patience
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.vectors)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """The code nearest to each vector: ``(..., D, H, W) -> (..., H, W)``, int64."""
+        z = z.detach().movedim(-3, -1)
+        vectors = self.vectors.detach()
+        # |z|^2 is the same for all codes
+        return (vectors.square().sum(1) - 2 * z @ vectors.mT).argmin(-1)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """The codes' vectors: ``(..., H, W) -> (..., D, H, W)``."""
+        return self.vectors[codes].movedim(-1, -3)
+
+    @torch.no_grad()
+    def follow(self, z: Tensor, codes: Tensor) -> None:
+        """Note that ``codes (..., H, W)`` were nearest to ``z (..., D, H, W)``: usage, running means, revival."""
+        z = z.movedim(-3, -1).flatten(0, -2)
+        names = torch.arange(len(self.vectors), device=z.device)
+        assigned = (codes.flatten()[:, None] == names).to(z.dtype)  # (N, K)
+        used = assigned.sum(0)
+        if self.decay is not None:
+            self.counts.lerp_(used, 1 - self.decay)
+            self.sums.lerp_(assigned.mT @ z, 1 - self.decay)
+            total = self.counts.sum()
+            smoothed = (self.counts + SMOOTHING) / (total + len(used) * SMOOTHING) * total
+            self.vectors.copy_(self.sums / smoothed[:, None])
+        self.idle.copy_(torch.where(used > 0, 0, self.idle + 1))
+        dead = self.idle >= self.patience
+        here = z[torch.randint(len(z), (len(used),), device=z.device)]
+        self._move(here, dead)
+
+    def _move(self, to: Tensor, which: Tensor) -> None:
+        """Put some codes, ``which (K)``, to other places, ``to (K, D)``, as if a vector there had been theirs."""
+        self.vectors.copy_(torch.where(which[:, None], to, self.vectors))
+        self.idle.copy_(torch.where(which, 0, self.idle))
+        if self.decay is not None:
+            self.sums.copy_(torch.where(which[:, None], to, self.sums))
+            self.counts.copy_(torch.where(which, 1, self.counts))
+
+    @torch.no_grad()
+    def start_at(self, z: Tensor) -> None:
+        """Put the codes where vectors of ``z (..., D, H, W)`` are, drawn at random."""
+        z = z.movedim(-3, -1).flatten(0, -2)
+        drawn = torch.randperm(len(z), device=z.device)[torch.arange(len(self.vectors)) % len(z)]
+        self._move(z[drawn], torch.ones_like(self.idle, dtype=torch.bool))

@@ -1,0 +1,43 @@
+"""Convolutions with residual blocks, to and from maps a quarter as wide and high (1711.00937, section 4.1)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pplmodels.nn.folding import Folded
+
+
+class Residual(nn.Module):
+    """ReLU, 3 x 3, ReLU, 1 x 1, added to the input: ``(B, C, H, W)``."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        convs = nn.Conv2d(channels, channels, 3, 1, 1), nn.Conv2d(channels, channels, 1)
+        self.net = nn.Sequential(nn.ReLU(), convs[0], nn.ReLU(), convs[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x + self.net(x)
+
+
+def residual_encoder(image: Sequence[int], channels: int, blocks: int, out_channels: int) -> nn.Module:
+    """Two 4 x 4 convolutions of stride 2, residual blocks, 1 x 1: ``(..., C, H, W) -> (..., out, H / 4, W / 4)``."""
+    quarter(image)
+    layers = [nn.Conv2d(image[0], channels, 4, 2, 1), nn.ReLU(), nn.Conv2d(channels, channels, 4, 2, 1)]
+    layers += [Residual(channels) for _ in range(blocks)]
+    return Folded(nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(channels, out_channels, 1)), 3)
+
+
+def residual_decoder(in_channels: int, channels: int, blocks: int, outputs: int) -> nn.Module:
+    """Mirror of :func:`residual_encoder`: ``(..., in, H / 4, W / 4) -> (..., outputs, H, W)``."""
+    layers = [nn.Conv2d(in_channels, channels, 3, 1, 1), *(Residual(channels) for _ in range(blocks)), nn.ReLU()]
+    layers += [nn.ConvTranspose2d(channels, channels, 4, 2, 1), nn.ReLU()]
+    return Folded(nn.Sequential(*layers, nn.ConvTranspose2d(channels, outputs, 4, 2, 1)), 3)
+
+
+def quarter(image: Sequence[int]) -> tuple[int, int]:
+    """The sides of the maps."""
+    _, height, width = image
+    if height % 4 or width % 4:
+        raise ValueError(f"the sides of {height}x{width} images are not multiples of 4")
+    return height // 4, width // 4

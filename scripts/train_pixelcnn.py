@@ -1,0 +1,148 @@
+"""Train a PixelCNN on the codes of a VQ-VAE's run, or on the pixels of grey images."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import vaes
+from torch import Tensor
+
+from guides import EmptyGuide, VQGuide
+from pplmodels import VQVAE, GatedPixelCNN, PixelCNN, inspect, plotting
+from pplmodels.data import Images, ImageSet, load_images
+from pplmodels.data.reading import MAPS
+from pplmodels.errors import InputError
+from pplmodels.files import replace_file
+from pplmodels.infer import elbo_terms, log_probs
+from pplmodels.infer.bounds import LogProbs
+from pplmodels.pretrained import load_pair
+from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics
+from pplmodels.training import Run, cli
+
+STEPS = {"digits": 600}
+SAMPLES = 48
+
+
+def parser() -> cli.Parser:
+    """The family's options and this script's."""
+    parser = vaes.parser(__doc__, z_dim=None, annealed=False)
+    parser.set_defaults(patience=3)  # a prior learns few maps by heart
+    parser.add_argument("stage_one", nargs="?", metavar="RUN", help="a VQ-VAE's run (default: the pixels of --data)")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--gated",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="two stacks of gated layers, without a blind spot; without, residual blocks of masked convolutions",
+    )
+    model.add_argument("--channels", type=cli.positive_int, default=64, metavar="N", help="of all maps")
+    model.add_argument("--layers", type=cli.positive_int, default=10, metavar="N", help="gated layers, or blocks")
+    model.add_argument("--size", type=cli.odd_int, default=7, help="of the convolutions")
+    model.add_argument("--embedding", type=cli.positive_int, default=64, metavar="N", help="size of a value's vector")
+    model.add_argument("--hidden", type=cli.positive_int, default=512, metavar="N", help="channels before the logits")
+    model.add_argument(
+        "--pixels",
+        choices=("bits", "levels"),
+        default="bits",
+        help="bits: pixels above a half, as they are in binarised images; levels: all 256",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load or infer the maps, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    maps = load(options, run)
+    vaes.complete(options, STEPS)
+    levels = {"bits": 2, "levels": 256}.get(options.reading) or len(stage_one(options)[0].codebook)
+
+    def build() -> tuple[PixelCNN | GatedPixelCNN, EmptyGuide]:
+        sizes = {name: getattr(options, name) for name in ("channels", "layers", "size", "embedding", "hidden")}
+        kind = GatedPixelCNN if options.gated else PixelCNN
+        return kind(map=maps.train.shape[-2:], levels=levels, **sizes), EmptyGuide()
+
+    folder = vaes.train(options, run, "pixelcnn", build, maps, draw, map_metrics)
+    if options.stage_one:
+        print(report_images(options, folder))
+
+
+def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
+    """Maps ``(H, W)`` of whole numbers: the codes of a VQ-VAE's images, each inferred once, or grey images' pixels."""
+    if options.stage_one is None:
+        options.reading = options.pixels
+        images = load_images(options.data, options.data_dir).with_validation(options.valid)
+        if images.train.shape[0] != 1:
+            raise InputError(f"{options.data} has colours: only grey images are maps of pixels here.")
+        device = cli.find_device(options.device)
+        maps = images.map(lambda part: part.read_as(MAPS[options.reading]).to(device))
+    else:
+        model, guide, images = stage_one(options)
+        options.reading = "codes"
+        options.codebook = hashlib.sha256(model.codebook.vectors.detach().cpu().numpy().tobytes()).hexdigest()
+        if run is not None and run.config["codebook"] != options.codebook:
+            raise InputError(f"{run.folder} was trained on another codebook than that of {options.stage_one}.")
+        maps = images.map(lambda part: Images(_codes(guide, part), reading=MAPS["codes"]))
+    cli.check_images(options, run, maps.train.shape)
+    return maps
+
+
+def stage_one(options: argparse.Namespace) -> tuple[VQVAE, VQGuide, ImageSet]:
+    """The VQ-VAE whose codes are to be learned, in evaluation mode and with no gradients, and its images."""
+    first = Run.open(options.stage_one)
+    if first.config.get("script") != "vq-vae":
+        raise InputError(f"{options.stage_one} is not the run of a VQ-VAE.")
+    pair = [half.requires_grad_(False).to(cli.find_device(options.device)) for half in load_pair(first.folder)]
+    trained = argparse.Namespace(**{**first.config, "device": options.device})
+    options.data = trained.data
+    return *pair, vaes.load(trained)
+
+
+@torch.no_grad()
+def _codes(guide: VQGuide, images: Images) -> Tensor:
+    """The codes of all images, int16 ``(N, H/4, W/4)``."""
+    return torch.cat([inspect.infer_codes(guide, x).to(torch.int16) for x in images.batches(BATCH)])
+
+
+def measure(bound: Callable[[Tensor], LogProbs], model, guide: EmptyGuide, maps: ImageSet) -> dict:
+    """The metrics of the held-out maps."""
+    return map_metrics(bound, model, guide, maps.test)
+
+
+def report_images(options: argparse.Namespace, folder: Path) -> str:
+    """Add to result.json what the learned prior makes of the bound on stage one's test images; returns a sentence."""
+    model, guide, images = stage_one(options)
+    prior, _ = load_pair(folder)
+    model.use_prior(prior.to(images.test.pixels.device))
+    terms, _ = elbo_terms(partial(log_probs, model, guide), images.test.batches(BATCH))
+    found = {"image_elbo": terms["elbo"]}
+    if (per_dim := level_bits(images.test, terms["elbo"])) is not None:
+        found["image_bits_per_dim"] = per_dim
+    result = json.loads((folder / "result.json").read_text())
+    result["metrics"] |= found
+    replace_file(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    return "with this prior, of stage one's test images: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items())
+
+
+def draw(model: PixelCNN | GatedPixelCNN, guide: EmptyGuide, maps: ImageSet, run: Run) -> None:
+    """The pictures of a run: curves, and samples, of images under this prior and under the uniform one."""
+    curves_picture(run.metrics, run.folder)
+    if run.config["stage_one"] is None:
+        drawn = inspect.samples(model, SAMPLES).unsqueeze(1) / (model.levels - 1)
+        pictures = {"samples": drawn}
+    else:
+        options = argparse.Namespace(stage_one=run.config["stage_one"], device=str(maps.test.pixels.device))
+        first, _, _ = stage_one(options)
+        pictures = {"samples-uniform": inspect.sample_images(first, SAMPLES)}
+        first.use_prior(model)
+        pictures["samples"] = inspect.sample_images(first, SAMPLES)
+    for name, images in pictures.items():
+        rows = images.clamp(0, 1).cpu().numpy().reshape(-1, 12, *images.shape[1:])
+        plotting.save(plotting.image_rows(rows, [""] * len(rows)), run.folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

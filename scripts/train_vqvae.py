@@ -1,0 +1,81 @@
+"""Train a VQ-VAE on images; train_pixelcnn.py RUN then learns the prior of its codes (or --with-prior)."""
+
+from collections.abc import Callable
+
+import train_pixelcnn
+import vaes
+from torch import Tensor
+
+from guides import VQGuide
+from pplmodels import VQVAE
+from pplmodels.data import ImageSet
+from pplmodels.infer.bounds import LogProbs
+from pplmodels.likelihoods import LIKELIHOODS
+from pplmodels.report import code_metrics, code_pictures
+from pplmodels.training import Run, cli
+
+READINGS = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
+STEPS = {"digits": 1500}
+
+
+def parser() -> cli.Parser:
+    """The family's options and this script's."""
+    parser = vaes.parser(__doc__, z_dim=None, annealed=False)
+    model = parser.add_argument_group("model")
+    model.add_argument("--codes", type=cli.positive_int, default=128, metavar="K", help="vectors in the codebook")
+    model.add_argument("--dim", type=cli.positive_int, default=256, metavar="D", help="size of a vector")
+    model.add_argument("--channels", type=cli.positive_int, default=128, metavar="N", help="of all maps")
+    model.add_argument("--blocks", type=cli.positive_int, default=2, metavar="N", help="residual blocks a half")
+    model.add_argument("--likelihood", choices=LIKELIHOODS, default="logistic", help="p(x | z) of a pixel")
+    book = parser.add_argument_group("codebook")
+    book.add_argument("--commitment", type=cli.positive_float, default=0.25, help="weight of the encoder's distance")
+    book.add_argument(
+        "--codebook", choices=("means", "gradient"), default="means", help="running means, or by gradient"
+    )
+    book.add_argument("--decay", type=cli.share, default=0.99, help="of the running means")
+    book.add_argument(
+        "--codebook-start",
+        choices=("batch", "uniform"),
+        default="batch",
+        help="batch: where the untrained encoder puts images; uniform: in [-1/K, 1/K]",
+    )
+    prior = parser.add_argument_group("prior")
+    prior.add_argument("--with-prior", action="store_true", help="then train a Gated PixelCNN, with its defaults")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, load, build the pair, fit, report."""
+    options, run = cli.parse(parser(), argv)
+    options.reading = READINGS.get(options.likelihood, "dequantised")
+    images = vaes.load(options, run)
+    vaes.complete(options, STEPS)
+
+    def build() -> tuple[VQVAE, VQGuide]:
+        sizes = {"channels": options.channels, "blocks": options.blocks}
+        decay = options.decay if options.codebook == "means" else None
+        book = {"codes": options.codes, "dim": options.dim, "decay": decay}
+        model = VQVAE(images.train.shape, **book, **sizes, likelihood=options.likelihood)
+        guide = VQGuide(model, **sizes, commitment=options.commitment)
+        if options.codebook_start == "batch":
+            guide.start_codebook(images.train.head(options.batch_size)[:].cpu())
+        return model, guide
+
+    folder = vaes.train(options, run, "vq-vae", build, images, draw, code_metrics, objective="bound_less_distances")
+    if options.with_prior:
+        train_pixelcnn.main([str(folder)])
+
+
+def measure(bound: Callable[[Tensor], LogProbs], model: VQVAE, guide: VQGuide, images: ImageSet) -> dict:
+    """The metrics of the held-out images."""
+    return code_metrics(bound, model, guide, images.test)
+
+
+def draw(model: VQVAE, guide: VQGuide, images: ImageSet, run: Run) -> None:
+    """The pictures of a run."""
+    vaes.draw(model, guide, images, run)
+    code_pictures(model, guide, images.test, run.folder)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

@@ -1,0 +1,84 @@
+"""Both stages of discrete codes, as a person would start them."""
+
+import json
+
+import numpy as np
+import pytest
+from test_train_vaes import FILES, PICTURES, refused
+
+SHORT = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--device", "cpu"]
+BOOK = ["--codes", "6", "--dim", "4", "--channels", "6", "--blocks", "1"]
+NET = ["--channels", "6", "--layers", "2", "--size", "3", "--embedding", "4", "--hidden", "8"]
+
+
+def result(run):
+    return json.loads((run / "result.json").read_text())["metrics"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_stage_two_learns_the_codes_of_stage_one_and_leaves_it_as_it_is(script, tmp_path, capsys):
+    first = tmp_path / "first"
+    script("train_vqvae")([*SHORT, *BOOK, "--decay", "0.9", "--out", str(first)])
+    assert {path.name for path in first.iterdir()} == FILES | PICTURES | {"usage.png", "codes.png"}
+    found = result(first)
+    assert found["kl"] == pytest.approx(4 * np.log(6)) and 0 < found["code_usage"] <= 1 <= found["code_perplexity"] <= 6
+    assert found["bits_per_dim"] > 0 and 0 < found["mean_squared_error"] < 1
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    for kind in ("--gated", "--no-gated"):
+        second = tmp_path / kind
+        script("train_pixelcnn")([str(first), *SHORT, *NET, kind, "--out", str(second)])
+        assert {path.name for path in second.iterdir()} == FILES | {"best.pt", "samples.png", "samples-uniform.png"}
+        learned = result(second)
+        assert learned["nats_per_code"] == pytest.approx(-learned["elbo"] / 4)
+        assert learned["unigram_nats_per_code"] == pytest.approx(np.log(found["code_perplexity"]))
+        assert learned["image_elbo"] == pytest.approx(found["reconstruction"] + learned["elbo"])
+        capsys.readouterr()
+        script("evaluate")([str(second)])
+        assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["elbo"] == pytest.approx(learned["elbo"])
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+    capsys.readouterr()
+    script("evaluate")([str(first)])
+    assert json.loads(capsys.readouterr().out.rpartition("pictures")[0]).items() >= found.items()
+    script("train_vqvae")([*SHORT, *BOOK, "--seed", "1", "--out", str(tmp_path / "other")])
+    (first / "model.safetensors").unlink()
+    (tmp_path / "other" / "model.safetensors").rename(first / "model.safetensors")
+    (tmp_path / "other" / "model.json").replace(first / "model.json")
+    resume = ["--resume", "--out", str(second)]
+    refused(lambda: script("train_pixelcnn")([*resume, str(first)]), "trained on another codebook", capsys)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("pixels", ["bits", "levels"])
+def test_pixels_are_maps_too(script, tmp_path, pixels):
+    run = tmp_path / "run"
+    script("train_pixelcnn")([*SHORT, *NET, "--pixels", pixels, "--out", str(run)])
+    assert {path.name for path in run.iterdir()} == FILES | {"best.pt", "samples.png"}
+    most = {"bits": 2, "levels": 256}[pixels]
+    assert result(run)["nats_per_code"] == pytest.approx(np.log(most), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("train_vqvae", ["--codes", "0"], "--codes: '0' is not a whole number from 1"),
+        ("train_vqvae", ["--dim", "0"], "--dim: '0' is not a whole number from 1"),
+        ("train_vqvae", ["--data", "odd.npz"], "sides of 6x8 images are not multiples of 4"),
+        ("train_pixelcnn", ["nowhere"], "nowhere holds no run"),
+        ("train_pixelcnn", ["a-vae"], "a-vae is not the run of a VQ-VAE"),
+        ("train_pixelcnn", ["unfinished"], "unfinished/model.json cannot be read"),
+        ("train_pixelcnn", ["--size", "4"], "--size: '4' is not an odd whole number from 3"),
+        ("train_pixelcnn", ["--data", "colours.npz"], "colours.npz has colours"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypatch, capsys, name, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    for folder, kind in (("a-vae", "vae"), ("unfinished", "vq-vae")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(json.dumps({"script": kind}))
+    for file, shape in (("odd", (20, 6, 8)), ("colours", (20, 8, 8, 3))):
+        images = np.zeros(shape, np.uint8)
+        np.savez(f"{file}.npz", x_train=images, x_test=images)
+    before = set(tmp_path.rglob("*"))
+    refused(lambda: script(name)(arguments), sentence, capsys)
+    assert set(tmp_path.rglob("*")) == before
