@@ -6,7 +6,6 @@ import sys
 import pytest
 from starting import ROOT
 
-
 sys.path.insert(0, str(ROOT / "scripts"))  # scripts import each other
 
 
