@@ -54,6 +54,10 @@ class Case:
     batches: tuple[int, ...]
 
 
+def _codes(n: int) -> torch.Tensor:
+    return torch.randint(128, (n, 8, 8))
+
+
 CASES = {
     "air": Case(
         lambda: (AIR(), AIRGuide()),
@@ -64,10 +68,8 @@ CASES = {
     "vae": Case(_pair_of_nets, vae_losses, lambda n: _bits(n, 1, 28, 28), (128, 512)),
     "draw": Case(_draw_pair, draw_losses, lambda n: _bits(n, 1, 28, 28), (128,)),
     "vq-vae": Case(_vq_pair, vq_losses, lambda n: torch.rand(n, 3, 32, 32).mul(255).round() / 255, (64,)),
-    "pixelcnn": Case(lambda: (PixelCNN(), EmptyGuide()), map_losses, lambda n: torch.randint(128, (n, 8, 8)), (128,)),
-    "gated pixelcnn": Case(
-        lambda: (GatedPixelCNN(), EmptyGuide()), map_losses, lambda n: torch.randint(128, (n, 8, 8)), (128,)
-    ),
+    "pixelcnn": Case(lambda: (PixelCNN(size=3), EmptyGuide()), map_losses, _codes, (128,)),
+    "gated pixelcnn": Case(lambda: (GatedPixelCNN(size=3), EmptyGuide()), map_losses, _codes, (128,)),
 }
 
 
@@ -188,7 +190,7 @@ def long_draw(device: torch.device) -> dict[str, float]:
 def sampling(device: torch.device) -> dict[str, float]:
     """Seconds to draw 100 maps of 8 x 8 from each PixelCNN, keeping what does not change and by 64 full passes."""
     seconds = {}
-    for model in (PixelCNN().to(device), GatedPixelCNN().to(device)):
+    for model in (PixelCNN(size=3).to(device), GatedPixelCNN(size=3).to(device)):
         codes = torch.zeros(100, 8, 8, dtype=torch.int64, device=device)
 
         @torch.no_grad()

@@ -23,13 +23,14 @@ from pplmodels.pretrained import load_pair
 from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics
 from pplmodels.training import Run, cli
 
-STEPS = {"digits": 1500}
+STEPS = {"digits": 600}
 SAMPLES = 48
 
 
 def parser() -> cli.Parser:
     """The family's options and this script's."""
     parser = vaes.parser(__doc__, z_dim=None, annealed=False)
+    parser.set_defaults(patience=3)  # a prior learns few maps by heart
     parser.add_argument("stage_one", nargs="?", metavar="RUN", help="a VQ-VAE's run (default: the pixels of --data)")
     model = parser.add_argument_group("model")
     model.add_argument(

@@ -74,6 +74,15 @@ def test_the_page_on_inspection_runs(recwarn):
     assert names["found"].model == {"z": [], "x": ["z"]}
 
 
+def test_the_pages_of_discrete_codes_run():
+    names = {}
+    for page in ("docs/vq-vae.md", "docs/pixelcnn.md"):
+        (block,) = blocks(page)
+        exec(block, names)
+    assert names["images"].shape == (4, 1, 8, 8)
+    assert names["sevens"].shape == (5, 4, 4)
+
+
 def test_links_between_pages_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -6,9 +6,9 @@ import sys
 import pytest
 from starting import ROOT
 
+sys.path.insert(0, str(ROOT / "scripts"))  # scripts import each other
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture
 def script():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    yield lambda name: runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
-    sys.path.remove(str(ROOT / "scripts"))
+    return lambda name: runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
