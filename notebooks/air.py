@@ -27,17 +27,15 @@ from pplmodels.data import scene_set
 from pplmodels.pretrained import load_pair
 
 # %% [markdown]
-# Train it on small scenes of the built-in digits (`python scripts/train_air.py` trains on larger ones, for
-# longer).
+# Train it briefly on scenes of the built-in digits (`python scripts/train_air.py` by itself takes longer).
 
 # %%
 folder = tempfile.mkdtemp() + "/air"
-# %run ../scripts/train_air.py --steps 900 --canvas 28 --window 12 --batch-size 64 --test-scenes 2000 --out
-# {folder}
+# %run ../scripts/train_air.py --steps 1200 --batch-size 64 --test-scenes 2000 --out {folder}
 
 # %%
 model, guide = load_pair(folder)
-scenes = scene_set("digits", canvas=28, num_train=10, num_test=2000).test
+scenes = scene_set("digits", num_train=10, num_test=2000).test
 x = scenes.head(10)[:]
 
 # %% [markdown]
