@@ -97,8 +97,8 @@ class PixelNormal(nn.Module):
 class Logistic(nn.Module):
     """A discretised logistic over the 256 levels of each pixel and channel, by itself.
 
-    The decoder gives the means, as intensities in [-1, 1]; the scale is learned, one a channel (Kingma et al. 2016,
-    arXiv 1606.04934, appendix A.3). As all pixels share it, the decoder learns what it would of squared errors, whose
+    The decoder gives the means, as intensities in [-1, 1]; the scale is learned, one a channel (as in Kingma et
+    al. 2016, arXiv 1606.04934). As all pixels share it, the decoder learns what it would of squared errors, whose
     weight grows as they shrink.
 
     Arguments:

@@ -10,7 +10,6 @@ from pplmodels import ConvVAE
 from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.training import cli
 
-READINGS = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
 STEPS = {"digits": 2000}
 PLACES = ("none", "prior", "posterior")
 
@@ -45,7 +44,7 @@ def parser(description: str, flow: str) -> cli.Parser:
 def main(argv: list[str] | None = None, description: str = __doc__, name: str = "image-vae", flow: str = "none"):
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(description, flow), argv)
-    options.reading = READINGS.get(options.likelihood, "dequantised")
+    options.reading = vaes.READ_FOR.get(options.likelihood, "dequantised")
     images = vaes.load(options, run)
     vaes.complete(options, STEPS)
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}

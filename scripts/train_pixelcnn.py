@@ -58,12 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     options, run = cli.parse(parser(), argv)
     maps = load(options, run)
     vaes.complete(options, STEPS)
-    levels = {"bits": 2, "levels": 256}.get(options.reading) or len(stage_one(options)[0].codebook)
 
     def build() -> tuple[PixelCNN | GatedPixelCNN, EmptyGuide]:
         sizes = {name: getattr(options, name) for name in ("channels", "layers", "size", "embedding", "hidden")}
         kind = GatedPixelCNN if options.gated else PixelCNN
-        return kind(map=maps.train.shape[-2:], levels=levels, **sizes), EmptyGuide()
+        return kind(map=maps.train.shape[-2:], levels=options.levels, **sizes), EmptyGuide()
 
     folder = vaes.train(options, run, "pixelcnn", build, maps, draw, map_metrics)
     if options.stage_one:
@@ -74,6 +73,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     """Maps ``(H, W)`` of whole numbers: the codes of a VQ-VAE's images, each inferred once, or grey images' pixels."""
     if options.stage_one is None:
         options.reading = options.pixels
+        options.levels = {"bits": 2, "levels": 256}[options.pixels]
         images = load_images(options.data, options.data_dir).with_validation(options.valid)
         if images.train.shape[0] != 1:
             raise InputError(f"{options.data} has colours: only grey images are maps of pixels here.")
@@ -81,7 +81,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
         maps = images.map(lambda part: part.read_as(MAPS[options.reading]).to(device))
     else:
         model, guide, images = stage_one(options)
-        options.reading = "codes"
+        options.reading, options.levels = "codes", len(model.codebook)
         options.codebook = hashlib.sha256(model.codebook.vectors.detach().cpu().numpy().tobytes()).hexdigest()
         if run is not None and run.config["codebook"] != options.codebook:
             raise InputError(f"{run.folder} was trained on another codebook than that of {options.stage_one}.")

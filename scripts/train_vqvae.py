@@ -14,7 +14,6 @@ from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.report import code_metrics, code_pictures
 from pplmodels.training import Run, cli
 
-READINGS = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
 STEPS = {"digits": 1500}
 
 
@@ -47,7 +46,7 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    options.reading = READINGS.get(options.likelihood, "dequantised")
+    options.reading = vaes.READ_FOR.get(options.likelihood, "dequantised")
     images = vaes.load(options, run)
     vaes.complete(options, STEPS)
 

@@ -34,6 +34,7 @@ from pplmodels.report import BATCH, image_metrics, image_pictures
 from pplmodels.training import Run, cli, fit
 
 STEPS = 20_000
+READ_FOR = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
 SHOWN = ("valid_elbo",)
 HEADLINES = ("elbo", "bits_per_dim", "code_usage", "nats_per_code")
 

@@ -26,6 +26,7 @@ def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[s
             return {name: archive[name] for name in (*required, *optional) if name in archive.files}
     except InputError:
         raise
+    # what numpy, zipfile and zlib raise for files that are missing, cut short, damaged or made up
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise InputError(f"{path} is not a readable .npz archive of plain arrays.") from error
 
