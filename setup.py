@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
+NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"]
 DOCS = ["sphinx>=7.4", "myst-nb>=1.1", "furo>=2024.8"]
 
 setup(
@@ -29,7 +29,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "zuko>=1.2", *NOTEBOOKS, *DOCS],
-        "notebooks": ["jupyterlab>=4", "ipywidgets>=8", *NOTEBOOKS],
+        "notebooks": ["jupyterlab>=4", *NOTEBOOKS],
         "docs": DOCS,
         "benchmark": ["numpyro>=0.15"],
     },

@@ -27,11 +27,13 @@ from pplmodels.data import scene_set
 from pplmodels.pretrained import load_pair
 
 # %% [markdown]
-# Train it briefly on scenes of the built-in digits (`python scripts/train_air.py` by itself takes longer).
+# A short training on scenes of the built-in digits. If you have run `python scripts/train_air.py`, put the folder that
+# it left under `runs/` here instead: it trains longer.
 
 # %%
 folder = tempfile.mkdtemp() + "/air"
-# %run ../scripts/train_air.py --steps 1200 --batch-size 64 --test-scenes 2000 --out {folder}
+small = "--num-steps 2 --window 20 --what-dim 20 --train-scenes 20000 --test-scenes 1000"
+# %run ../scripts/train_air.py --steps 1200 --batch-size 64 --count-steps 200 1000 --eval-every 1200 {small} --out {folder}
 
 # %%
 model, guide = load_pair(folder)
@@ -56,7 +58,8 @@ posterior = inspect.posterior(model, guide, x, num_samples=200)
 posterior.posterior
 
 # %% [markdown]
-# The centre of the first window: its mean over draws, and how far draws are apart.
+# The centre of the first window: its mean over draws, and how far draws are apart. That is much where there is nothing
+# to see, or where either of two objects may come first.
 
 # %%
 centre = posterior.posterior["z_where"].sel(step=1, where=["x", "y"])

@@ -35,8 +35,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz
 
-torch.manual_seed(0)
-
 
 # %%
 class PPCA(PyroModule):
@@ -64,6 +62,7 @@ class LinearGuide(PyroModule):
             pyro.sample("z", dist.Normal(self.loc(x), self.log_scale.exp()).to_event(1))
 
 
+torch.manual_seed(0)
 model, guide = PPCA(), LinearGuide()
 x = model(n=2000)
 inspect.check_pair(model, guide, x)

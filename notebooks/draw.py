@@ -30,8 +30,6 @@ from pplmodels import DRAW, inspect, plotting
 from pplmodels.data import load_images
 from pplmodels.infer import SVI, adam
 
-torch.manual_seed(0)
-
 # %% [markdown]
 # Digits at three times their size, in black and white.
 
@@ -43,6 +41,7 @@ train, test = (
 plotting.image_rows([test[:10].numpy()], ["digits"])
 
 # %%
+torch.manual_seed(0)
 model = DRAW(image=(1, 24, 24), num_steps=8, z_dim=20, hidden_dim=128, write_window=5, canvas_start=-2.0)
 guide = DRAWGuide(model, hidden_dim=128, read_window=5)
 svi = SVI(model, guide, adam(model, guide, 2e-3), clip_norm=50, compile=True)
@@ -76,8 +75,8 @@ dream = inspect.watch(model, 8)
 plotting.painting_rows(None, dream.canvases[1:].numpy(), None, dream.writing.numpy())
 
 # %% [markdown]
-# ## Which step tells most of the image?
-# The KL of each step: what its code says that the prior did not know.
+# ## Which steps tell something?
+# How far draws of a step's code are apart, in units of the prior's deviation: near 1, the step says nothing.
 
 # %%
 posterior = inspect.posterior(model, guide, x, num_samples=100)

@@ -100,15 +100,14 @@ plotting.clouds({f"z[{first}], z[{second}] of one image": draws[:, [first, secon
 
 # %% [markdown]
 # ## When something is wrong
-# A site that the model has not, an event dimension that was forgotten: `check_pair` says it before the training
-# does.
+# Here `mood` is a site that the model has not. `check_pair` says it before the training does.
 
 
 # %%
 class HastyGuide(PyroModule):
     def __init__(self):
         super().__init__("hasty_guide")
-        self.linear, self.spare = nn.Linear(64, 8), nn.Linear(8, 8)
+        self.linear = nn.Linear(64, 8)
 
     def forward(self, x=None, n=None):
         with pyro.plate("data", len(x), dim=-1):

@@ -198,7 +198,8 @@ def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
     for half, parents in halves.items():
         drawn[half].add_edges_from((parent, site) for site, others in parents.items() for parent in others)
         rows[half] = list(networkx.topological_generations(drawn[half]))
-    figure, axes = _grid(1, len(halves), 5 * len(halves), max(map(len, rows.values())))
+    deepest = max(map(len, rows.values()))
+    figure, axes = _grid(1, len(halves), 5 * len(halves), 1.2 * deepest)
     for axis, (half, arrows) in zip(axes[0], drawn.items(), strict=True):
         for row, sites in enumerate(rows[half]):
             networkx.set_node_attributes(arrows, dict.fromkeys(sites, -row), "row")
@@ -206,6 +207,7 @@ def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
         curved = "arc3,rad=0.25"  # an arrow that passes a site by is seen
         look = {"node_color": "white", "edgecolors": "tab:blue", "edge_color": "gray", "connectionstyle": curved}
         networkx.draw_networkx(arrows, places, ax=axis, node_size=1500, font_size=8, **look)
+        axis.margins(y=0.7 / deepest)
         axis.set(title=half, xlim=(-1.4, 1.4))
         axis.axis("off")
     return figure
