@@ -32,8 +32,8 @@ from pplmodels.pretrained import load_pair
 
 # %%
 folder = tempfile.mkdtemp() + "/air"
-small = "--num-steps 2 --window 20 --what-dim 20 --train-scenes 20000 --test-scenes 1000"
-# %run ../scripts/train_air.py --steps 1200 --batch-size 64 --count-steps 200 1000 --eval-every 1200 {small} --out {folder}
+small = "--num-steps 2 --window 20 --what-dim 20 --train-scenes 20000 --test-scenes 1000 --batch-size 64"
+# %run ../scripts/train_air.py --steps 1200 --count-steps 200 1000 --eval-every 1200 {small} --out {folder}
 
 # %%
 model, guide = load_pair(folder)

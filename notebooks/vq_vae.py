@@ -64,7 +64,7 @@ plotting.image_rows([inspect.sample_images(model, 12).clamp(0, 1).numpy()], ["un
 
 # %% [markdown]
 # ## Stage two: which codes go together
-# Stage one stays as it is; its codes are the data now. There are 1,260 maps of them, soon learned by heart: few steps.
+# Stage one stays as it is; its codes are the data now. There are 1,400 maps of them, soon learned by heart: few steps.
 
 # %%
 maps = inspect.infer_codes(guide, train)
