@@ -145,7 +145,7 @@ def test_files_that_have_no_guide_for_a_script_are_refused(script, tmp_path, cap
     own, small = ["--import", str(file)], [*SMALL, "--hidden", "8", "--z-dim", "4", "--out", str(run)]
     refused(lambda: script("train_vae")([*small, *own]), "there is no such .py file", capsys)
     file.write_text(GUIDE)
-    refused(lambda: script("train_air")([*own, "--out", str(run)]), "there is no subclass of AIR or AIRGuide in it", capsys)
+    refused(lambda: script("train_air")([*own, "--out", str(run)]), "there is no subclass of AIR or AIRGuide", capsys)
     file.write_text(GUIDE + "class First(ShiftedGuide): pass\nclass Second(ShiftedGuide): pass\n")
     refused(lambda: script("train_vae")([*small, *own]), "which MLPGuide is meant, First or Second?", capsys)
     assert not run.exists()
