@@ -78,9 +78,11 @@ class Half(PyroModule):
 def load_pair(folder: str | Path) -> tuple[Half, Half]:
     """The model and the guide that were saved in ``folder``, of whatever classes, on the CPU and in evaluation mode.
 
-    The classes, yours too, must have been imported: they are found by their names, so that no file says what code to
-    run. A guide whose constructor has an argument ``model`` is given the model.
+    The classes are found by their names, so that no file says what code to run; yours must have been imported. A guide
+    whose constructor has an argument ``model`` is given the model.
     """
+    import guides  # noqa: F401 - so that its classes are known; above, it would be a circle
+
     model = _class_of(folder, "model").from_pretrained(folder)
     guide = _class_of(folder, "guide")
     parts = {"model": model} if "model" in inspect.signature(guide).parameters else {}
