@@ -1,4 +1,4 @@
-"""The two ways in which a run ends early, each with one sentence for the person at the terminal."""
+"""The ways in which a run ends early, each with one sentence for the person at the terminal."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class NonFiniteLoss(ArithmeticError):
     """The loss became infinite or NaN; the message names the sites whose log-probability did."""
+
+
+class LostRank(RuntimeError):
+    """One of the processes that train together is no longer there."""

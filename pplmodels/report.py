@@ -2,14 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pplmodels import inspect, plotting
+from pplmodels import inspect, plotting, ranks
 from pplmodels.data import Images, SceneSet, dequantised, intensities
 from pplmodels.infer import (
     SVI,
@@ -28,6 +28,11 @@ BATCH = 500  # images evaluated at a time
 UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
 
 
+def _batches(images: Images) -> Iterator[Tensor]:
+    """This rank's share of some images that are to be measured."""
+    return images.part(ranks.share(len(images))).batches(BATCH)
+
+
 def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
     """The bound split by site, the inferred counts and a word on collapse, and the accuracy where counts are known.
 
@@ -36,8 +41,8 @@ def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> d
     of the most probable count; ``decided_counts`` are the shares of scenes with n = 0..T likely steps. ``warning`` is
     there where nearly all scenes get no object, or nearly all that get one get T.
     """
-    metrics, inferred = elbo_terms(run, scenes.batches(BATCH), inspect.count_objects)
-    posterior = torch.cat([inspect.count_posterior(guide, x) for x in scenes.batches(BATCH)])
+    metrics, inferred = elbo_terms(run, _batches(scenes), inspect.count_objects)
+    posterior = ranks.gathered(torch.cat([inspect.count_posterior(guide, x) for x in _batches(scenes)]))
     counts = posterior.shape[1]
     metrics["inferred_counts"] = (inferred.bincount(minlength=counts) / len(inferred)).tolist()
     decided = inspect.decided_counts(posterior).bincount(minlength=counts) / len(posterior)
@@ -92,10 +97,10 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
     ``active_units`` (with several sites, of each: ``active_units/<site>``, the steps of a site added up), and for one
     code an image the estimates of :func:`pplmodels.infer.information`, of 1,000 images.
     """
-    metrics, _ = elbo_terms(run, images.batches(BATCH))
+    metrics, _ = elbo_terms(run, _batches(images))
     if (bits := level_bits(images, metrics["elbo"])) is not None:
         metrics["bits_per_dim"] = bits
-    units = active_units(guide, images.batches(BATCH))
+    units = active_units(guide, _batches(images))
     active = Counter()
     for site, number in units.items():
         active[without_step(site)] += number
@@ -111,10 +116,11 @@ def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images
     ``mean_squared_error`` is per pixel and channel, of intensities in [0, 1]; ``code_usage`` a share of all codes.
     """
     metrics, errors = image_metrics(run, model, guide, images), 0.0
-    for x in images.batches(BATCH):
-        errors += float((inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64))
-    counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
-    return metrics | {"mean_squared_error": errors / (len(images) * math.prod(images.shape)), **usage(counts)}
+    for x in _batches(images):
+        errors += (inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64)
+    counts = code_counts(guide, _batches(images), len(model.codebook))
+    error = float(ranks.total(errors)) / (len(images) * math.prod(images.shape))
+    return metrics | {"mean_squared_error": error, **usage(counts)}
 
 
 def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -> dict:
@@ -122,8 +128,8 @@ def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -
 
     ``unigram_nats_per_code`` is what positions cost that know nothing of each other: the entropy of the values' shares.
     """
-    metrics, _ = elbo_terms(run, maps.batches(BATCH))
-    counts = sum(x.flatten().bincount(minlength=model.levels) for x in maps.batches(BATCH))
+    metrics, _ = elbo_terms(run, _batches(maps))
+    counts = ranks.total(sum(x.flatten().bincount(minlength=model.levels) for x in _batches(maps)))
     metrics["nats_per_code"] = -metrics["elbo"] / math.prod(model.map)
     return metrics | {"unigram_nats_per_code": math.log(usage(counts)["code_perplexity"])}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pplmodels import ranks
 from pplmodels.data import Images, ImageSet, bernoulli, load_images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
@@ -162,15 +163,17 @@ def train(
         patience=options.patience,
     )
     settle_batch_norm(*measured, images.train.batches(options.batch_size))
-    for half in measured:
-        half.eval().save_pretrained(run.folder)
-    torch.manual_seed(options.seed)
-    metrics = figures(bound, *measured, images.test)
-    draw(*measured, images, run)
-    run.finish(seconds, device, metrics)
-    shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
-    print(f"held out, {len(images.test)} images: {shown}")
-    print(f"everything is in {run.folder}")
+    torch.manual_seed(options.seed + ranks.index())
+    metrics = figures(bound, *(half.eval() for half in measured), images.test)
+    if ranks.index() == 0:
+        for half in measured:
+            half.save_pretrained(run.folder)
+        draw(*measured, images, run)
+        run.finish(seconds, device, metrics)
+        shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
+        print(f"held out, {len(images.test)} images: {shown}")
+        print(f"everything is in {run.folder}")
+    ranks.wait()
     return run.folder
 
 

@@ -11,6 +11,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pplmodels import ranks
 from pplmodels.infer.losses import is_differentiable, loss_and_surrogate, stays_on_device
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
@@ -101,8 +102,9 @@ class SVI(pyro.infer.SVI):
     def gradients(self, *args, **kwargs) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
         """One estimate: the loss per image, the number of images, and for each of :meth:`parameters` the gradient of
         the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
+        Where several ranks train together, all of this is of the images of all ranks.
         """
-        loss, images, gradients = self._run(args, kwargs)
+        loss, images, gradients = _of_all_ranks(*self._run(args, kwargs), self.parameters())
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
@@ -155,6 +157,18 @@ class SVI(pyro.infer.SVI):
         elif self.failed:
             return
         self.optim.step()
+
+
+def _of_all_ranks(
+    loss: Tensor, images: int, gradients: tuple[Tensor | None, ...], parameters: list[Tensor]
+) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
+    """The estimates of all ranks as one, by one exchange; a gradient is None nowhere then, so that its parts match."""
+    if ranks.number() == 1:
+        return loss, images, gradients
+    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    images *= ranks.number()  # each rank has as many
+    total, *summed = ranks.totals([loss, *filled])
+    return total / ranks.number(), images, tuple(summed)
 
 
 def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

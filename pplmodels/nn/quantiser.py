@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from pplmodels.ranks import first, total
+
 SMOOTHING = 1e-5  # of a code's count, so that a mean of nothing is not a division by nothing
 
 
@@ -70,17 +72,17 @@ class Codebook(nn.Module):
         z = z.movedim(-3, -1).flatten(0, -2)
         names = torch.arange(len(self.vectors), device=z.device)
         assigned = (codes.flatten()[:, None] == names).to(z.dtype)  # (N, K)
-        used = assigned.sum(0)
+        used = total(assigned.sum(0))
         if self.decay is not None:
             self.counts.lerp_(used, 1 - self.decay)
-            self.sums.lerp_(assigned.mT @ z, 1 - self.decay)
-            total = self.counts.sum()
-            smoothed = (self.counts + SMOOTHING) / (total + len(used) * SMOOTHING) * total
+            self.sums.lerp_(total(assigned.mT @ z), 1 - self.decay)
+            all_counts = self.counts.sum()
+            smoothed = (self.counts + SMOOTHING) / (all_counts + len(used) * SMOOTHING) * all_counts
             self.vectors.copy_(self.sums / smoothed[:, None])
         self.idle.copy_(torch.where(used > 0, 0, self.idle + 1))
         dead = self.idle >= self.patience
         here = z[torch.randint(len(z), (len(used),), device=z.device)]
-        self._move(here, dead)
+        self._move(first(here), dead)
 
     def _move(self, to: Tensor, which: Tensor) -> None:
         """Put some codes, ``which (K)``, to other places, ``to (K, D)``, as if a vector there had been theirs."""

@@ -4,9 +4,11 @@ import pickle
 from pathlib import Path
 from zipfile import BadZipFile
 
+import pyro
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from pplmodels import ranks
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
 from pplmodels.generators import generator_states, restore_generators
@@ -17,40 +19,53 @@ BEST = "best.pt"
 
 
 def save_checkpoint(folder: Path, svi: SVI, step: int, seconds: float, averaged: AveragedModel | None = None) -> None:
-    """Write weights, optimizer and random generators after ``step`` steps and ``seconds`` of training.
+    """Write weights, optimizer and random generators (of all ranks) after ``step`` steps and ``seconds`` of training.
 
-    Schedules, the annealing clock and the position in the epoch are functions of the step.
+    Schedules, the annealing clock and the position in the epoch are functions of the step. Rank 0 writes, the others
+    wait for it.
     """
     state = {
         "step": step,
         "seconds": seconds,
         "optim": svi.optim.state_dict(),
-        "generators": generator_states(),
+        "generators": ranks.from_all(generator_states()),
         **_weights(svi, averaged),
     }
-    replace_file(folder / FILE, lambda path: torch.save(state, path))
+    _write(folder / FILE, state)
 
 
 def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float]:
-    """Restore what :func:`save_checkpoint` wrote; returns (step, seconds). Raises :class:`InputError`."""
+    """Restore what :func:`save_checkpoint` wrote; returns (step, seconds). Raises :class:`InputError`.
+
+    A rank that there was not before draws from where its number and the step put it.
+    """
     # An optimizer replaces its learning-rate tensors when it loads; schedules hold the ones it has now.
     rates = [group["lr"] for group in svi.optim.param_groups]
     state = _load(folder / FILE, svi, averaged, {"optim": svi.optim})
     for group, rate in zip(svi.optim.param_groups, rates, strict=True):
         if isinstance(rate, torch.Tensor):
             group["lr"] = rate.copy_(group["lr"])
-    restore_generators(state["generators"])
+    if ranks.index() < len(state["generators"]):
+        restore_generators(state["generators"][ranks.index()])
+    else:
+        pyro.set_rng_seed(state["step"] + ranks.index())
     return state["step"], state["seconds"]
 
 
 def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Write the weights that are best so far."""
-    replace_file(folder / BEST, lambda path: torch.save(_weights(svi, averaged), path))
+    _write(folder / BEST, _weights(svi, averaged))
 
 
 def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Go back to the weights of :func:`save_weights`."""
     _load(folder / BEST, svi, averaged, {})
+
+
+def _write(path: Path, state: dict) -> None:
+    if ranks.index() == 0:
+        replace_file(path, lambda temporary: torch.save(state, temporary))
+    ranks.wait()
 
 
 def _weights(svi: SVI, averaged: AveragedModel | None) -> dict:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pplmodels.errors import InputError, NonFiniteLoss
+from pplmodels import ranks
+from pplmodels.errors import InputError, LostRank, NonFiniteLoss
 from pplmodels.training.run import Run
 
 # What may differ when a run is resumed: none of it changes what is computed.
@@ -149,7 +150,8 @@ def open_run(options: argparse.Namespace, script: str) -> Run:
     folder = options.out
     if folder is None:
         data = Path(options.data).stem
-        folder = Path("runs") / f"{script}-{data}" / datetime.now().strftime("%Y%m%d-%H%M%S")
+        now = ranks.from_all(datetime.now().strftime("%Y%m%d-%H%M%S"))[0]
+        folder = Path("runs") / f"{script}-{data}" / now
     config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
     return Run.create(folder, {"script": script, **config})
 
@@ -167,7 +169,9 @@ def find_device(name: str) -> torch.device:
     """The device that ``--device`` names."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here.")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -183,11 +187,14 @@ def peak_bytes(device: torch.device) -> int:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's ``main``: one sentence and exit code 2 for bad input, 1 for a failed training, 130 for Ctrl-C."""
     try:
-        main()
+        with ranks.group():
+            main()
     except InputError as error:
         _leave(2, str(error))
     except NonFiniteLoss as error:
         _leave(1, f"training stopped: {error} The last good checkpoint is kept.")
+    except LostRank as error:
+        _leave(1, f"rank {ranks.index()} ends: {error} Continue from the checkpoint with --resume --out FOLDER.")
     except KeyboardInterrupt:
         _leave(130, "stopped; continue with the same command and --resume --out FOLDER.")
 

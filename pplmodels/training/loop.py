@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from pplmodels import ranks
 from pplmodels.data import Images
-from pplmodels.errors import NonFiniteLoss
+from pplmodels.errors import InputError, NonFiniteLoss
 from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
+from pplmodels.infer.state import state_of
 from pplmodels.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from pplmodels.training.run import Run
 
@@ -54,21 +56,33 @@ def fit(
     the checkpoint. With ``patience`` training ends after that many evaluations without a higher "valid_elbo", and the
     weights (the averaged ones too) of the highest come back.
 
+    Of several ranks (:mod:`pplmodels.ranks`) each takes its share of a batch, the same number of images; ``evaluate``
+    gives all of them the same figures. They start from rank 0's weights and draw noise of their own.
+
     Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
     """
+    if batch_size % ranks.number():
+        raise InputError(f"batches of {batch_size} images have no equal shares for {ranks.number()} ranks.")
     start, earlier = load_checkpoint(run.folder, svi, averaged) if resume else (0, 0.0)
-    if resume:
-        run.forget_after(start)
-    else:
-        save_checkpoint(run.folder, svi, 0, 0.0, averaged)  # a run that is killed early can be resumed too
-    begun = time.perf_counter()
     pair = nn.ModuleList([svi.model, svi.guide])
+    if not resume:
+        ranks.same(state_of(list(pair.modules())))
+        if ranks.index() > 0:
+            pyro.set_rng_seed(seed + 1_000_003 * ranks.index())
+        save_checkpoint(run.folder, svi, 0, 0.0, averaged)  # a run that is killed early can be resumed too
+    history = [line for line in run.metrics if line["step"] <= start]
+    run.forget_after(start)
+    begun = time.perf_counter()
     recent: list[Tensor] = []  # batches since the last look, to find out what went wrong in them
     losses: list[Tensor] = []  # since the last evaluation; they stay on the device
-    metrics: dict = run.metrics[-1] if run.metrics else {}
+    metrics: dict = history[-1] if history else {}
 
     def seconds() -> float:
         return earlier + time.perf_counter() - begun
+
+    def say(line: str) -> None:
+        if ranks.index() == 0:
+            bar.write(line, file=sys.stderr)
 
     with _progress(start, steps) as bar, _stop_requests() as stop_requested:
         batches = _batches(images, batch_size, seed, start)
@@ -88,24 +102,28 @@ def fit(
                 _show(bar, objective, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
             bar.update()
             if evaluating:
+                ranks.same(list(pair.buffers()))  # the running statistics of modules that know nothing of ranks
                 metrics = {f"train_{objective}": -float(torch.stack(losses).mean()), **_undisturbed(evaluate, pair)}
                 losses.clear()
+                history.append({"step": done, **metrics})
                 run.log(done, seconds(), metrics)
-                bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
+                say(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}")
                 if "warning" in metrics:
-                    bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
+                    say(f"warning: {metrics['warning']}")
             if evaluating and patience is not None:
-                bounds = [line["valid_elbo"] for line in run.metrics]
+                bounds = [line["valid_elbo"] for line in history]
                 since_best = len(bounds) - 1 - bounds.index(max(bounds))
                 if since_best == 0:
                     save_weights(run.folder, svi, averaged)
-            if evaluating or stop_requested():
+            looking = evaluating or done % POLL == 0 or ranks.number() == 1
+            stopping = looking and _any_rank(stop_requested())
+            if evaluating or stopping:
                 save_checkpoint(run.folder, svi, done, seconds(), averaged)
-            if stop_requested():
+            if stopping:
                 run.close()
                 raise KeyboardInterrupt
             if evaluating and patience is not None and since_best >= patience:
-                bar.write(f"no higher valid_elbo in {patience} evaluations: training ends", file=sys.stderr)
+                say(f"no higher valid_elbo in {patience} evaluations: training ends")
                 break
     if patience is not None:
         load_weights(run.folder, svi, averaged)
@@ -113,21 +131,30 @@ def fit(
 
 
 def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
-    """Endless shuffled batches from step ``start`` on; an epoch's order depends on the seed and its number only."""
-    per_epoch = -(-len(images) // batch_size)
+    """Endless shuffled batches from step ``start`` on; an epoch's order depends on the seed and its number only.
+
+    Of several ranks each gets its share; the last batch of an epoch is cut to what divides among them.
+    """
+    last = len(images) % batch_size
+    used = len(images) - last % ranks.number()
+    per_epoch = -(-used // batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(images), generator=generator).to(images.pixels.device)
+        order = torch.randperm(len(images), generator=generator)[:used].to(images.pixels.device)
         for indices in order.split(batch_size)[position:]:
-            yield images[indices]
+            yield images[indices[ranks.share(len(indices))]]
         epoch, position = epoch + 1, 0
+
+
+def _any_rank(flag: bool) -> bool:
+    return bool(ranks.total(torch.tensor(float(flag)))) if ranks.number() > 1 else flag
 
 
 def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
     """Call ``evaluate`` in evaluation mode from a fixed random state, and put mode and generators back."""
     states = generator_states()
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(ranks.index())
     pair.eval()
     try:
         return evaluate()
@@ -138,18 +165,27 @@ def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
 
 def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
     steps = f"between step {done - len(recent) + 1} and step {done}"
-    for x in recent:
-        if sites := nonfinite_sites(svi.model, svi.guide, x):
-            return f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}."
+    found = [nonfinite_sites(svi.model, svi.guide, x) for x in recent]  # of all, as every rank does as much
+    for sites in filter(None, found):
+        return f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}."
     return f"the loss or its gradient became infinite or NaN {steps}; every site's log-probability is finite again now."
 
 
 def _progress(start: int, steps: int) -> tqdm:
     quiet = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a moving bar
-    return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=30 if quiet else 0.5)
+    return tqdm(
+        disable=ranks.index() > 0,
+        initial=start,
+        total=steps,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=30 if quiet else 0.5,
+    )
 
 
 def _show(bar: tqdm, objective: str, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
+    if bar.disable:
+        return
     value = -float(torch.stack(losses[-POLL:]).mean())
     state = bar.format_dict
     rate = (state["n"] - state["initial"]) * batch_size / max(state["elapsed"], 1e-9)

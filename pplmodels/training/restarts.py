@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 
+from pplmodels import ranks
 from pplmodels.files import replace_file
 from pplmodels.training.checkpoint import FILE
 from pplmodels.training.run import Run
@@ -24,18 +25,26 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
     starts = []
     for seed in seeds:
         folder = run.folder / "starts" / str(seed)
-        start = Run.open(folder) if folder.exists() else Run.create(folder, {**run.config, "seed": seed})
+        begun = ranks.from_all(folder.exists())[0]
+        start = Run.open(folder) if begun else Run.create(folder, {**run.config, "seed": seed})
         begin(start, seed, (folder / FILE).exists())
         start.close()
         last = start.metrics[-1]
         starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
-        print(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}", file=sys.stderr)
+        _say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
     kept = max(starts, key=lambda start: start["train_elbo"])["seed"]
     rate = sum(start["warning"] is None for start in starts) / len(starts)
-    print(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end", file=sys.stderr)
-    for name in (FILE, "metrics.jsonl"):
-        source = run.folder / "starts" / str(kept) / name
-        replace_file(run.folder / name, lambda path, source=source: shutil.copyfile(source, path))
-    content = json.dumps({"kept": kept, "success_rate": rate, "starts": starts}, indent=2)
-    replace_file(report, lambda path: path.write_text(content + "\n"))
+    _say(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end")
+    if ranks.index() == 0:
+        for name in (FILE, "metrics.jsonl"):
+            source = run.folder / "starts" / str(kept) / name
+            replace_file(run.folder / name, lambda path, source=source: shutil.copyfile(source, path))
+        content = json.dumps({"kept": kept, "success_rate": rate, "starts": starts}, indent=2)
+        replace_file(report, lambda path: path.write_text(content + "\n"))
+    ranks.wait()
     return kept
+
+
+def _say(line: str) -> None:
+    if ranks.index() == 0:
+        print(line, file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyro
 import torch
 
+from pplmodels import ranks
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
 
@@ -26,6 +27,8 @@ class Run:
     ``*.png, *.gif``      pictures
     tensorboard/          the metrics as TensorBoard events
     ====================  ==========================================================
+
+    Several ranks share a folder; rank 0 writes to it.
     """
 
     def __init__(self, folder: Path, config: dict):
@@ -36,6 +39,13 @@ class Run:
     def create(cls, folder: str | Path, config: dict) -> "Run":
         """Begin a run in a new or empty folder; a folder with anything in it is refused and left alone."""
         folder = Path(folder)
+        if ranks.index() == 0:
+            config = cls._begin(folder, config)
+        ranks.wait()
+        return cls(folder, config)
+
+    @staticmethod
+    def _begin(folder: Path, config: dict) -> dict:
         if (folder / "config.json").exists():
             raise InputError(f"{folder} holds another run: choose another --out, or continue that run with --resume.")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -46,7 +56,7 @@ class Run:
             _write_json(folder / "config.json", config)
         except OSError as error:
             raise InputError(f"{folder} cannot be written to ({error.strerror}).") from error
-        return cls(folder, config)
+        return config
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -68,11 +78,15 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drop evaluations later than ``step``: a resumed run will come to them again."""
+        if ranks.index():
+            return
         kept = "".join(json.dumps(line) + "\n" for line in self.metrics if line["step"] <= step)
         replace_file(self.folder / "metrics.jsonl", lambda path: path.write_text(kept))
 
     def log(self, step: int, seconds: float, metrics: dict) -> None:
         """Append one evaluation to metrics.jsonl and TensorBoard."""
+        if ranks.index():
+            return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **metrics}) + "\n")
         if self._writer is None:
@@ -88,11 +102,13 @@ class Run:
 
     def finish(self, seconds: float, device: torch.device, metrics: dict) -> None:
         """Write result.json."""
+        if ranks.index():
+            return
         result = {
             "seed": self.config["seed"],
             "command": self.config["command"],
             "seconds": round(seconds, 1),
-            "device": describe_device(device),
+            "device": describe_device(device) + (f", {ranks.number()} ranks" if ranks.number() > 1 else ""),
             "versions": versions(),
             "commit": commit(),
             "metrics": metrics,

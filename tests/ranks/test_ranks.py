@@ -1,0 +1,132 @@
+"""Two processes that train one pair together are as good as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from estimates import CASES, estimates
+from safetensors.torch import load_file
+
+from pplmodels import ranks
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    *("--canvas", "20", "--object-size", "8", "--train-scenes", "333", "--test-scenes", "31", "--window", "8"),
+    *("--what-dim", "4", "--batch-size", "16", "--device", "cpu"),
+]
+
+
+def torchrun(number, program, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    command += [str(ROOT / program), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finished(process):
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def weights(run):
+    return [load_file(run / f"{half}.safetensors") for half in ("model", "guide")]
+
+
+def same(first, second):
+    return all(a[name].equal(b[name]) for a, b in zip(first, second, strict=True) for name in a | b)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("estimates")
+    finished(torchrun(2, "tests/ranks/estimates.py", folder))
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_with_half_of_the_images_each_estimate_what_one_does_with_all(of_two, case, float64):
+    expected = estimates(case)
+    first, second = (load_file(of_two / f"{case}.{rank}") for rank in range(2))
+    for name, value in expected.items():
+        assert first[name].equal(second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-10 * float(value.abs().max()))
+    assert not any(value.any() for name, value in first.items() if name not in expected)  # None on one rank
+
+
+def test_shares_are_everything_once():
+    assert [ranks.share(7), ranks.number(), ranks.index(), ranks.from_all("x")] == [slice(0, 7), 1, 0, ["x"]]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A training of 60 steps on two ranks."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    output, errors = finished(
+        torchrun(2, "scripts/train_air.py", *SMALL, "--steps", 60, "--eval-every", 20, "--out", run)
+    )
+    return run, output, errors
+
+
+def test_rank_0_writes_and_speaks_for_all(straight):
+    run, output, errors = straight
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40, 60]
+    assert output.count("held out, 31 scenes") == output.count("everything is in") == 1
+    assert errors.count("step     60") == 1 and "uncompiled" not in errors
+    result = json.loads((run / "result.json").read_text())
+    assert result["device"].endswith(", 2 ranks")
+    assert sum(map(sum, result["metrics"]["confusion"])) == 31  # no scene is measured twice or left out
+
+
+def test_a_compiled_step_is_the_step_itself(straight, tmp_path):
+    options = [*SMALL, "--steps", 60, "--eval-every", 20, "--no-compile", "--out", tmp_path / "run"]
+    finished(torchrun(2, "scripts/train_air.py", *options))
+    assert same(weights(straight[0]), weights(tmp_path / "run"))
+
+
+def test_a_killed_rank_ends_the_others_and_the_run_goes_on_where_it_was(straight, tmp_path):
+    run = tmp_path / "run"
+    process = torchrun(2, "scripts/train_air.py", *SMALL, "--steps", 60, "--eval-every", 20, "--out", run)
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 60 and process.returncode != 0
+    assert not (run / "result.json").exists()
+    assert "another rank has ended" in errors
+    finished(torchrun(2, "scripts/train_air.py", "--resume", "--out", run))
+    assert same(weights(straight[0]), weights(run))
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(straight, tmp_path):
+    run = tmp_path / "run"
+    process = torchrun(2, "scripts/train_air.py", *SMALL, "--steps", 100_000, "--eval-every", 20, "--out", run)
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)  # which torchrun hands on
+    process.communicate(timeout=60)
+    step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    assert step % 20 == 0 and step >= 20
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "steps": step + 20}))
+    finished(torchrun(1, "scripts/train_air.py", "--resume", "--out", run))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == step + 20
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert last["train_elbo"] > first["train_elbo"]
+
+
+def test_batches_without_equal_shares_are_refused(tmp_path):
+    process = torchrun(2, "scripts/train_air.py", *SMALL, "--batch-size", 15, "--out", tmp_path / "run")
+    _, errors = process.communicate(timeout=60)
+    assert "batches of 15 images have no equal shares for 2 ranks" in errors and process.returncode != 0
