@@ -40,6 +40,11 @@ def index() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def restarted() -> bool:
+    """Whether torchrun has started the ranks anew after one of them ended, or as machines came or went."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def wait() -> None:
     """Go on when all ranks have come here."""
     if number() > 1:

@@ -152,7 +152,8 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     guide = guide.to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
     elbo = ESTIMATORS[options.estimator]()
-    return SVI(model, guide, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
+    settings = {"clip_norm": options.clip_norm, "compile": options.compile and "auto"}
+    return SVI(model, guide, optim, elbo, **settings, precision=cli.PRECISIONS[options.precision])
 
 
 def schedules(options: argparse.Namespace, svi: SVI) -> list[Annealed]:

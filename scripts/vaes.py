@@ -125,7 +125,10 @@ def train(
     part = late(model, guide) if late else None
     optim = adam(model, guide, options.lr, {part: options.lr} if part else None)
     elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
-    svi = SVI(*halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
+    precision = cli.PRECISIONS[options.precision]
+    svi = SVI(
+        *halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto", precision=precision
+    )
     falling = linear(options.lr, options.lr / 100, int(options.hold * options.steps), options.steps)
     courses = (falling, delayed(falling, int(late_from * options.steps)))
     annealed = [Annealed(rate, course) for rate, course in zip(learning_rates(optim), courses, strict=False)]

@@ -1,6 +1,7 @@
 """Stochastic variational inference with module-owned parameters and a torch optimizer."""
 
 import warnings
+from contextlib import nullcontext
 
 import pyro
 import torch
@@ -44,6 +45,8 @@ class SVI(pyro.infer.SVI):
         loss: an ELBO, by default ``TraceGraph_ELBO()``.
         clip_norm: largest gradient norm a parameter group, in nats per image per unit; None for no limit.
         compile: replay a traced graph; True raises where that cannot be done, "auto" warns once and goes on without.
+        precision: bfloat16 for the operations that can be as rough in a step (:class:`torch.autocast`); parameters,
+            gradients and :meth:`evaluate_loss` keep theirs.
     """
 
     def __init__(
@@ -55,13 +58,14 @@ class SVI(pyro.infer.SVI):
         *,
         clip_norm: float | None = None,
         compile: bool | str = False,
+        precision: torch.dtype | None = None,
     ):
         if compile not in (True, False, "auto"):
             raise ValueError(f'compile is True, False or "auto", not {compile!r}')
         loss = TraceGraph_ELBO() if loss is None else loss
         if isinstance(optim, PyroOptim):
-            if clip_norm is not None or compile is True:
-                raise ValueError("clip_norm and compile need a torch optimizer; a PyroOptim has its own clip_args")
+            if clip_norm is not None or compile is True or precision is not None:
+                raise ValueError("clip_norm, compile and precision need a torch optimizer")
             super().__init__(model, guide, optim, loss)
             return
         if not isinstance(optim, torch.optim.Optimizer):
@@ -78,12 +82,14 @@ class SVI(pyro.infer.SVI):
         self.model, self.guide, self.optim = model, guide, optim
         self.elbo = loss
         self.loss, self.loss_and_grads = loss.loss, loss.loss_and_grads
-        self.clip_norm = clip_norm
+        self.clip_norm, self.precision = clip_norm, precision
         self.failed = torch.zeros((), dtype=torch.bool, device=optim.param_groups[0]["params"][0].device)
         self._validated = False
         self._run = self._differentiate
         if compile:
-            self._run = Replay(self._differentiate, (model, guide), self.parameters(), fallback=compile == "auto")
+            tolerance = 8 * torch.finfo(precision).eps if precision else None
+            pair = model, guide
+            self._run = Replay(self._differentiate, pair, self.parameters(), compile == "auto", tolerance)
 
     def step(self, *args, **kwargs) -> Tensor | float:
         """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
@@ -130,7 +136,8 @@ class SVI(pyro.infer.SVI):
         self._validated = True
 
     def _differentiate(self, args: tuple, kwargs: dict) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
-        with pyro.validation_enabled(False):
+        rough = torch.autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
+        with pyro.validation_enabled(False), rough:
             loss, surrogate, images = self._losses(args, kwargs)
         gradients = torch.autograd.grad(surrogate, self.parameters(), allow_unused=True)
         return loss.detach() / images, images, gradients

@@ -23,6 +23,11 @@ def straight_through(continuous: Tensor, quantised: Tensor) -> Tensor:
     return _StraightThrough.apply(continuous, quantised)
 
 
+def _exactly(tensor: Tensor) -> torch.autocast:
+    """Products in their operands' own precision, whatever the step's is: distances are differences of large numbers."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class Codebook(nn.Module):
     """K vectors of D numbers.
 
@@ -57,10 +62,10 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """The code nearest to each vector: ``(..., D, H, W) -> (..., H, W)``, int64."""
-        z = z.detach().movedim(-3, -1)
         vectors = self.vectors.detach()
-        # |z|^2 is the same for all codes
-        return (vectors.square().sum(1) - 2 * z @ vectors.mT).argmin(-1)
+        z = z.detach().movedim(-3, -1).to(vectors.dtype)
+        with _exactly(z):  # |z|^2 is the same for all codes
+            return (vectors.square().sum(1) - 2 * z @ vectors.mT).argmin(-1)
 
     def embed(self, codes: Tensor) -> Tensor:
         """The codes' vectors: ``(..., H, W) -> (..., D, H, W)``."""
@@ -69,13 +74,14 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def follow(self, z: Tensor, codes: Tensor) -> None:
         """Note that ``codes (..., H, W)`` were nearest to ``z (..., D, H, W)``: usage, running means, revival."""
-        z = z.movedim(-3, -1).flatten(0, -2)
+        z = z.movedim(-3, -1).flatten(0, -2).to(self.vectors.dtype)
         names = torch.arange(len(self.vectors), device=z.device)
         assigned = (codes.flatten()[:, None] == names).to(z.dtype)  # (N, K)
         used = total(assigned.sum(0))
         if self.decay is not None:
             self.counts.lerp_(used, 1 - self.decay)
-            self.sums.lerp_(total(assigned.mT @ z), 1 - self.decay)
+            with _exactly(z):
+                self.sums.lerp_(total(assigned.mT @ z), 1 - self.decay)
             all_counts = self.counts.sum()
             smoothed = (self.counts + SMOOTHING) / (all_counts + len(used) * SMOOTHING) * all_counts
             self.vectors.copy_(self.sums / smoothed[:, None])

@@ -15,6 +15,7 @@ from pplmodels.training.run import Run
 
 # What may differ when a run is resumed: none of it changes what is computed.
 FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 OWN = "pplmodels_imported"  # the name of the module that --import makes of a file
 
 
@@ -62,6 +63,12 @@ def training_parser(
         action=argparse.BooleanOptionalAction,
         default=True,
         help="trace the step once and replay it: the same numbers, sooner",
+    )
+    training.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the steps' large products; what is measured is not",
     )
     add_import(parser, "a subclass of this pair's model or guide in it takes its place")
     output = parser.add_argument_group("output")
@@ -111,6 +118,8 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
     """The options, and with ``--resume`` the run to continue, whose options then hold."""
     options = parser.parse_args(argv)
     run_import(options)
+    if ranks.restarted() and options.out is not None:
+        options.resume = options.resume or (Path(options.out) / "config.json").exists()
     if not options.resume:
         return options, None
     if options.out is None:

@@ -21,7 +21,11 @@ LADDER = ["--z-dims", "3", "2", "--hidden", "8", "6"]
 PAINTER = ["--num-steps", "2", "--hidden", "8", "--z-dim", "3"]
 RUNS = {  # script, options, pictures
     "fully connected": ("train_vae", ["--hidden", "8", "8", "--z-dim", "4"], PLANE),
-    "fully connected, cut": ("train_vae", ["--hidden", "8", "--binarise", "threshold", "--activation", "relu"], PLANE),
+    "fully connected, cut": (
+        "train_vae",
+        ["--hidden", "8", "--binarise", "threshold", "--precision", "bfloat16"],
+        PLANE,
+    ),
     "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"], {"clouds.png"}),
     "mixture": ("train_image_vae", NARROW, PLANE),
     "normal": ("train_image_vae", [*NARROW, "--no-refine", "--likelihood", "normal-learned", "--warm-up", "0"], PLANE),
