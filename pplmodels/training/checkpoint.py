@@ -1,10 +1,12 @@
 """Everything a run needs to go on, bit for bit, from where it was."""
 
+import io
 import pickle
 from pathlib import Path
 from zipfile import BadZipFile
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from pplmodels.errors import InputError
@@ -16,41 +18,52 @@ FILE = "checkpoint.pt"
 BEST = "best.pt"
 
 
-def save_checkpoint(folder: Path, svi: SVI, step: int, seconds: float, averaged: AveragedModel | None = None) -> None:
+def save_checkpoint(
+    folder: Path, svi: SVI, step: int, seconds: float, summed: Tensor, averaged: AveragedModel | None = None
+) -> None:
     """Write weights, optimizer and random generators after ``step`` steps and ``seconds`` of training.
+
+    ``summed`` are the losses since the last evaluation.
 
     Schedules, the annealing clock and the position in the epoch are functions of the step.
     """
     state = {
         "step": step,
         "seconds": seconds,
+        "summed_losses": summed,
         "optim": svi.optim.state_dict(),
         "generators": generator_states(),
         **_weights(svi, averaged),
     }
-    replace_file(folder / FILE, lambda path: torch.save(state, path))
+    replace_file(folder / FILE, lambda path: _write(state, path))
 
 
-def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float]:
-    """Restore what :func:`save_checkpoint` wrote; returns (step, seconds). Raises :class:`InputError`."""
+def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float, Tensor]:
+    """Restore what :func:`save_checkpoint` wrote; returns (step, seconds, summed). Raises :class:`InputError`."""
     # An optimizer replaces its learning-rate tensors when it loads; schedules hold the ones it has now.
     rates = [group["lr"] for group in svi.optim.param_groups]
     state = _load(folder / FILE, svi, averaged, {"optim": svi.optim})
     for group, rate in zip(svi.optim.param_groups, rates, strict=True):
-        if isinstance(rate, torch.Tensor):
+        if isinstance(rate, Tensor):
             group["lr"] = rate.copy_(group["lr"])
     restore_generators(state["generators"])
-    return state["step"], state["seconds"]
+    return state["step"], state["seconds"], state["summed_losses"]
 
 
 def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Write the weights that are best so far."""
-    replace_file(folder / BEST, lambda path: torch.save(_weights(svi, averaged), path))
+    replace_file(folder / BEST, lambda path: _write(_weights(svi, averaged), path))
 
 
 def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Go back to the weights of :func:`save_weights`."""
     _load(folder / BEST, svi, averaged, {})
+
+
+def _write(state: dict, path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)  # into memory: on a full disk it raises a RuntimeError that does not say so
+    path.write_bytes(buffer.getbuffer())
 
 
 def _weights(svi: SVI, averaged: AveragedModel | None) -> dict:

@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from pplmodels.data import Images
-from pplmodels.errors import NonFiniteLoss
+from pplmodels.errors import NonFiniteLoss, Terminated
 from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from pplmodels.training.checkpoint import FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
 from pplmodels.training.run import Run
 
 POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
@@ -47,8 +47,9 @@ def fit(
     and guide in evaluation mode and from a fixed random state, so that looking does not change the training; then a
     checkpoint is written. An epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence,
     is shown as one. ``objective`` names what the steps raise, whose mean since the last evaluation is logged as
-    "train_<objective>". With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is
-    finished, a checkpoint is written and ``KeyboardInterrupt`` raised.
+    "train_<objective>". With ``resume`` the run continues from its checkpoint, or begins if it was killed before it had
+    one. On Ctrl-C or SIGTERM the current step, or evaluation, is finished, a checkpoint is written and
+    ``KeyboardInterrupt`` raised, for SIGTERM its subclass :class:`pplmodels.errors.Terminated`.
 
     ``averaged``, over a ModuleList of the SVI's model and guide, follows the weights after each step; its state is in
     the checkpoint. With ``patience`` training ends after that many evaluations without a higher "valid_elbo", and the
@@ -56,55 +57,66 @@ def fit(
 
     Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
     """
-    start, earlier = load_checkpoint(run.folder, svi, averaged) if resume else (0, 0.0)
-    if resume:
+    device = images.pixels.device
+    summed = torch.zeros((), dtype=torch.float64, device=device)  # losses since the last evaluation
+    start, earlier = 0, 0.0
+    if resume and (run.metrics or (run.folder / FILE).exists()):
+        start, earlier, so_far = load_checkpoint(run.folder, svi, averaged)
+        summed.copy_(so_far)
         run.forget_after(start)
     else:
-        save_checkpoint(run.folder, svi, 0, 0.0, averaged)  # a run that is killed early can be resumed too
+        save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # a run that is killed early can be resumed too
+    run.begin(start, device)
     begun = time.perf_counter()
     pair = nn.ModuleList([svi.model, svi.guide])
-    recent: list[Tensor] = []  # batches since the last look, to find out what went wrong in them
-    losses: list[Tensor] = []  # since the last evaluation; they stay on the device
+    recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last look, which stay on the device
     metrics: dict = run.metrics[-1] if run.metrics else {}
+    evaluated = metrics.get("step", 0)
+    over = start >= steps or (patience is not None and _since_best(run) >= patience)
+    if over:
+        print(f"{run.folder}: training had already ended, at step {start}", file=sys.stderr)
 
     def seconds() -> float:
         return earlier + time.perf_counter() - begun
 
     with _progress(start, steps) as bar, _stop_requests() as stop_requested:
         batches = _batches(images, batch_size, seed, start)
-        for step in range(start, steps):
+        for step in range(start, start if over else steps):
             for quantity in annealed:
                 quantity.set(step)
-            recent.append(next(batches))
-            losses.append(svi.step(recent[-1]))
+            batch = next(batches)
+            loss = svi.step(batch)
+            recent.append((batch, loss))
+            summed += loss  # one by one: a resumed run sums in the same order
             if averaged is not None:
                 averaged.update_parameters(pair)
             done = step + 1
             evaluating = done % eval_every == 0 or done == steps
-            if evaluating or done % POLL == 0:
+            saving = evaluating or stop_requested() is not None
+            if saving or done % POLL == 0:
                 if svi.failed:
-                    raise NonFiniteLoss(_what_failed(svi, recent, done))
+                    raise NonFiniteLoss(_what_failed(svi, [batch for batch, _ in recent], done))
+                rate = (done - start) * batch_size / (time.perf_counter() - begun)
+                _show(bar, objective, recent, {name: metrics[name] for name in shown if name in metrics}, rate)
                 recent.clear()
-                _show(bar, objective, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
             bar.update()
             if evaluating:
-                metrics = {f"train_{objective}": -float(torch.stack(losses).mean()), **_undisturbed(evaluate, pair)}
-                losses.clear()
+                mean = -float(summed) / (done - evaluated)
+                metrics = {f"train_{objective}": mean, **_undisturbed(evaluate, pair)}
+                evaluated = done
+                summed.zero_()
                 run.log(done, seconds(), metrics)
                 bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
                 if "warning" in metrics:
                     bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
-            if evaluating and patience is not None:
-                bounds = [line["valid_elbo"] for line in run.metrics]
-                since_best = len(bounds) - 1 - bounds.index(max(bounds))
-                if since_best == 0:
+                if patience is not None and _since_best(run) == 0:
                     save_weights(run.folder, svi, averaged)
-            if evaluating or stop_requested():
-                save_checkpoint(run.folder, svi, done, seconds(), averaged)
-            if stop_requested():
-                run.close()
-                raise KeyboardInterrupt
-            if evaluating and patience is not None and since_best >= patience:
+            if saving:
+                save_checkpoint(run.folder, svi, done, seconds(), summed, averaged)
+                if (stop := stop_requested()) is not None:
+                    run.close()
+                    raise stop
+            if evaluating and patience is not None and _since_best(run) >= patience:
                 bar.write(f"no higher valid_elbo in {patience} evaluations: training ends", file=sys.stderr)
                 break
     if patience is not None:
@@ -122,6 +134,12 @@ def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator
         for indices in order.split(batch_size)[position:]:
             yield images[indices]
         epoch, position = epoch + 1, 0
+
+
+def _since_best(run: Run) -> int:
+    """Evaluations since that of the highest "valid_elbo"."""
+    bounds = [line["valid_elbo"] for line in run.metrics]
+    return len(bounds) - 1 - bounds.index(max(bounds)) if bounds else 0
 
 
 def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
@@ -149,10 +167,8 @@ def _progress(start: int, steps: int) -> tqdm:
     return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=30 if quiet else 0.5)
 
 
-def _show(bar: tqdm, objective: str, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
-    value = -float(torch.stack(losses[-POLL:]).mean())
-    state = bar.format_dict
-    rate = (state["n"] - state["initial"]) * batch_size / max(state["elapsed"], 1e-9)
+def _show(bar: tqdm, objective: str, recent: list[tuple[Tensor, Tensor]], metrics: dict, rate: float) -> None:
+    value = -float(torch.stack([loss for _, loss in recent]).mean())
     fields = {objective: f"{value:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
     bar.set_postfix({**fields, "images/s": f"{rate:.0f}"}, refresh=False)
 
@@ -169,12 +185,12 @@ def _summary(metrics: dict) -> str:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C or SIGTERM has come; a second one of them acts as usual."""
+def _stop_requests() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+    """A function that says what Ctrl-C or SIGTERM is to raise, once one has come; a second one acts as usual."""
     received = []
 
     def note(number, frame) -> None:
-        received.append(number)
+        received.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
         for name, handler in previous.items():
             signal.signal(name, handler)
 
@@ -182,7 +198,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is threading.main_thread():  # elsewhere signals are somebody else's business
         previous = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else None
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)

@@ -24,7 +24,8 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
     starts = []
     for seed in seeds:
         folder = run.folder / "starts" / str(seed)
-        start = Run.open(folder) if folder.exists() else Run.create(folder, {**run.config, "seed": seed})
+        known = (folder / "config.json").exists()
+        start = Run.open(folder).lock() if known else Run.create(folder, {**run.config, "seed": seed})
         begin(start, seed, (folder / FILE).exists())
         start.close()
         last = start.metrics[-1]
