@@ -176,16 +176,15 @@ def again(name: str, folder: Path) -> str:
 
 def kills(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
     """kill -9 at random moments, several in each run until it is done; then it has to be the straight one."""
-    hit: list[tuple[str, list[str]]] = []
-    count = 0
-    while len(hit) < number:
-        name = QUICK if count % 2 == 0 else list(straight)[count // 2 % len(straight)]
+    count, left = 0, number
+    while left:
+        name = QUICK if count % 4 < 2 else list(straight)[count // 2 % len(straight)]
         folder, log = work / f"killed{count}", work / "log"
         count += 1
         here = []
         while True:
             pid = begin(SYSTEMS[name][0], shlex.split(again(name, folder)), log)
-            if len(hit) + len(here) < number:
+            if len(here) < left:
                 early = rng.random() < 0.15
                 if not early:
                     until(lambda pid=pid: phase[0] != STARTING, pid)
@@ -199,8 +198,8 @@ def kills(rng: random.Random, number: int, work: Path, straight: dict[str, dict]
         wrong = complaints(folder, straight[name]["outcome"])
         if code != 0:
             wrong.append(f"exit code {code}: {log.read_text()[-500:]}")
-        hit += [(what, found + wrong) for what, found in here]
-    yield from hit
+        left -= len(here)
+        yield from ((what, found + wrong) for what, found in here)
 
 
 def told(log: Path, code: int, expected: int) -> list[str]:
@@ -232,7 +231,7 @@ def stops(rng: random.Random, number: int, work: Path, straight: dict[str, dict]
     cases += [case for case in (("air", 1), ("starts", 1), ("starts", 2)) if case[0] in straight]
     for count in range(number):
         name, moment = cases[count % len(cases)]
-        asked, expected = ((signal.SIGINT, 130), (signal.SIGTERM, 143))[count // len(cases) % 2]
+        asked, expected = ((signal.SIGINT, 130), (signal.SIGTERM, 143))[count % 2]
         folder = work / f"stopped{count}"
         pid = begin(SYSTEMS[name][0], shlex.split(again(name, folder)), log)
         wanted = (TRAINING, EVALUATING, TRAINING, FINISHING)[moment - 1]
@@ -457,7 +456,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="where the counts go")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    begun, rng, few = time.monotonic(), random.Random(options.seed), -(-options.kills // 3)
+    begun, rng, few = time.monotonic(), random.Random(options.seed), -(-options.kills // 5)
     tried, survived = Counter(), Counter()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -470,7 +469,7 @@ def main(argv: list[str] | None = None) -> None:
             writes(rng, few, work, straight),
             disks(rng, few, work, straight),
             read_only(rng, work, straight),
-            clocks(rng, -(-few // 5), work, straight),
+            clocks(rng, -(-few // 4), work, straight),
             twins(rng, work, straight),
             infinities(rng, -(-few // 3), work, straight),
         ):
@@ -495,6 +494,7 @@ def main(argv: list[str] | None = None) -> None:
 def _note(tried: Counter, survived: Counter, what: str, wrong: list[str]) -> None:
     tried[what] += 1
     survived[what] += not wrong
+    print(f"{what}: {'not ' if wrong else ''}survived", file=sys.stderr)
     for sentence in wrong:
         print(f"{what}: {sentence}", file=sys.stderr)
 
