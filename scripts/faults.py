@@ -181,15 +181,19 @@ def kills(rng: random.Random, number: int, work: Path, straight: dict[str, dict]
         name = QUICK if count % 4 < 2 else list(straight)[count // 2 % len(straight)]
         folder, log = work / f"killed{count}", work / "log"
         count += 1
-        here = []
+        here, finishing = [], False
         while True:
             pid = begin(SYSTEMS[name][0], shlex.split(again(name, folder)), log)
-            if len(here) < left:
-                early = rng.random() < 0.15
-                if not early:
+            if len(here) < left and not finishing:
+                wanted = rng.randrange(len(PHASES))
+                if wanted == STARTING:
+                    time.sleep(rng.uniform(0, 0.3))
+                else:
                     until(lambda pid=pid: phase[0] != STARTING, pid)
-                time.sleep(rng.uniform(0, 0.3 if early else straight[name]["seconds"] / 2))
-                where = PHASES[phase[0]]
+                    time.sleep(rng.uniform(0, straight[name]["seconds"] / 6))
+                    until(lambda pid=pid, wanted=wanted: phase[0] in (wanted, FINISHING), pid)
+                    time.sleep(rng.uniform(0, 0.005))
+                where, finishing = PHASES[phase[0]], phase[0] == FINISHING
                 os.kill(pid, signal.SIGKILL)
             code = end(pid)
             if code != -signal.SIGKILL:
