@@ -26,6 +26,7 @@ setup(
         "safetensors>=0.4.3",
         "tensorboard>=2.14",
         "tqdm>=4.65",
+        "filelock>=3.20",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "zuko>=1.2", *NOTEBOOKS, *DOCS],

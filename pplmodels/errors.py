@@ -11,3 +11,17 @@ class NonFiniteLoss(ArithmeticError):
 
 class LostRank(RuntimeError):
     """One of the processes that train together is no longer there."""
+
+
+class StorageError(OSError):
+    """A file could not be written, for want of room, say; the message names it and what the system said.
+
+    Arguments as those of :class:`OSError`: number, what the system said, file.
+    """
+
+    def __str__(self) -> str:  # noqa: D105 - the sentence
+        return f"{self.filename} could not be written ({self.strerror})."
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what Ctrl-C does, with another exit code."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from pyro.nn import PyroModule
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
@@ -51,7 +51,7 @@ class Half(PyroModule):
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         description, file = _files(folder, self.role)
         replace_file(description, lambda path: path.write_text(json.dumps(described, indent=2)))
-        replace_file(file, lambda path: save_file(weights, path))
+        replace_file(file, lambda path: path.write_bytes(save(weights)))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Half":

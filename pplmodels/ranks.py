@@ -45,6 +45,11 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def any_of(flag: bool) -> bool:
+    """Whether the flag is up on any rank."""
+    return flag if number() == 1 else bool(total(torch.tensor(float(flag))))
+
+
 def wait() -> None:
     """Go on when all ranks have come here."""
     if number() > 1:

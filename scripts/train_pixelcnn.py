@@ -20,7 +20,7 @@ from pplmodels.files import replace_file
 from pplmodels.infer import elbo_terms, log_probs
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import load_pair
-from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics
+from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics, save_picture
 from pplmodels.training import Run, cli
 
 STEPS = {"digits": 600}
@@ -142,7 +142,7 @@ def draw(model: PixelCNN | GatedPixelCNN, guide: EmptyGuide, maps: ImageSet, run
         pictures["samples"] = inspect.sample_images(first, SAMPLES)
     for name, images in pictures.items():
         rows = images.clamp(0, 1).cpu().numpy().reshape(-1, 12, *images.shape[1:])
-        plotting.save(plotting.image_rows(rows, [""] * len(rows)), run.folder / f"{name}.png")
+        save_picture(plotting.image_rows(rows, [""] * len(rows)), run.folder / f"{name}.png")
 
 
 if __name__ == "__main__":

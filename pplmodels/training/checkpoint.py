@@ -1,11 +1,13 @@
 """Everything a run needs to go on, bit for bit, from where it was."""
 
+import io
 import pickle
 from pathlib import Path
 from zipfile import BadZipFile
 
 import pyro
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from pplmodels import ranks
@@ -18,24 +20,27 @@ FILE = "checkpoint.pt"
 BEST = "best.pt"
 
 
-def save_checkpoint(folder: Path, svi: SVI, step: int, seconds: float, averaged: AveragedModel | None = None) -> None:
+def save_checkpoint(
+    folder: Path, svi: SVI, step: int, seconds: float, summed: Tensor, averaged: AveragedModel | None = None
+) -> None:
     """Write weights, optimizer and random generators (of all ranks) after ``step`` steps and ``seconds`` of training.
 
-    Schedules, the annealing clock and the position in the epoch are functions of the step. Rank 0 writes, the others
-    wait for it.
+    ``summed`` are the losses since the last evaluation. Schedules, the annealing clock and the position in the epoch
+    are functions of the step. Rank 0 writes, the others wait for it.
     """
     state = {
         "step": step,
         "seconds": seconds,
+        "summed_losses": summed,
         "optim": svi.optim.state_dict(),
         "generators": ranks.from_all(generator_states()),
         **_weights(svi, averaged),
     }
-    _write(folder / FILE, state)
+    _write(state, folder / FILE)
 
 
-def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float]:
-    """Restore what :func:`save_checkpoint` wrote; returns (step, seconds). Raises :class:`InputError`.
+def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float, Tensor]:
+    """Restore what :func:`save_checkpoint` wrote; returns (step, seconds, summed). Raises :class:`InputError`.
 
     A rank that there was not before draws from where its number and the step put it.
     """
@@ -43,18 +48,18 @@ def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = Non
     rates = [group["lr"] for group in svi.optim.param_groups]
     state = _load(folder / FILE, svi, averaged, {"optim": svi.optim})
     for group, rate in zip(svi.optim.param_groups, rates, strict=True):
-        if isinstance(rate, torch.Tensor):
+        if isinstance(rate, Tensor):
             group["lr"] = rate.copy_(group["lr"])
     if ranks.index() < len(state["generators"]):
         restore_generators(state["generators"][ranks.index()])
     else:
         pyro.set_rng_seed(state["step"] + ranks.index())
-    return state["step"], state["seconds"]
+    return state["step"], state["seconds"], state["summed_losses"]
 
 
 def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Write the weights that are best so far."""
-    _write(folder / BEST, _weights(svi, averaged))
+    _write(_weights(svi, averaged), folder / BEST)
 
 
 def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
@@ -62,9 +67,11 @@ def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) 
     _load(folder / BEST, svi, averaged, {})
 
 
-def _write(path: Path, state: dict) -> None:
+def _write(state: dict, path: Path) -> None:
+    buffer = io.BytesIO()
     if ranks.index() == 0:
-        replace_file(path, lambda temporary: torch.save(state, temporary))
+        torch.save(state, buffer)  # into memory: on a full disk it raises a RuntimeError that does not say so
+        replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
     ranks.wait()
 
 

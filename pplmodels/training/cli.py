@@ -2,6 +2,9 @@
 
 import argparse
 import importlib.util
+import itertools
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -10,12 +13,13 @@ from pathlib import Path
 import torch
 
 from pplmodels import ranks
-from pplmodels.errors import InputError, LostRank, NonFiniteLoss
+from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.training.run import Run
 
 # What may differ when a run is resumed: none of it changes what is computed.
 FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+_typed: argparse.Namespace | None = None  # the options of this process's command, once they are known
 OWN = "pplmodels_imported"  # the name of the module that --import makes of a file
 
 
@@ -65,10 +69,7 @@ def training_parser(
         help="trace the step once and replay it: the same numbers, sooner",
     )
     training.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of the steps' large products; what is measured is not",
+        "--precision", choices=PRECISIONS, default="float32", help="of the steps' products; measures are float32"
     )
     add_import(parser, "a subclass of this pair's model or guide in it takes its place")
     output = parser.add_argument_group("output")
@@ -115,8 +116,11 @@ def yours(options: argparse.Namespace, *kinds: type) -> list[type]:
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
-    """The options, and with ``--resume`` the run to continue, whose options then hold."""
+    """The options, and with ``--resume`` the run to continue, locked, whose options then hold."""
+    global _typed
     options = parser.parse_args(argv)
+    if argv is None:
+        _typed = options
     run_import(options)
     if ranks.restarted() and options.out is not None:
         options.resume = options.resume or (Path(options.out) / "config.json").exists()
@@ -141,7 +145,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
         setattr(options, name, stored)
-    return options, run
+    return options, run.lock()
 
 
 def _given(parser: Parser, argv: list[str] | None) -> set[str]:
@@ -155,14 +159,25 @@ def _given(parser: Parser, argv: list[str] | None) -> set[str]:
 
 
 def open_run(options: argparse.Namespace, script: str) -> Run:
-    """A new run folder for ``options``."""
-    folder = options.out
-    if folder is None:
-        data = Path(options.data).stem
-        now = ranks.from_all(datetime.now().strftime("%Y%m%d-%H%M%S"))[0]
-        folder = Path("runs") / f"{script}-{data}" / now
+    """A new run folder for ``options``, in which ``out`` then names it."""
+    if options.out is None:
+        folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime("%Y%m%d-%H%M%S")
+        options.out = ranks.from_all(str(_unused(folder)) if ranks.index() == 0 else "")[0]
     config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
-    return Run.create(folder, {"script": script, **config})
+    return Run.create(options.out, {"script": script, **config})
+
+
+def _unused(folder: Path) -> Path:
+    """``folder``, made by nobody else: with a number behind its name where others began in the same second."""
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('_')[0]}_{number}")
+            continue
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written to ({error.strerror}).") from error
+        return folder
 
 
 def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int, ...]) -> None:
@@ -194,7 +209,12 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``: one sentence and exit code 2 for bad input, 1 for a failed training, 130 for Ctrl-C."""
+    """Run a script's ``main``; whatever ends it early is told in one sentence.
+
+    Exit codes: 2 for bad input, 1 for a failed training or a file that could not be written, 130 for Ctrl-C, 143 for
+    SIGTERM.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with ranks.group():
             main()
@@ -202,10 +222,29 @@ def run_script(main: Callable[[], None]) -> None:
         _leave(2, str(error))
     except NonFiniteLoss as error:
         _leave(1, f"training stopped: {error} The last good checkpoint is kept.")
+    except StorageError as error:
+        _leave(1, f"stopped: {error} What was there before is whole. When there is room, {_how_to_go_on()}")
     except LostRank as error:
-        _leave(1, f"rank {ranks.index()} ends: {error} Continue from the checkpoint with --resume --out FOLDER.")
+        _leave(1, f"rank {ranks.index()} ends: {error} To take up the work, {_how_to_go_on()}")
+    except Terminated:
+        _leave(143, f"stopped; {_how_to_go_on()}")
     except KeyboardInterrupt:
-        _leave(130, "stopped; continue with the same command and --resume --out FOLDER.")
+        _leave(130, f"stopped; {_how_to_go_on()}")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number, frame) -> None:
+    raise Terminated
+
+
+def _how_to_go_on() -> str:
+    """The command that takes up this process's work: with ``--resume --out FOLDER`` once there is a run."""
+    command = ["python", *sys.argv]
+    if _typed is not None and _typed.out is not None and (Path(_typed.out) / "config.json").exists():
+        command += [] if "--resume" in command else ["--resume"]
+        command += [] if any(word.split("=")[0] == "--out" for word in command) else ["--out", _typed.out]
+    return f"go on with: {shlex.join(command)}"
 
 
 def _leave(code: int, sentence: str) -> None:

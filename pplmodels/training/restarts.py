@@ -25,8 +25,8 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
     starts = []
     for seed in seeds:
         folder = run.folder / "starts" / str(seed)
-        begun = ranks.from_all(folder.exists())[0]
-        start = Run.open(folder) if begun else Run.create(folder, {**run.config, "seed": seed})
+        known = ranks.from_all((folder / "config.json").exists())[0]
+        start = Run.open(folder).lock() if known else Run.create(folder, {**run.config, "seed": seed})
         begin(start, seed, (folder / FILE).exists())
         start.close()
         last = start.metrics[-1]

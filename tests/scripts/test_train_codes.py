@@ -49,6 +49,18 @@ def test_stage_two_learns_the_codes_of_stage_one_and_leaves_it_as_it_is(script, 
 
 
 @pytest.mark.filterwarnings("default")
+def test_a_resumed_run_goes_on_with_the_prior_that_it_had_begun(script, tmp_path, monkeypatch):
+    main, run, begun = script("train_vqvae"), tmp_path / "run", []
+    monkeypatch.setattr(main.__globals__["train_pixelcnn"], "main", begun.append)
+    main([*SHORT, *BOOK, "--with-prior", "--out", str(run)])
+    (run / "prior").mkdir()
+    (run / "prior" / "config.json").write_text("{}")
+    main(["--resume", "--out", str(run)])
+    prior = [str(run), "--out", str(run / "prior")]
+    assert begun == [prior, [*prior, "--resume"]]
+
+
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("pixels", ["bits", "levels"])
 def test_pixels_are_maps_too(script, tmp_path, pixels):
     run = tmp_path / "run"

@@ -12,8 +12,8 @@ from pplmodels.training import cli
 
 SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up", "2", "--device", "cpu"]
 NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
-FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "tensorboard", "curves.png"}
-FILES |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
+FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "environment.jsonl", "tensorboard"}
+FILES |= {"curves.png"} | {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
 PICTURES = {"reconstructions.png", "samples.png"}
 PLANE = PICTURES | {"interpolations.png", "manifold.png", "prior.png"}  # of one code an image
 FILM = PICTURES | {"painting.png", "painting.gif", "dreaming.gif"}
