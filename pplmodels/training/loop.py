@@ -1,5 +1,6 @@
 """The training loop: batches in, steps, evaluations, checkpoints."""
 
+import math
 import signal
 import sys
 import threading
@@ -95,7 +96,7 @@ def fit(
                 if "warning" in metrics:
                     bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
             if evaluating and patience is not None:
-                bounds = [line["valid_elbo"] for line in run.metrics]
+                bounds = [line.get("valid_elbo", -math.inf) for line in run.metrics]
                 since_best = len(bounds) - 1 - bounds.index(max(bounds))
                 if since_best == 0:
                     save_weights(run.folder, svi, averaged)

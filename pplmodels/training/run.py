@@ -1,6 +1,7 @@
 """A run's folder: its configuration, its evaluations, its result."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -10,8 +11,8 @@ from pathlib import Path
 import pyro
 import torch
 
-from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels.errors import InputError, refused_as
+from pplmodels.files import read_json, replace_file
 
 
 class Run:
@@ -26,9 +27,12 @@ class Run:
     ``*.png, *.gif``      pictures
     tensorboard/          the metrics as TensorBoard events
     ====================  ==========================================================
+
+    Whatever is written to a run is written inside its folder: a link in it is refused (:class:`InputError`).
     """
 
     def __init__(self, folder: Path, config: dict):
+        _refuse_links(folder)
         self.folder, self.config = folder, config
         self._writer = None
 
@@ -50,21 +54,32 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """An existing run."""
+        """An existing run, whose files a stranger may have written; :class:`InputError` says what is wrong with it."""
         folder = Path(folder)
+        otherwise = f"{folder} holds no run: it has no readable config.json."
         try:
-            return cls(folder, json.loads((folder / "config.json").read_text()))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} holds no run: it has no readable config.json.") from error
+            config = read_json(folder / "config.json", otherwise)
+        except OSError as error:
+            raise InputError(otherwise) from error
+        if not isinstance(config, dict):
+            raise InputError(otherwise)
+        return cls(folder, config)
 
     @property
     def metrics(self) -> list[dict]:
-        """The evaluations so far; a last line that a kill cut short is not one."""
-        try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        except FileNotFoundError:
+        """The evaluations so far; a last line that a kill cut short is not one.
+
+        Each has a whole number ``step``, and numbers where its names say seconds, a bound, a KL or an accuracy.
+        Raises :class:`InputError`.
+        """
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
             return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        with refused_as(f"{path} does not hold the evaluations of a run."):
+            if not path.is_file():
+                raise ValueError("not a file")
+            lines = path.read_bytes().decode().split("\n")[:-1]
+            return [_evaluation(json.loads(line)) for line in lines]
 
     def forget_after(self, step: int) -> None:
         """Drop evaluations later than ``step``: a resumed run will come to them again."""
@@ -73,7 +88,7 @@ class Run:
 
     def log(self, step: int, seconds: float, metrics: dict) -> None:
         """Append one evaluation to metrics.jsonl and TensorBoard."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / "metrics.jsonl", "a", opener=_not_a_link) as file:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **metrics}) + "\n")
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
@@ -130,3 +145,29 @@ def commit() -> str | None:
 
 def _write_json(path: Path, content: dict) -> None:
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _not_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # which Windows does not have
+
+
+def _refuse_links(folder: Path) -> None:
+    """What a run writes would go where a link points: such a folder of a stranger's could reach any file."""
+    inside = [folder, *(folder / name for name in ("starts", "tensorboard"))]
+    found = [path for place in inside for path in (place.glob("*") if place == folder else place.rglob("*"))]
+    for path in found:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link: a run's folder holds its own files.")
+
+
+def _evaluation(line: dict) -> dict:
+    """A line of metrics.jsonl; raises ValueError unless what is computed with is there and numbers."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ValueError("no evaluation")
+    for name, value in {"seconds": None, **line}.items():
+        drawn = name in ("seconds", "elbo", "count_accuracy") or name.endswith("_elbo") or name.startswith("kl/")
+        if drawn and type(value) not in (int, float):
+            raise ValueError(f"{name} is no number")
+        if type(value) is int:
+            float(value)  # raises OverflowError
+    return line
