@@ -506,8 +506,10 @@ def limit_memory() -> int:
 
 def fuzz(kind: Kind, number: int, seed: int, replay: int | None = None) -> dict:
     """The counts of ``number`` inputs in a process of their own; that it died counts as ``other`` and says at which."""
-    context = multiprocessing.get_context("forkserver")  # which imports once
-    context.set_forkserver_preload([__name__])
+    context = multiprocessing.get_context("forkserver")  # which imports once what is installed
+    context.set_forkserver_preload(
+        [name for name in sys.modules if name.startswith(("pplmodels", "guides", "hypothesis"))]
+    )
     position, (receiver, sender) = context.Value("q", -1), context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=work, args=(kind, number, seed, replay, Path(folder), position, sender))

@@ -33,6 +33,8 @@ def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[s
         if missing:
             raise InputError(f"{path} has no array named {missing[0]}; it holds {', '.join(held)}.")
         entries = {name: held[name] for name in (*required, *optional) if name in held}
+        if sum(entry.compress_size for entry in entries.values()) > path.stat().st_size:  # zipfile would ask for them
+            raise ValueError("more bytes than the file has")
         size = sum(entry.file_size for entry in entries.values())
         if size > max(SMALL, RATIO * path.stat().st_size):
             raise InputError(f"{path} says that it unpacks to {size:,} bytes, more than {RATIO} times its own.")

@@ -1,5 +1,6 @@
 """Sets of images, for training and held out: built in, from public archives, from a file, from a folder."""
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,10 @@ def _read_image(path: Path) -> np.ndarray:
     """One image as uint8, ``(H, W)`` if it is grey and ``(H, W, 3)`` else."""
     with refused_as(f"{path} is not a readable image."), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is a lower one
-        with Image.open(path, formats=FORMATS) as image:
+        if path.stat().st_size > 8 * PIXELS:  # bytes a pixel, of 16 bits in four channels
+            raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, which are the most.")
+        # from memory: of a file Pillow asks for as many bytes as a part of it claims to have, there or not
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
                 raise InputError(f"{path} has {image.height}x{image.width} pixels; {PIXELS:,} are the most.")
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16", "LA") else "RGB"))

@@ -104,7 +104,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ValueError("not a file")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
             raise ValueError("compressed")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("entries that are larger than the archive, or overlap")

@@ -148,9 +148,7 @@ def restore(parser: Parser, run: Run) -> dict:
             found[name] = _as_typed(actions.get(name), parser.get_default(name), stored)
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             flag = "--" + name.replace("_", "-")
-            raise InputError(
-                f"{run.folder} says that it was trained with {flag} {stored!r}, which cannot be."
-            ) from error
+            raise InputError(f"{run.folder} cannot have been trained with {flag} {stored!r}.") from error
     return found
 
 

@@ -130,7 +130,7 @@ def test_what_may_not_happen_is_seen(load):
 def test_an_input_can_be_had_again_by_seed_and_index(tmp_path, monkeypatch):
     first = fuzz.fuzz(fuzz.Kind(write, bug, ("file.json",)), 20, 3)
     monkeypatch.chdir(tmp_path)
-    for failed in first["others"][:2]:
+    for failed in first["others"][-1:]:
         row = fuzz.fuzz(fuzz.Kind(write, bug, ("file.json",)), 20, 3, failed["index"])
         assert row["others"] == [failed]
         assert (tmp_path / f"fuzzed-{failed['index']}-file.json").read_bytes() != b"{}"
