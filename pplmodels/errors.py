@@ -1,8 +1,20 @@
 """The ways in which a run ends early, each with one sentence for the person at the terminal."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LONGEST = 1000  # characters of a sentence; what is longer quotes a file that says too much
+
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one sentence that says what and why."""
+    """Something the user gave cannot be used; the message is one sentence that says what and why.
+
+    It is one line of at most :data:`LONGEST` printable characters, whatever it quotes from a stranger's file.
+    """
+
+    def __init__(self, sentence: str):
+        line = "".join(character if character.isprintable() else " " for character in sentence)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ...")
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -25,3 +37,18 @@ class StorageError(OSError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: what Ctrl-C does, with another exit code."""
+
+
+@contextmanager
+def refused_as(sentence: str) -> Iterator[None]:
+    """Any exception within becomes an :class:`InputError` that says ``sentence``.
+
+    It is for parsers of strangers' files, most of them somebody else's: what they raise for a damaged or made-up file
+    is any exception at all. An :class:`InputError` from within says more and stays.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(sentence) from error

@@ -67,6 +67,13 @@ def parser(
     return parser
 
 
+def image_parser() -> cli.Parser:
+    """What the config.json of a run on images says of them, in whatever script of the family."""
+    described = parser("", z_dim=None)
+    described.add_argument("--reading", choices=READINGS, default="levels")
+    return described
+
+
 def add_annealing(parser: cli.Parser) -> None:
     """How a pair learns to use its code."""
     bound = parser.add_argument_group("learning to use the code")

@@ -134,23 +134,72 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
         raise InputError(f"{options.out} was trained with --import {stored}: give it again.")
     if options.imports and not stored:
         raise InputError(f"{options.out} was trained without --import.")
-    given = _given(parser, argv)
-    for name, value in vars(options).items():
-        if name in FREE:
-            continue
-        if name not in run.config:
-            raise InputError(f"{options.out} holds a run of another script.")
-        stored = run.config[name]
+    given, restored = _given(parser, argv), restore(parser, run)
+    if not isinstance(run.config.get("command"), str) or not all(name in restored for name in kept(parser)):
+        raise InputError(f"{options.out} holds a run of another script.")
+    for name in kept(parser):
+        stored, value = restored[name], getattr(options, name)
         if name in given and value != stored:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
         setattr(options, name, stored)
+        run.config[name] = stored
     return options, run.lock()
+
+
+def restore(parser: Parser, run: Run) -> dict:
+    """The options of ``parser`` that config.json of ``run`` has, as if they had been typed.
+
+    A stranger may have written that file: what the command line would not take raises :class:`InputError`.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    found = {}
+    for name in vars(parser.parse_args([])):
+        if name not in run.config:
+            continue
+        stored = run.config[name]
+        try:
+            found[name] = _as_typed(actions.get(name), parser.get_default(name), stored)
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{run.folder} cannot have been trained with {flag} {stored!r}.") from error
+    return found
+
+
+def kept(parser: Parser) -> list[str]:
+    """The names of the options that a run keeps: all but :data:`FREE`."""
+    return [name for name in vars(parser.parse_args([])) if name not in FREE]
+
+
+def _as_typed(action: argparse.Action | None, default, stored):
+    """A value out of a file as the option's action makes it of text; options without an action have one value."""
+    if stored is None or action is None:
+        if stored != default:
+            raise ValueError("not a value of this option")
+        return default
+    if action.nargs == 0:
+        if not isinstance(stored, bool):
+            raise ValueError("neither on nor off")
+        return stored
+    if action.nargs in (None, "?"):
+        return _converted(action, stored)
+    if not isinstance(stored, list) or (isinstance(action.nargs, int) and len(stored) != action.nargs):
+        raise ValueError("not as many values as this option has")
+    return [_converted(action, value) for value in stored]
+
+
+def _converted(action: argparse.Action, stored):
+    if action.type is None and not isinstance(stored, str):
+        raise ValueError("no text")
+    value = stored if action.type is None else action.type(str(stored))
+    if action.choices is not None and value not in action.choices:
+        raise ValueError("none of the choices")
+    return value
 
 
 def _given(parser: Parser, argv: list[str] | None) -> set[str]:
     """The names of the options that were typed."""
-    defaults = {action.dest: action.default for action in parser._actions}
+    defaults = {action.dest: action.default for action in parser._actions if action.default is not argparse.SUPPRESS}
     unset = object()
     parser.set_defaults(**dict.fromkeys(defaults, unset))
     typed = parser.parse_args(argv)
@@ -185,7 +234,7 @@ def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int,
     options.image = list(shape)
     trained = options.image if run is None else run.config.get("image", options.image)
     if trained != options.image:
-        sizes = ["x".join(map(str, image)) for image in (options.image, trained)]
+        sizes = ["x".join(map(str, image)) if isinstance(image, list) else image for image in (options.image, trained)]
         raise InputError(f"the images of {options.data} are {sizes[0]}; {run.folder} was trained on {sizes[1]}.")
 
 

@@ -1,5 +1,6 @@
 """The training loop: batches in, steps, evaluations, checkpoints."""
 
+import math
 import signal
 import sys
 import threading
@@ -163,7 +164,7 @@ def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator
 
 def _since_best(history: list[dict]) -> int:
     """Evaluations since that of the highest "valid_elbo"."""
-    bounds = [line["valid_elbo"] for line in history]
+    bounds = [line.get("valid_elbo", -math.inf) for line in history]
     return len(bounds) - 1 - bounds.index(max(bounds)) if bounds else 0
 
 

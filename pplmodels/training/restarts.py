@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 
 from pplmodels import ranks
-from pplmodels.files import replace_file
+from pplmodels.errors import InputError
+from pplmodels.files import read_json, replace_file
 from pplmodels.training.checkpoint import FILE
 from pplmodels.training.run import Run
 
@@ -20,8 +21,13 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
     the comparison.
     """
     report = run.folder / "starts.json"
+    seeds = list(seeds)
     if report.exists():
-        return json.loads(report.read_text())["kept"]
+        otherwise = f"{report} does not say which of the seeds {', '.join(map(str, seeds))} was kept."
+        match read_json(report, otherwise):
+            case {"kept": int(kept)} if kept in seeds:
+                return kept
+        raise InputError(otherwise)
     starts = []
     for seed in seeds:
         folder = run.folder / "starts" / str(seed)
@@ -29,7 +35,9 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
         start = Run.open(folder).lock() if known else Run.create(folder, {**run.config, "seed": seed})
         begin(start, seed, (folder / FILE).exists())
         start.close()
-        last = start.metrics[-1]
+        last = {"train_elbo": None, **(start.metrics or [{}])[-1]}
+        if last["train_elbo"] is None:
+            raise InputError(f"{folder} does not say how well the start of seed {seed} went.")
         starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
         _say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
     kept = max(starts, key=lambda start: start["train_elbo"])["seed"]

@@ -12,8 +12,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from pplmodels import ranks
-from pplmodels.errors import InputError
-from pplmodels.files import TEMPORARY, append_line, remove_temporary_files, replace_file, whole_lines
+from pplmodels.errors import InputError, refused_as
+from pplmodels.files import TEMPORARY, append_line, read_json, remove_temporary_files, replace_file, whole_lines
 from pplmodels.training.events import Events
 
 LOCK = ".lock"
@@ -34,10 +34,12 @@ class Run:
     .lock                 while a process trains here
     ====================  ==========================================================
 
-    Several ranks share a folder; rank 0 locks it and writes to it.
+    Several ranks share a folder; rank 0 locks it and writes to it. Whatever is written to a run is written inside its
+    folder: a link in it is refused (:class:`InputError`).
     """
 
     def __init__(self, folder: Path, config: dict):
+        _refuse_links(folder)
         self.folder, self.config = folder, config
         self._events = self._lock = None
 
@@ -69,12 +71,19 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """An existing run, to be read; to train it, :meth:`lock` it."""
+        """An existing run, to be read; to train it, :meth:`lock` it.
+
+        A stranger may have written its files; :class:`InputError` says what is wrong with them.
+        """
         folder = Path(folder)
+        otherwise = f"{folder} holds no run: it has no readable config.json."
         try:
-            return cls(folder, json.loads((folder / "config.json").read_text()))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} holds no run: it has no readable config.json.") from error
+            config = read_json(folder / "config.json", otherwise)
+        except OSError as error:
+            raise InputError(otherwise) from error
+        if not isinstance(config, dict):
+            raise InputError(otherwise)
+        return cls(folder, config)
 
     def lock(self) -> "Run":
         """Keep every other process from training in this folder until this one closes the run, or is gone.
@@ -96,8 +105,14 @@ class Run:
 
     @property
     def metrics(self) -> list[dict]:
-        """The evaluations so far."""
-        return [json.loads(line) for line in whole_lines(self.folder / "metrics.jsonl")]
+        """The evaluations so far.
+
+        Each has a whole number ``step``, and numbers where its names say seconds, a bound, a KL or an accuracy.
+        Raises :class:`InputError`.
+        """
+        path = self.folder / "metrics.jsonl"
+        with refused_as(f"{path} does not hold the evaluations of a run."):
+            return [_evaluation(json.loads(line)) for line in whole_lines(path)]
 
     def begin(self, step: int, device: torch.device) -> None:
         """Note what a sitting, from ``step`` on, runs on: the next one may find other versions."""
@@ -185,3 +200,25 @@ def _left_over(path: Path) -> bool:
 
 def _write_json(path: Path, content: dict) -> None:
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _refuse_links(folder: Path) -> None:
+    """What a run writes would go where a link points: such a folder of a stranger's could reach any file."""
+    inside = [folder, *(folder / name for name in ("starts", "tensorboard"))]
+    found = [path for place in inside for path in (place.glob("*") if place == folder else place.rglob("*"))]
+    for path in found:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link: a run's folder holds its own files.")
+
+
+def _evaluation(line: dict) -> dict:
+    """A line of metrics.jsonl; raises ValueError unless what is computed with is there and numbers."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ValueError("no evaluation")
+    for name, value in {"seconds": None, **line}.items():
+        drawn = name in ("seconds", "elbo", "count_accuracy") or name.endswith("_elbo") or name.startswith("kl/")
+        if drawn and type(value) not in (int, float):
+            raise ValueError(f"{name} is no number")
+        if type(value) is int:
+            float(value)  # raises OverflowError
+    return line
