@@ -123,7 +123,7 @@ def update_tables(path: Path) -> None:
 
     def rows(match: re.Match) -> str:
         found = card(match[1].strip())
-        names = list(found["rows"][0])
+        names = [name for name, value in found["rows"][0].items() if not isinstance(value, list)]
         lines = [names, ["---"] * len(names), *([_cell(row[name]) for name in names] for row in found["rows"])]
         text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
         source = f"`{found['command']}`, on {found['device']}, torch {found['versions']['torch']}."

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from pplmodels import ranks
 
+pytestmark = pytest.mark.xdist_group("ranks")  # one process makes what they share
 ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--canvas", "20", "--object-size", "8", "--train-scenes", "333", "--test-scenes", "31", "--window", "8"),
