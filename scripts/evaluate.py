@@ -17,7 +17,7 @@ from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 from tqdm import tqdm
 
-from pplmodels import AIR, inspect
+from pplmodels import AIR, inspect, ranks
 from pplmodels.data import Images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
@@ -76,6 +76,8 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, rebuild, evaluate, print."""
     options = parser().parse_args(argv)
+    if ranks.number() > 1:
+        raise InputError("a run is evaluated by one process: start this script without torchrun.")
     device = cli.find_device(options.device)
     folder = Path(options.run)
     run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
