@@ -132,6 +132,7 @@ def fit(
                     say(f"warning: {metrics['warning']}")
                 if patience is not None and _since_best(history) == 0:
                     save_weights(run.folder, svi, averaged)
+                stopping = ranks.any_of(stop_requested() is not None)  # it may have come since
             if saving:
                 save_checkpoint(run.folder, svi, done, seconds(), summed, averaged)
                 if stopping:

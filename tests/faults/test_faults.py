@@ -126,6 +126,16 @@ def test_a_stop_between_evaluations_changes_no_line(tmp_path, number, error):
     assert without[0] != [{**line, "seconds": 0} for line in straight[3]]
 
 
+def test_a_stop_during_the_last_evaluation_is_a_stop(tmp_path):
+    def evaluate():
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"elbo": 0.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 5, evaluate=evaluate)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+
+
 def test_a_stop_right_after_a_loss_that_is_not_finite_saves_nothing(tmp_path):
     """The loss is infinite at step 11 and nobody has looked when the stop comes at step 12."""
 
