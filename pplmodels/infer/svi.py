@@ -65,7 +65,7 @@ class SVI(pyro.infer.SVI):
         loss = TraceGraph_ELBO() if loss is None else loss
         if isinstance(optim, PyroOptim):
             if clip_norm is not None or compile is True or precision is not None:
-                raise ValueError("clip_norm, compile and precision need a torch optimizer")
+                raise ValueError("clip_norm, compile and precision need a torch optimizer; a PyroOptim has clip_args")
             super().__init__(model, guide, optim, loss)
             return
         if not isinstance(optim, torch.optim.Optimizer):
