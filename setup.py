@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"]
+DOCS = ["sphinx>=7.4", "myst-nb>=1.1", "furo>=2024.8"]
+
 setup(
     name="pplmodels",
     version="0.1.0",
@@ -15,6 +18,9 @@ setup(
         "pyro-ppl>=1.9.1",
         "numpy>=1.24",
         "matplotlib>=3.7",
+        "networkx>=2.8",
+        "xarray>=2024.10",
+        "arviz>=0.22",
         "pillow>=9.4",
         "scikit-learn>=1.3",
         "safetensors>=0.4.3",
@@ -22,8 +28,9 @@ setup(
         "tqdm>=4.65",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
-        "notebooks": ["jupyterlab>=4", "ipywidgets>=8"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "zuko>=1.2", *NOTEBOOKS, *DOCS],
+        "notebooks": ["jupyterlab>=4", *NOTEBOOKS],
+        "docs": DOCS,
         "benchmark": ["numpyro>=0.15"],
     },
 )

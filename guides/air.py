@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 from guides.baselines import NeuralBaseline
 from pplmodels.air import AIR, bernoulli_while_present
 from pplmodels.nn import ContextLSTMCell, leash, mlp, read_window
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
 Glance = tuple[Tensor, Tensor]  # the image's share of the LSTM's gates, and of the baseline
@@ -139,7 +140,7 @@ class AIRGuide(Half):
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             for t in range(1, self.num_steps + 1):
                 gates, context = glance
                 state = self.lstm(gates, z, state)

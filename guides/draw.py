@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pplmodels.draw import DRAW
 from pplmodels.nn.canvas import State, WholeReader, WindowReader
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
 
@@ -63,7 +64,7 @@ class DRAWGuide(Half):
         """Sample the codes of the images ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
         if x is None:
             raise ValueError("DRAW's guide infers codes from images: x is required")
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             seen, reader = self.reader.look(x), (self.h, self.c)
             painter, canvas = self.model.start()
             for t in pyro.markov(range(1, self.model.num_steps + 1)):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pplmodels.ladder_vae import LadderVAE
 from pplmodels.nn.mlp import NormalHead, mlp
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
 Message = tuple[Tensor, Tensor]  # mean and variance of what the image says of a layer
@@ -76,7 +77,7 @@ class LadderGuide(Half):
         """Sample the codes of the images ``x (B, C, H, W)``, return z_1; ``n`` is the model's and unused here."""
         if x is None:
             raise ValueError("a ladder's guide infers codes from images: x is required")
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             messages, z = self.messages(x), None
             for layer in pyro.markov(range(len(messages), 0, -1)):
                 z = pyro.sample(f"z{layer}", self.q_z(layer, messages[layer - 1], z))

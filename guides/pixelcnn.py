@@ -1,8 +1,8 @@
 """PixelCNN: nothing to infer."""
 
-import pyro
 from torch import Tensor
 
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
 
@@ -16,5 +16,5 @@ class EmptyGuide(Half):
 
     def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> None:
         """Nothing is sampled."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             pass

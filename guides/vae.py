@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pplmodels.nn import RowLSTM, conv_encoder, mlp
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 from pplmodels.priors import made
 
@@ -57,7 +58,7 @@ class VAEGuide(Half):
         """Sample the codes of the images ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
         if x is None:
             raise ValueError("a VAE's guide infers codes from images: x is required")
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             return pyro.sample("z", self.q_z(x))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pplmodels.nn.quantiser import straight_through
 from pplmodels.nn.residual import residual_encoder
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 from pplmodels.vq_vae import VQVAE
 
@@ -27,12 +28,12 @@ class VQGuide(Half):
 
     Both are factors of this half: auxiliary, so no part of any bound that is measured.
 
-    =====  ============  ===========  ===========  =======================
-    site   support       batch shape  event shape  in the paper
-    =====  ============  ===========  ===========  =======================
-    codes  0..K-1        (B)          (H/4, W/4)   deterministic
-    z      real          (B)          (D, H/4, ..) deterministic
-    =====  ============  ===========  ===========  =======================
+    =====  ============  ===========  ============  =======================
+    site   support       batch shape  event shape   in the paper
+    =====  ============  ===========  ============  =======================
+    codes  0..K-1        (B)          (H/4, W/4)    deterministic
+    z      real          (B)          (D, H/4, ..)  deterministic
+    =====  ============  ===========  ============  =======================
 
     Arguments:
         model: gives the sizes and the codebook, which stays the model's; :meth:`from_pretrained` is given it again.
@@ -63,7 +64,7 @@ class VQGuide(Half):
         if x is None:
             raise ValueError("a VQ-VAE's guide infers codes from images: x is required")
         codebook = self.model.codebook
-        with pyro.plate("data", len(x), dim=-1):
+        with data_plate(len(x)):
             z_e = self.encoder(x)
             codes = pyro.sample("codes", self.q_codes(z_e))
             if self.training:

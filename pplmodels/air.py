@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,8 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from pplmodels.nn import mlp, write_window
-from pplmodels.pretrained import Half
+from pplmodels.plates import data_plate
+from pplmodels.pretrained import IMAGE, Half
 
 # The logit of an impossible object: its sigmoid is exactly 0 in float32, its log-probability exactly 0 when absent.
 NEVER = -200.0
@@ -67,6 +69,8 @@ class AIR(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"z_where": ("where",), "z_what": ("what",), "x": IMAGE})
+    coords = MappingProxyType({"where": ("log_size", "x", "y")})
 
     def __init__(
         self,
@@ -148,12 +152,12 @@ class AIR(Half):
     @pyro_method
     def prior(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Sample (or replay) the latents of ``n`` scenes without drawing the scenes; shapes as :meth:`latents`."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return self.latents(n)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the scenes ``x (B, C, H, W)``, or draw ``n`` scenes; returns x."""
         batch = n if x is None else len(x)
-        with pyro.plate("data", batch, dim=-1):
+        with data_plate(batch):
             latents = self.latents(batch)
             return pyro.sample("x", self.p_x(*latents), obs=x)

@@ -1,6 +1,7 @@
 """DRAW, an image painted step by step: the generative half (Gregor et al. 2015, arXiv 1502.04623)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.nn.canvas import State, WholeWriter, WindowWriter
 from pplmodels.nn.recurrent import LSTMCell
-from pplmodels.pretrained import Half
+from pplmodels.plates import data_plate
+from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import StandardNormal
 from pplmodels.sharing import shared
 
@@ -52,6 +54,7 @@ class DRAW(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"z": ("latent",), "x": IMAGE})
 
     def __init__(
         self,
@@ -110,10 +113,10 @@ class DRAW(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) the codes of ``n`` images; returns their canvases, ``(n, C, H, W)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return self.draw()
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(self.draw()), obs=x)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pplmodels.likelihoods import Bernoulli
 from pplmodels.nn.mlp import NormalHead, mlp
-from pplmodels.pretrained import Half
+from pplmodels.plates import data_plate
+from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import StandardNormal
 from pplmodels.sharing import shared
 
@@ -60,6 +61,7 @@ class LadderVAE(Half):
             raise ValueError(f"{len(z_dims)} layers of codes do not fit {len(hidden_dims)} widths: one each, at least")
         self.image, self.z_dims, self.hidden_dims = tuple(image), tuple(z_dims), tuple(hidden_dims)
         self.batch_norm = batch_norm
+        self.dims = {f"z{layer}": (f"latent_{layer}",) for layer in range(1, len(z_dims) + 1)} | {"x": IMAGE}
         self.top = StandardNormal(z_dims[-1])
         options = {"activation": "leaky-relu", "batch_norm": batch_norm}
         self.layers = nn.ModuleList(
@@ -95,10 +97,10 @@ class LadderVAE(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) the codes of ``n`` images without drawing them; returns z_1, ``(n, D_1)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return self.codes()
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(self.codes()), obs=x)

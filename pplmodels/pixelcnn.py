@@ -1,6 +1,7 @@
 """PixelCNN and Gated PixelCNN: maps of discrete values (van den Oord et al. 2016, arXiv 1601.06759, 1606.05328)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from pplmodels.distributions import AutoregressiveCategorical
 from pplmodels.nn.masked_conv import GatedPixelCNNNetwork, PixelCNNNetwork
+from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
 
@@ -19,6 +21,7 @@ class _RasterOrder(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"x": ("row", "column")})
 
     def __init__(self, network: nn.Module, map: Sequence[int], levels: int, classes: int = 0):
         super().__init__("pixelcnn")
@@ -41,7 +44,7 @@ class _RasterOrder(Half):
 
         ``label (B)`` or ``(n)``, int64, are their classes, where the model is one of several classes.
         """
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(label), obs=x)
 
 

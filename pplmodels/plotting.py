@@ -1,15 +1,12 @@
-"""Pictures; everything here takes arrays and knows no model."""
+"""Pictures; everything here takes arrays and knows no model, and gives figures that no window system has seen."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no display is needed
-
-import matplotlib.pyplot as plt
+import networkx
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
@@ -21,9 +18,7 @@ STEP_COLOURS = ("tab:red", "tab:green", "tab:blue", "tab:orange", "tab:purple", 
 def image_rows(rows: Sequence[np.ndarray], labels: Sequence[str], inches: float = 1.1) -> Figure:
     """Rows of images, each ``(B, C, H, W)`` in [0, 1], with a label a row."""
     columns = len(rows[0])
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(inches * columns + 0.3, inches * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure, axes = _grid(len(rows), columns, inches * columns + 0.3, inches * len(rows))
     for row, label, line in zip(rows, labels, axes, strict=True):
         line[0].set_ylabel(label)
         for image, axis in zip(row, line, strict=True):
@@ -78,7 +73,7 @@ def painting_film(
 ) -> None:
     """A GIF of canvases ``(T + 1, B, C, H, W)`` being painted, side by side, and of the windows ``(T, B, 3)``."""
     count = len(canvases) - 1
-    figure, axes = plt.subplots(1, canvases.shape[1], figsize=(canvases.shape[1], 1.3), squeeze=False)
+    figure, axes = _grid(1, canvases.shape[1], canvases.shape[1], 1.3, layout=None)
     figure.subplots_adjust(0, 0, 1, 0.8, wspace=0.05)
 
     def show(frame: int) -> None:
@@ -93,7 +88,6 @@ def painting_film(
 
     film = FuncAnimation(figure, show, frames=count + 1 + max(1, count // 3))
     film.save(path, PillowWriter(fps=max(1, round(count / seconds))), dpi=100)
-    plt.close(figure)
 
 
 def _draw_square(axis, where: np.ndarray, colour: str) -> None:
@@ -116,7 +110,7 @@ def _show_image(axis, image: np.ndarray) -> None:
 
 def curves(metrics: Sequence[dict], groups: Sequence[Sequence[str]], x: str = "step") -> Figure:
     """One panel a group of metric names, against step or seconds, from the lines of metrics.jsonl."""
-    figure, axes = plt.subplots(1, len(groups), figsize=(4 * len(groups), 3), squeeze=False, layout="constrained")
+    figure, axes = _grid(1, len(groups), 4 * len(groups), 3)
     for names, axis in zip(groups, axes[0], strict=True):
         for name in names:
             points = [(line[x], line[name]) for line in metrics if name in line]
@@ -134,7 +128,7 @@ def curves_by_run(runs: Mapping[str, Sequence[Sequence[dict]]], metric: str, x: 
 
     The axis of a metric between 0 and 1, such as an accuracy, is stretched towards both ends.
     """
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axis = _one(7, 4)
     for colour, (label, curves_) in enumerate(runs.items()):
         for number, lines in enumerate(curves_):
             points = [(line[x], line[metric]) for line in lines if metric in line]
@@ -156,7 +150,7 @@ def image_plane(images: np.ndarray, labels: tuple[str, str]) -> Figure:
     """Images ``(R, C, channels, H, W)`` in [0, 1] side by side; ``labels`` say what changes downwards, to the right."""
     rows, columns, channels, height, width = images.shape
     tiled = images.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
-    figure, axis = plt.subplots(figsize=(7, 7 * tiled.shape[1] / tiled.shape[2]), layout="constrained")
+    figure, axis = _one(7, 7 * tiled.shape[1] / tiled.shape[2])
     _show_image(axis, tiled)
     axis.set(ylabel=labels[0], xlabel=labels[1])
     return figure
@@ -164,29 +158,74 @@ def image_plane(images: np.ndarray, labels: tuple[str, str]) -> Figure:
 
 def histogram(counts: np.ndarray, kind: str, of: str) -> Figure:
     """How often each of some kinds ``(K)`` occurs, the most frequent first."""
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    figure, axis = _one(6, 3)
     axis.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0)
     axis.set(xlabel=f"{kind}, by frequency", ylabel=of, title=f"{(counts > 0).sum()} of {len(counts)} in use")
     return figure
 
 
-def clouds(points: Mapping[str, np.ndarray], mean: np.ndarray, covariance: np.ndarray) -> Figure:
-    """Sets of points ``(N, 2)`` side by side, with the ellipses of one, two and three deviations of the truth."""
-    figure, axes = plt.subplots(
-        1, len(points), figsize=(4 * len(points), 4), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    angles = np.linspace(0, 2 * np.pi, 200)
-    circle = np.linalg.cholesky(np.asarray(covariance)) @ np.stack([np.cos(angles), np.sin(angles)])
+def clouds(
+    points: Mapping[str, np.ndarray], mean: np.ndarray | None = None, covariance: np.ndarray | None = None
+) -> Figure:
+    """Sets of points ``(N, 2)`` side by side; if the truth is known, with its ellipses of one to three deviations."""
+    figure, axes = _grid(1, len(points), 4 * len(points), 4, sharex=True, sharey=True)
     for axis, (label, cloud) in zip(axes[0], points.items(), strict=True):
         axis.plot(*cloud.T, ".", markersize=2, alpha=0.4)
-        for deviations in (1, 2, 3):
-            axis.plot(*(np.asarray(mean)[:, None] + deviations * circle), color="tab:red", linewidth=1)
+        if covariance is not None:
+            angles = np.linspace(0, 2 * np.pi, 200)
+            circle = np.linalg.cholesky(np.asarray(covariance)) @ np.stack([np.cos(angles), np.sin(angles)])
+            for deviations in (1, 2, 3):
+                axis.plot(*(np.asarray(mean)[:, None] + deviations * circle), color="tab:red", linewidth=1)
         axis.set_title(label)
         axis.set_aspect("equal")
     return figure
 
 
+def shares(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
+    """A small bar chart a row of ``probabilities (B, K)``: of 0, 1, ... K - 1 of something."""
+    figure, axes = _grid(1, len(probabilities), 1.3 * len(probabilities), 1.6, sharey=True)
+    for axis, row, title in zip(axes[0], probabilities, titles, strict=True):
+        axis.bar(np.arange(len(row)), row)
+        axis.set(xticks=np.arange(len(row)), ylim=(0, 1), xlabel=of)
+        axis.set_title(title, fontsize=8)
+    return figure
+
+
+def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
+    """The parents of each site of each half as arrows, side by side; what depends on more is further down."""
+    drawn = {half: networkx.DiGraph({site: [] for site in parents}) for half, parents in halves.items()}
+    rows = {}
+    for half, parents in halves.items():
+        drawn[half].add_edges_from((parent, site) for site, others in parents.items() for parent in others)
+        rows[half] = list(networkx.topological_generations(drawn[half]))
+    deepest = max(map(len, rows.values()))
+    figure, axes = _grid(1, len(halves), 5 * len(halves), 1.2 * deepest)
+    for axis, (half, arrows) in zip(axes[0], drawn.items(), strict=True):
+        for row, sites in enumerate(rows[half]):
+            networkx.set_node_attributes(arrows, dict.fromkeys(sites, -row), "row")
+        places = networkx.multipartite_layout(arrows, subset_key="row", align="horizontal")
+        curved = "arc3,rad=0.25"  # an arrow that passes a site by is seen
+        look = {"node_color": "white", "edgecolors": "tab:blue", "edge_color": "gray", "connectionstyle": curved}
+        networkx.draw_networkx(arrows, places, ax=axis, node_size=1500, font_size=8, **look)
+        axis.margins(y=0.7 / deepest)
+        axis.set(title=half, xlim=(-1.4, 1.4))
+        axis.axis("off")
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and let go of it."""
+    """Write a figure as PNG."""
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
+
+
+def _grid(
+    rows: int, columns: int, width: float, height: float, layout: str | None = "constrained", **sharing: bool
+) -> tuple[Figure, np.ndarray]:
+    """A figure of so many inches, and its axes ``(rows, columns)``."""
+    figure = Figure(figsize=(width, height), layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+
+
+def _one(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = _grid(1, 1, width, height)
+    return figure, axes[0, 0]

@@ -2,7 +2,9 @@
 
 import inspect
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from pyro.nn import PyroModule
@@ -12,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from pplmodels.errors import InputError
 from pplmodels.files import replace_file
 
+IMAGE = ("channel", "row", "column")  # dimensions
+
 
 class Half(PyroModule):
     """One half of a pair, a model or a guide: a named PyroModule that remembers its constructor arguments.
@@ -19,9 +23,14 @@ class Half(PyroModule):
     ``role`` ("model" or "guide") names the half's two files in a folder: ``<role>.safetensors`` holds the
     weights and buffers, ``<role>.json`` the class name and the constructor arguments. Neither file can run
     code when it is loaded.
+
+    ``dims`` names the event dimensions of sites, the number of a step left out, and ``coords`` says what some of these
+    dimensions count: :func:`pplmodels.inspect.posterior` and its like label their arrays so.
     """
 
     role: str
+    dims: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    coords: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def __new__(cls, *args, **kwargs):  # noqa: D102 - records what __init__ is about to receive
         self = super().__new__(cls)
@@ -69,9 +78,11 @@ class Half(PyroModule):
 def load_pair(folder: str | Path) -> tuple[Half, Half]:
     """The model and the guide that were saved in ``folder``, of whatever classes, on the CPU and in evaluation mode.
 
-    The classes, yours too, must have been imported: they are found by their names, so that no file says what code to
-    run. A guide whose constructor has an argument ``model`` is given the model.
+    The classes are found by their names, so that no file says what code to run; yours must have been imported. A guide
+    whose constructor has an argument ``model`` is given the model.
     """
+    import guides  # noqa: F401 - so that its classes are known; above, it would be a circle
+
     model = _class_of(folder, "model").from_pretrained(folder)
     guide = _class_of(folder, "guide")
     parts = {"model": model} if "model" in inspect.signature(guide).parameters else {}

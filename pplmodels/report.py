@@ -157,9 +157,9 @@ def level_bits(images: Images, nats: float) -> float | None:
 def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
     """Write curves.png, where there are metrics, and of images reconstructions.png and samples.png (from the prior).
 
-    Where there is one code of several coordinates an image, also interpolations.png (between codes of images) and
-    manifold.png (a plane of codes); where there are layers of codes, layers.png (images of which only the upper layers
-    are kept, and the lower ones drawn anew).
+    Where there is one code of several coordinates an image, also interpolations.png (between codes of images),
+    manifold.png (a plane of codes) and prior.png (codes from the prior beside codes of images); where there are layers
+    of codes, layers.png (images of which only the upper layers are kept, and the lower ones drawn anew).
     """
     curves_picture(metrics, folder)
     if len(images.shape) != 3:
@@ -187,6 +187,10 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
         labels = tuple(f"coordinate {number}" for number in coordinates)
         plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
+        clouds, _ = inspect.code_clouds(model, guide, images.head(1000)[:], sites[0])
+        plotting.save(
+            plotting.clouds({name: cloud.cpu().numpy() for name, cloud in clouds.items()}), folder / "prior.png"
+        )
 
 
 def curves_picture(metrics: list[dict], folder: Path) -> None:

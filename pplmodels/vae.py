@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from pplmodels import likelihoods
 from pplmodels.nn import conv_decoder, mlp
-from pplmodels.pretrained import Half
+from pplmodels.plates import data_plate
+from pplmodels.pretrained import IMAGE, Half
 from pplmodels.priors import AutoregressiveFlow, StandardNormal
 
 
@@ -38,6 +40,7 @@ class VAE(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"z": ("latent",)})
 
     def __init__(self, prior: nn.Module, decoder: nn.Module, likelihood: nn.Module):
         super().__init__("vae")
@@ -56,12 +59,12 @@ class VAE(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) ``n`` codes without drawing images, ``(n, D)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return pyro.sample("z", self.p_z())
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             z = pyro.sample("z", self.p_z())
             return pyro.sample("x", self.p_x(z), obs=x)
 
@@ -75,6 +78,8 @@ class MLPVAE(VAE):
         hidden_dims: widths from the code to the image.
         activation: a name in :data:`pplmodels.nn.mlp.ACTIVATIONS`.
     """
+
+    dims = VAE.dims | {"x": IMAGE}
 
     def __init__(
         self,
@@ -97,6 +102,8 @@ class PlaneVAE(VAE):
         hidden_dims: widths from the code to the vector.
     """
 
+    dims = VAE.dims | {"x": ("coordinate",)}
+
     def __init__(self, x_dim: int = 2, z_dim: int = 2, hidden_dims: Sequence[int] = (32,)):
         likelihood = likelihoods.DiagonalNormal()
         super().__init__(StandardNormal(z_dim), mlp(z_dim, hidden_dims, likelihood.outputs(x_dim)), likelihood)
@@ -113,6 +120,8 @@ class ConvVAE(VAE):
         flow: widths of the MADE of an autoregressive prior (:class:`pplmodels.priors.AutoregressiveFlow`); None for
             a standard normal.
     """
+
+    dims = VAE.dims | {"x": IMAGE}
 
     def __init__(
         self,

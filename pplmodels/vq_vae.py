@@ -1,6 +1,7 @@
 """VQ-VAE: the generative half (van den Oord et al. 2017, arXiv 1711.00937)."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,10 @@ from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.nn.quantiser import Codebook
 from pplmodels.nn.residual import quarter, residual_decoder
 from pplmodels.pixelcnn import GatedPixelCNN, PixelCNN
-from pplmodels.pretrained import Half
+from pplmodels.plates import data_plate
+from pplmodels.pretrained import IMAGE, Half
+
+MAP = ("map_row", "map_column")  # dimensions
 
 
 class VQVAE(Half):
@@ -25,13 +29,13 @@ class VQVAE(Half):
         z     = e(codes)                                the codebook's vectors
         x     ~ likelihood(decoder(z))
 
-    =====  ============  ===========  ===========  ===================
-    site   support       batch shape  event shape  symbol in the paper
-    =====  ============  ===========  ===========  ===================
-    codes  0..K-1        (B)          (H/4, W/4)   z
-    z      real          (B)          (D, H/4, ..) z_q, e_k
-    x      likelihood's  (B)          (C, H, W)    x
-    =====  ============  ===========  ===========  ===================
+    =====  ============  ===========  ============  ===================
+    site   support       batch shape  event shape   symbol in the paper
+    =====  ============  ===========  ============  ===================
+    codes  0..K-1        (B)          (H/4, W/4)    z
+    z      real          (B)          (D, H/4, ..)  z_q, e_k
+    x      likelihood's  (B)          (C, H, W)     x
+    =====  ============  ===========  ============  ===================
 
     z has one possible value, given the codes. It is a site so that the guide can hand over the same value with the
     encoder's gradient (straight-through); log p(z | codes) is 0 there.
@@ -46,6 +50,7 @@ class VQVAE(Half):
     """
 
     role = "model"
+    dims = MappingProxyType({"codes": MAP, "z": ("vector", *MAP), "x": IMAGE})
 
     def __init__(
         self,
@@ -94,12 +99,12 @@ class VQVAE(Half):
     @pyro_method
     def prior(self, n: int) -> Tensor:
         """Sample (or replay) the codes of ``n`` images without drawing the images, ``(n, H/4, W/4)``."""
-        with pyro.plate("data", n, dim=-1):
+        with data_plate(n):
             return pyro.sample("codes", self.p_codes())
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
-        with pyro.plate("data", n if x is None else len(x), dim=-1):
+        with data_plate(n if x is None else len(x)):
             codes = pyro.sample("codes", self.p_codes())
             z = pyro.sample("z", self.p_z(codes))
             return pyro.sample("x", self.p_x(z), obs=x)

@@ -1,9 +1,7 @@
 """Rebuild a trained pair from its run folder and measure it on held-out images again, with tighter bounds."""
 
 import argparse
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +49,7 @@ def parser() -> cli.Parser:
     """The script's options."""
     parser = cli.Parser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or one with two halves that you saved")
-    parser.add_argument("--import", dest="imports", metavar="FILE.py", help="your module with the pair's classes")
+    cli.add_import(parser, "the classes of the pair")
     parser.add_argument("--data", metavar="NAME|FILE.npz|FOLDER", help="other data (default: as in training)")
     parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
     parser.add_argument("--reading", choices=READINGS, help="what pixels become (default: as in training)")
@@ -79,8 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     device = cli.find_device(options.device)
     folder = Path(options.run)
     run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
-    if options.imports:
-        _import(Path(options.imports))
+    cli.run_import(options)
     model, guide = (half.to(device) for half in load_pair(run.folder))
     trained = as_trained(options, run)
     load, measure, draw = KINDS.get(run.config.get("script"), IMAGES)
@@ -129,15 +126,6 @@ def weighted(model, guide, images: Images, num_samples: int, chunk: int) -> Weig
     bound = compiled_log_probs(model, guide, samples=min(chunk, num_samples), fallback=True)
     batches = tqdm(images.batches(TOGETHER), total=-(-len(images) // TOGETHER), unit=f"{TOGETHER} images")
     return importance_weighted(bound, batches, num_samples)
-
-
-def _import(path: Path) -> None:
-    """Run a file of the user's, so that the classes which it defines are known."""
-    if not path.is_file():
-        raise InputError(f"--import {path}: there is no such file.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
 
 def gradient_variances(model: AIR, guide, batch: Tensor, repeats: int) -> dict[str, float]:

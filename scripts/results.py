@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import benchmark
@@ -97,35 +98,51 @@ def _figure(value: float | None) -> str:
 
 
 def update_tables(path: Path) -> None:
-    """Rewrite what stands between ``<!-- results: CARD CARD | METRIC METRIC -->`` and ``<!-- end -->`` in a page."""
+    """Rewrite what stands between a marker and ``<!-- end -->`` in a page.
+
+    ``<!-- results: CARD CARD | METRIC METRIC -->`` is a table, ``<!-- figure: CARD METRIC -->`` in a line the median
+    over the card's seeds, ``<!-- benchmark -->`` what the benchmark measured.
+    """
+
+    def card(name: str) -> dict:
+        return json.loads((CARDS / f"{name}.json").read_text())
 
     def fill(match: re.Match) -> str:
         names, metrics = (part.split() for part in match[1].split("|"))
-        cards = [json.loads((CARDS / f"{name}.json").read_text()) for name in names]
-        return f"<!-- results:{match[1]}-->\n\n{table(cards, metrics)}\n\n<!-- end -->"
+        return f"<!-- results:{match[1]}-->\n\n{table([card(name) for name in names], metrics)}\n\n<!-- end -->"
+
+    def figure(match: re.Match) -> str:
+        name, metric = match[1].split()
+        found = statistics.median(value for value in card(name)["metrics"][metric] if value is not None)
+        return f"<!-- figure:{match[1]}-->{_figure(found)}<!-- end -->"
 
     text = path.read_text()
     if "<!-- benchmark -->" in text:
-        card = json.loads((CARDS / "benchmark.json").read_text())
-        filled = f"{benchmark.table(card['rows'])}\n\nOn {card['device']}, torch {card['versions']['torch']}."
-        if path.parent.name == "docs":
-            filled += f"\n\nWhere the time goes, each part timed alone:\n\n{benchmark.parts_table(card['rows'])}"
-            long = card["draw_64_steps"]
-            filled += f"\n\nDRAW with 64 steps, batch 128, compiled: {long['step_ms']:.0f} ms a step, "
-            filled += f"{long['peak_bytes'] / 1e6:.0f} MB at its peak above weights and optimizer."
-            drawn = card["sampling_seconds"]
-            for name in ("PixelCNN", "GatedPixelCNN"):
-                kept, full = drawn[name], drawn[f"{name}, full passes"]
-                filled += f"\n\nDrawing 100 maps of 8 x 8 from a {name}: {kept:.2f} s, by 64 full passes {full:.2f} s: "
-                filled += f"{full / kept:.0f} times as long."
-        text = re.sub(
-            "<!-- benchmark -->.*?<!-- end -->",
-            f"<!-- benchmark -->\n\n{filled}\n\n<!-- end -->",
-            text,
-            flags=re.DOTALL,
-        )
+        filled = f"<!-- benchmark -->\n\n{benchmark_tables(card('benchmark'))}\n\n<!-- end -->"
+        text = re.sub("<!-- benchmark -->.*?<!-- end -->", filled, text, flags=re.DOTALL)
     text = re.sub(r"<!-- results:(.*?)-->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    text = re.sub(r"<!-- figure:(.*?)-->.*?<!-- end -->", figure, text)
     replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def benchmark_tables(measured: dict) -> str:
+    """What scripts/benchmark.py measured, in Markdown."""
+    paragraphs = [
+        benchmark.table(measured["rows"]),
+        f"On {measured['device']}, torch {measured['versions']['torch']}.",
+        "Where the time goes, each part timed alone:",
+        benchmark.parts_table(measured["rows"]),
+        f"DRAW with 64 steps, batch 128, compiled: {measured['draw_64_steps']['step_ms']:.0f} ms a step, "
+        f"{measured['draw_64_steps']['peak_bytes'] / 1e6:.0f} MB at its peak above weights and optimizer.",
+    ]
+    drawn = measured["sampling_seconds"]
+    for name in ("PixelCNN", "GatedPixelCNN"):
+        kept, full = drawn[name], drawn[f"{name}, full passes"]
+        paragraphs.append(
+            f"Drawing 100 maps of 8 x 8 from a {name}: {kept:.2f} s, by 64 full passes {full:.2f} s: "
+            f"{full / kept:.0f} times as long."
+        )
+    return "\n\n".join(paragraphs)
 
 
 def main() -> None:

@@ -121,7 +121,8 @@ def draw(model: AIR, guide: AIRGuide, scenes: SceneSet, run: Run) -> None:
 
 
 def complete(options: argparse.Namespace) -> None:
-    """Defaults that depend on other options."""
+    """Defaults that depend on other options; what cannot be is refused before there is a folder."""
+    cli.yours(options, AIR, GUIDES[options.guide])
     options.steps = options.steps or STEPS.get(options.data, 6000)
     options.eval_every = options.eval_every or max(1, options.steps // 10)
     options.counts = options.counts or list(range(options.max_objects + 1))
@@ -143,12 +144,12 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     }
     device = scenes.train.pixels.device
     where_loc, where_scale = scenes.window_prior()
-    model = AIR(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
+    model_class, guide_class = cli.yours(options, AIR, GUIDES[options.guide])
+    model = model_class(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
     log_k = math.log(options.count_ratio[0])
     parts = {"model": model} if options.guide == "dair" else {}
-    guide = GUIDES[options.guide](
-        **parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k
-    ).to(device)
+    guide = guide_class(**parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k)
+    guide = guide.to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
     elbo = ESTIMATORS[options.estimator]()
     return SVI(model, guide, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")

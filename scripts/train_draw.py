@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     ink = float((images.train.pixels.float().mean() / 255).clamp(0.01, 0.99))
 
     def build() -> tuple[DRAW, DRAWGuide]:
-        model = DRAW(
+        model_class, guide_class = cli.yours(options, DRAW, DRAWGuide)
+        model = model_class(
             images.train.shape,
             options.num_steps,
             options.z_dim,
@@ -60,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
             options.likelihood,
             canvas_start=math.log(ink / (1 - ink)),
         )
-        return model, DRAWGuide(model, options.hidden, options.read_window if options.attention else None)
+        read_window = options.read_window if options.attention else None
+        return model, guide_class(model, options.hidden, read_window)
 
     vaes.train(options, run, "draw", build, images, draw)
 

@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None, description: str = __doc__, name: str = 
 
     def build() -> tuple[ConvVAE, ConvGuide]:
         decoder = {"channels": options.decoder_channels, "refine": options.refine}
-        model = ConvVAE(**sizes, **decoder, likelihood=options.likelihood, flow=prior)
-        return model, ConvGuide(**sizes, channels=options.encoder_channels, flow=posterior)
+        model_class, guide_class = cli.yours(options, ConvVAE, ConvGuide)
+        model = model_class(**sizes, **decoder, likelihood=options.likelihood, flow=prior)
+        return model, guide_class(**sizes, channels=options.encoder_channels, flow=posterior)
 
     def network(model: ConvVAE, guide: ConvGuide) -> nn.Module | None:
         return {"prior": model.code_prior, "posterior": guide.network}.get(options.flow)

@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     vaes.complete(options, STEPS)
 
     def build() -> tuple[LadderVAE, LadderGuide]:
-        model = LadderVAE(images.train.shape, options.z_dims, options.hidden, options.batch_norm)
-        return model, LadderGuide(model)
+        model_class, guide_class = cli.yours(options, LadderVAE, LadderGuide)
+        model = model_class(images.train.shape, options.z_dims, options.hidden, options.batch_norm)
+        return model, guide_class(model)
 
     vaes.train(options, run, "ladder-vae", build, images)
 

@@ -34,8 +34,10 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}
 
     def build() -> tuple[ConvVAE, LSTMGuide]:
-        model = ConvVAE(**sizes, channels=options.channels, refine=False, likelihood="bernoulli")
-        return model, LSTMGuide(**sizes, hidden_dim=options.hidden)
+        decoder = {"channels": options.channels, "refine": False}
+        model_class, guide_class = cli.yours(options, ConvVAE, LSTMGuide)
+        model = model_class(**sizes, **decoder, likelihood="bernoulli")
+        return model, guide_class(**sizes, hidden_dim=options.hidden)
 
     vaes.train(options, run, "lstm-vae", build, images)
 

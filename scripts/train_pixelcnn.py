@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     def build() -> tuple[PixelCNN | GatedPixelCNN, EmptyGuide]:
         sizes = {name: getattr(options, name) for name in ("channels", "layers", "size", "embedding", "hidden")}
         kind = GatedPixelCNN if options.gated else PixelCNN
-        return kind(map=maps.train.shape[-2:], levels=options.levels, **sizes), EmptyGuide()
+        model_class, guide_class, *_ = cli.yours(options, kind, EmptyGuide, VQVAE, VQGuide)  # or those of stage one
+        return model_class(map=maps.train.shape[-2:], levels=options.levels, **sizes), guide_class()
 
     folder = vaes.train(options, run, "pixelcnn", build, maps, draw, map_metrics)
     if options.stage_one:

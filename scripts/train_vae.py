@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def build() -> tuple[MLPVAE, MLPGuide]:
         nets = {**sizes, "activation": options.activation}
-        return MLPVAE(**nets, hidden_dims=options.hidden[::-1]), MLPGuide(**nets, hidden_dims=options.hidden)
+        model_class, guide_class = cli.yours(options, MLPVAE, MLPGuide)
+        model = model_class(**nets, hidden_dims=options.hidden[::-1])
+        return model, guide_class(**nets, hidden_dims=options.hidden)
 
     vaes.train(options, run, "vae", build, images)
 

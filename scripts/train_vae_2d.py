@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     points = load(options, run)
     vaes.complete(options, {})
     sizes = {"x_dim": 2, "z_dim": options.z_dim, "hidden_dims": options.hidden}
-    vaes.train(options, run, "vae-2d", lambda: (PlaneVAE(**sizes), PlaneGuide(**sizes)), points, draw)
+    halves = cli.yours(options, PlaneVAE, PlaneGuide)
+    vaes.train(options, run, "vae-2d", lambda: [half(**sizes) for half in halves], points, draw)
     print(f"the entropy, which no bound on fresh points can beat: {GAUSSIANS[options.data].entropy():.4f} nats")
 
 

@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         sizes = {"channels": options.channels, "blocks": options.blocks}
         decay = options.decay if options.codebook == "means" else None
         book = {"codes": options.codes, "dim": options.dim, "decay": decay}
-        model = VQVAE(images.train.shape, **book, **sizes, likelihood=options.likelihood)
-        guide = VQGuide(model, **sizes, commitment=options.commitment)
+        model_class, guide_class = cli.yours(options, VQVAE, VQGuide)
+        model = model_class(images.train.shape, **book, **sizes, likelihood=options.likelihood)
+        guide = guide_class(model, **sizes, commitment=options.commitment)
         if options.codebook_start == "batch":
             guide.start_codebook(images.train.head(options.batch_size)[:].cpu())
         return model, guide

@@ -1,10 +1,13 @@
 """Every test starts from the same seed, an empty param store, full validation and one thread."""
 
+import os
+
 import pyro
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests' tensors are small, and two processes share the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # so for scripts and notebooks that the tests start
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = ("__init__", "errors", "files", "generators", "inspect", "plotting", "pretrained", "report", "sharing")
+SHARED = ("__init__", "errors", "files", "generators", "plates", "plotting", "pretrained", "report", "sharing")
 MODELS = sorted(f"pplmodels.{path.stem}" for path in (ROOT / "pplmodels").glob("*.py") if path.stem not in SHARED)
 # folder or file -> what it may not import
 FORBIDDEN = {
@@ -15,7 +15,7 @@ FORBIDDEN = {
     "pplmodels/data": ("pyro", "guides", "pplmodels.infer", "pplmodels.training", *MODELS),
     "pplmodels/infer": ("guides", "pplmodels.data", "pplmodels.training", *MODELS),
     "pplmodels/training": ("guides", *MODELS),
-    "pplmodels/inspect.py": ("guides", "pplmodels.training", *MODELS),
+    "pplmodels/inspect": ("guides", "pplmodels.training", *MODELS),
     "pplmodels/report.py": ("guides", "pplmodels.training", *MODELS),
     "pplmodels/plotting.py": ("guides", "pplmodels", "torch", "pyro"),
     "guides": ("pplmodels.infer", "pplmodels.training", "pplmodels.data"),

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import subprocess
+import sys
 from functools import partial
 
 import pyro
@@ -170,6 +172,13 @@ def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
         losses.append(TraceGraph_ELBO().loss(*halves, x))
         pyro.clear_param_store()
     assert losses[0] == losses[1]
+
+
+def test_a_stranger_needs_to_import_nothing_else(tmp_path):
+    for half in PAIRS["air"].build():
+        half.save_pretrained(tmp_path)
+    code = "import sys; from pplmodels.pretrained import load_pair; print(load_pair(sys.argv[1])[1]._pyro_name)"
+    assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True) == "air_guide\n"
 
 
 def test_a_pair_of_parts_is_rebuilt_from_its_parts(tmp_path):

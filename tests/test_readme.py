@@ -21,18 +21,19 @@ BLOCKS = blocks("README.md")
 SIZES = {"canvas": (1, 10, 10), "num_steps": 2, "what_dim": 3, "window": 5}
 
 
-def test_the_blocks_run_one_after_another():
-    assert len(BLOCKS) == 2
+def test_fifteen_lines_train_a_pair_and_show_its_posterior(capsys):
+    assert len([line for line in BLOCKS[0].splitlines() if line]) <= 15
     names = {}
-    for block in BLOCKS:
-        exec(block, names)
-    assert names["loss"].isfinite()
+    exec(BLOCKS[0], names)
+    assert names["loss"] < 25  # an untrained one has 44
+    assert names["found"].posterior["z"].shape == (1, 100, 10, 8)
+    assert "(chain: 1, image: 10, latent: 8)" in capsys.readouterr().out
 
 
 def test_an_overridden_factor_trains_under_both():
     names = {}
-    exec(BLOCKS[0], names)
-    lines = BLOCKS[0].split("class ")[1].strip().splitlines()
+    exec(BLOCKS[1], names)
+    lines = BLOCKS[1].split("class ")[1].strip().splitlines()
     assert len(lines) <= 15
     x = torch.rand(8, 1, 10, 10)
     for train in (
@@ -64,6 +65,14 @@ def test_a_painting_has_as_many_canvases_as_its_page_says():
     exec(block, names)
     assert names["loss"].isfinite()
     assert names["painting"].canvases.shape == (9, 4, 1, 8, 8) and names["painting"].writing.shape == (8, 4, 3)
+
+
+def test_the_page_on_inspection_runs(recwarn):
+    names = {}
+    for block in blocks("docs/inspect.md"):
+        exec(block, names)
+    assert names["where"].dims == ("chain", "draw", "image")
+    assert names["found"].model == {"z": [], "x": ["z"]}
 
 
 def test_the_pages_of_discrete_codes_run():

@@ -54,7 +54,11 @@ def compiled_log_probs(
 
 
 def without_step(site: str) -> str:
-    """A site's name without the number of its step: "z_where_2" is "z_where"."""
+    """A site's name without the number of its step.
+
+    >>> without_step("z_where_2")
+    'z_where'
+    """
     return re.sub(r"_\d+$", "", site)
 
 
@@ -148,5 +152,8 @@ def bits_per_dim(nats: float, shape: Sequence[int], is_density: bool) -> float:
     """A log-probability of 8-bit images in nats an image, as minus bits a pixel and channel.
 
     A density on [0, 1] (:func:`pplmodels.data.dequantised`) is one level's probability times 256 in each dimension.
+
+    >>> round(bits_per_dim(-1000.0, (3, 8, 8), is_density=False), 3)
+    7.514
     """
     return -nats / (math.prod(shape) * math.log(2)) + (8 if is_density else 0)

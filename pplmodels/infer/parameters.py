@@ -14,9 +14,12 @@ def module_owned_parameters() -> Iterator[None]:
     This is Pyro's ``module_local_params`` setting, which by itself works only for modules that were constructed while
     it was on; the fallback for the others' missing state lasts as long as this context.
     """
+    outermost = "param_state" not in vars(_Context)
     with pyro.settings.context(module_local_params=True):
-        _Context.param_state = {"params": {}, "constraints": {}}
+        if outermost:
+            _Context.param_state = {"params": {}, "constraints": {}}
         try:
             yield
         finally:
-            del _Context.param_state
+            if outermost:
+                del _Context.param_state

@@ -1,6 +1,7 @@
 """What the command lines of all training scripts share."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -12,7 +13,8 @@ from pplmodels.errors import InputError, NonFiniteLoss
 from pplmodels.training.run import Run
 
 # What may differ when a run is resumed: none of it changes what is computed.
-FREE = ("out", "resume", "device", "data_dir", "compile")
+FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
+OWN = "pplmodels_imported"  # the name of the module that --import makes of a file
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -60,6 +62,7 @@ def training_parser(
         default=True,
         help="trace the step once and replay it: the same numbers, sooner",
     )
+    add_import(parser, "a subclass of this pair's model or guide in it takes its place")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
     output.add_argument("--resume", action="store_true", help="continue the run in --out from its checkpoint")
@@ -67,14 +70,56 @@ def training_parser(
     return parser
 
 
+def add_import(parser: Parser, help: str) -> None:
+    """The option that names a file of the user's code, which only a command line can do: no run folder says it."""
+    parser.add_argument("--import", dest="imports", metavar="FILE.py", help=f"your module: {help}")
+
+
+def run_import(options: argparse.Namespace) -> None:
+    """Run the file of ``--import``, if there is one, so that the classes which it defines are known."""
+    if options.imports is None:
+        return
+    path = Path(options.imports)
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError(f"--import {path}: there is no such .py file.")
+    spec = importlib.util.spec_from_file_location(OWN, path)
+    sys.modules[OWN] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+def yours(options: argparse.Namespace, *kinds: type) -> list[type]:
+    """The pair's classes ``kinds``; in the place of each the subclass that the file of ``--import`` defines."""
+    if options.imports is None:
+        return list(kinds)
+    defined = [v for v in vars(sys.modules[OWN]).values() if isinstance(v, type) and v.__module__ == OWN]
+    chosen = []
+    for kind in kinds:
+        found = [child for child in defined if issubclass(child, kind)]
+        last = [child for child in found if not any(other is not child and issubclass(other, child) for other in found)]
+        if len(last) > 1:
+            names = " or ".join(child.__name__ for child in last)
+            raise InputError(f"--import {options.imports}: which {kind.__name__} is meant, {names}? Leave one of them.")
+        chosen += last or [kind]
+    if chosen == list(kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"--import {options.imports}: there is no subclass of {names} in it.")
+    return chosen
+
+
 def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
     """The options, and with ``--resume`` the run to continue, whose options then hold."""
     options = parser.parse_args(argv)
+    run_import(options)
     if not options.resume:
         return options, None
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
     run = Run.open(options.out)
+    stored = run.config.get("imports")
+    if stored and not options.imports:
+        raise InputError(f"{options.out} was trained with --import {stored}: give it again.")
+    if options.imports and not stored:
+        raise InputError(f"{options.out} was trained without --import.")
     given = _given(parser, argv)
     for name, value in vars(options).items():
         if name in FREE:

@@ -17,15 +17,15 @@ from pplmodels.files import replace_file
 class Run:
     """The folder of one training run.
 
-    ==================  ==========================================================
-    config.json         the options, and the command that was typed
-    metrics.jsonl       one line an evaluation: step, seconds, metrics
-    result.json         the final held-out metrics, seed, seconds, device, versions
-    checkpoint.pt       what ``--resume`` needs
-    model.*, guide.*    the two halves' weights (safetensors) and arguments (JSON)
-    *.png               pictures
-    tensorboard/        the metrics as TensorBoard events
-    ==================  ==========================================================
+    ====================  ==========================================================
+    config.json           the options, and the command that was typed
+    metrics.jsonl         one line an evaluation: step, seconds, metrics
+    result.json           the final held-out metrics, seed, seconds, device, versions
+    checkpoint.pt         what ``--resume`` needs
+    ``model.*, guide.*``  the two halves' weights (safetensors) and arguments (JSON)
+    ``*.png, *.gif``      pictures
+    tensorboard/          the metrics as TensorBoard events
+    ====================  ==========================================================
     """
 
     def __init__(self, folder: Path, config: dict):

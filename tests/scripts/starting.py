@@ -1,6 +1,5 @@
 """How the script tests start scripts."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,5 +13,4 @@ SMALL = [
 
 def start(name, *arguments):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -22,11 +22,14 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
     card = json.loads(results.write_card("air-small", [runs["first"], runs["second"]], "two seeds").read_text())
     assert card["seeds"] == [0, 1] and len(card["metrics"]["elbo"]) == len(card["curve"]) == 2
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- results: air-small | elbo -->\nstale rows\n<!-- end -->\nafter\n")
+    figure = "<!-- figure: air-small elbo -->0<!-- end -->"
+    page.write_text(f"before {figure}\n<!-- results: air-small | elbo -->\nstale rows\n<!-- end -->\nafter\n")
     for _ in range(2):  # filling in a filled page changes nothing
         results.update_tables(page)
         text = page.read_text()
-        assert text.startswith("before\n") and text.endswith("after\n") and "stale rows" not in text
+        median = f"{sum(card['metrics']['elbo']) / 2:.4g}"
+        assert text.startswith(f"before <!-- figure: air-small elbo -->{median}<!-- end -->\n")
+        assert text.endswith("after\n") and "stale rows" not in text
         rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
         assert [row[2].strip() for row in rows] == ["0", "1"]
         assert f"{card['metrics']['elbo'][1]:.4g}" in text
@@ -36,6 +39,14 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
         results.write_card("air-small", [runs["first"], runs["other"]], "")
     with pytest.raises(InputError, match="not the folder of a finished run"):
         results.write_card("air-small", [tmp_path], "")
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_pages_say_what_the_cards_say(page, tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_text((ROOT / page).read_text())
+    importlib.import_module("results").update_tables(copy)
+    assert copy.read_text() == (ROOT / page).read_text()
 
 
 def test_the_slope_is_that_of_the_last_two_evaluations():

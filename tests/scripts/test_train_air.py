@@ -1,6 +1,7 @@
 """The scripts, as a person would start them."""
 
 import json
+import re
 import signal
 import sys
 import time
@@ -72,6 +73,16 @@ def test_five_objects_get_the_steps_that_they_need(script, tmp_path):
     assert config["counts"] == [0, 1, 2, 3, 4, 5] and config["num_steps"] == 6
     assert (1 - config["explore"][0]) ** 4 == pytest.approx(0.7)  # from the first object to the fifth
     assert np.array(json.loads((run / "result.json").read_text())["metrics"]["confusion"]).shape == (6, 7)
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_guide_that_the_readme_shows_is_trained(script, tmp_path):
+    file, run = tmp_path / "my_guide.py", tmp_path / "run"
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    file.write_text(blocks[1])
+    script("train_air")([*SMALL, "--steps", "2", "--import", str(file), "--out", str(run)])
+    assert json.loads((run / "guide.json").read_text())["class"] == "CorrelatedAIRGuide"
+    assert load_file(run / "guide.safetensors")["correlations.weight"].shape == (16, 8)
 
 
 def test_killed_and_resumed_is_the_same_as_never_stopped(tmp_path):

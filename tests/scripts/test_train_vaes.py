@@ -1,6 +1,5 @@
 """The scripts of the VAE family, as a person would start them; what all scripts share is in test_train_air.py."""
 
-import importlib
 import json
 
 import numpy as np
@@ -16,7 +15,7 @@ NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
 FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "tensorboard", "curves.png"}
 FILES |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
 PICTURES = {"reconstructions.png", "samples.png"}
-PLANE = PICTURES | {"interpolations.png", "manifold.png"}  # of one code an image
+PLANE = PICTURES | {"interpolations.png", "manifold.png", "prior.png"}  # of one code an image
 FILM = PICTURES | {"painting.png", "painting.gif", "dreaming.gif"}
 LADDER = ["--z-dims", "3", "2", "--hidden", "8", "6"]
 PAINTER = ["--num-steps", "2", "--hidden", "8", "--z-dim", "3"]
@@ -97,29 +96,40 @@ def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
 
 
 GUIDE = """
+import pyro.distributions as dist
 import torch
 from guides import MLPGuide
+from pyro.nn import pyro_method
 
 class ShiftedGuide(MLPGuide):
     "A guide of a user's own."
     def __init__(self, **sizes):
         super().__init__(**sizes)
         self.shift = torch.nn.Parameter(torch.zeros(()))
+
+    @pyro_method
+    def q_z(self, x):
+        normal = super().q_z(x).base_dist
+        return dist.Normal(normal.loc + self.shift, normal.scale).to_event(1)
 """
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_pair_of_the_users_own_is_evaluated(script, tmp_path, capsys, monkeypatch):
-    (tmp_path / "my_guide.py").write_text(GUIDE)
-    run = tmp_path / "run"
-    script("train_vae")([*SMALL, "--hidden", "8", "--z-dim", "4", "--out", str(run)])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    described = (run / "guide.json").read_text()
-    (run / "guide.json").write_text(described.replace("MLPGuide", "ShiftedGuide"))
-    refused(lambda: script("evaluate")([str(run)]), "describes a ShiftedGuide, which is not known", capsys)
-    guide = importlib.import_module("my_guide").ShiftedGuide
-    guide(image=(1, 8, 8), z_dim=4, hidden_dims=(8,)).save_pretrained(run)
-    evaluation = [str(run), "--import", str(tmp_path / "my_guide.py"), "--iw-samples", "3"]
+def test_a_guide_of_the_users_own_is_trained_resumed_and_evaluated(script, tmp_path, capsys):
+    file, run = tmp_path / "my_guide.py", tmp_path / "run"
+    file.write_text(GUIDE)
+    own, small = ["--import", str(file)], [*SMALL, "--hidden", "8", "--z-dim", "4", "--out", str(run)]
+    script("train_vae")([*small, *own])
+    assert json.loads((run / "guide.json").read_text())["class"] == "ShiftedGuide"
+    trained = load_file(run / "guide.safetensors")
+    assert trained["shift"] != 0
+    refused(lambda: script("train_vae")(["--resume", "--out", str(run)]), "was trained with --import", capsys)
+    script("train_vae")(["--resume", "--out", str(run), *own])
+    assert all(value.equal(trained[name]) for name, value in load_file(run / "guide.safetensors").items())
+    stranger = start("evaluate", run)  # a process that has not seen the class
+    assert "describes a ShiftedGuide, which is not known" in stranger.communicate()[1] and stranger.returncode == 2
+    capsys.readouterr()
+    evaluation = [str(run), *own, "--iw-samples", "3"]
     script("evaluate")(evaluation)
     assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_samples"] == 3
     for name in ("config.json", "metrics.jsonl"):  # two halves that were saved by hand
@@ -127,6 +137,20 @@ def test_a_pair_of_the_users_own_is_evaluated(script, tmp_path, capsys, monkeypa
     refused(lambda: script("evaluate")(evaluation), "give --data and --reading", capsys)
     script("evaluate")([*evaluation, "--data", "digits", "--reading", "dynamic"])
     assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_images"] == 397
+
+
+@pytest.mark.filterwarnings("default")
+def test_files_that_have_no_guide_for_a_script_are_refused(script, tmp_path, capsys):
+    file, run = tmp_path / "my_guide.py", tmp_path / "run"
+    own, small = ["--import", str(file)], [*SMALL, "--hidden", "8", "--z-dim", "4", "--out", str(run)]
+    refused(lambda: script("train_vae")([*small, *own]), "there is no such .py file", capsys)
+    file.write_text(GUIDE)
+    refused(lambda: script("train_air")([*own, "--out", str(run)]), "there is no subclass of AIR or AIRGuide", capsys)
+    file.write_text(GUIDE + "class First(ShiftedGuide): pass\nclass Second(ShiftedGuide): pass\n")
+    refused(lambda: script("train_vae")([*small, *own]), "which MLPGuide is meant, First or Second?", capsys)
+    assert not run.exists()
+    script("train_vae")(small)
+    refused(lambda: script("train_vae")(["--resume", "--out", str(run), *own]), "trained without --import", capsys)
 
 
 def refused(main, sentence, capsys):

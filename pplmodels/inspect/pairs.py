@@ -1,0 +1,232 @@
+"""What a pair is made of, and what is wrong with it."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas
+import torch
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.infer.inspect import get_dependencies
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pplmodels.infer import SVI
+from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.inspect.sites import random_sites
+
+Parents = dict[str, list[str]]
+
+
+@torch.no_grad()
+def site_table(model, guide, x: Tensor) -> pandas.DataFrame:
+    """A row a random site, in the model's order: distributions in both halves, support, shapes for ``x (B, ...)``.
+
+    ``kind`` is latent, observed, or auxiliary: sites of the guide alone, terms of its loss.
+    """
+    traces = _run(model, guide, x)
+    rows = {}
+    for name in dict.fromkeys(name for trace in reversed(traces) for name, _ in random_sites(trace)):
+        guide_site, model_site = (trace.nodes.get(name) for trace in traces)
+        site = model_site or guide_site
+        rows[name] = {
+            "kind": "auxiliary" if model_site is None else "observed" if site["is_observed"] else "latent",
+            "model": _distribution(model_site),
+            "guide": _distribution(guide_site),
+            "support": _name(_support(site["fn"])),
+            "batch shape": tuple(site["fn"].batch_shape),
+            "event shape": tuple(site["fn"].event_shape),
+        }
+    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("site")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Which sites each site's distribution is computed from, in the model and in the guide.
+
+    Sites whose value is certain are passed over: what depends on them depends on what they are computed from.
+    """
+
+    model: Parents
+    guide: Parents
+
+
+def graph(model, guide, x: Tensor) -> Graph:
+    """The dependencies of a pair, as its programs show them for ``x``; :func:`pplmodels.plotting.graph` draws them."""
+    return Graph(*(_parents(half, x) for half in (model, guide)))
+
+
+def _parents(half, x: Tensor) -> Parents:
+    with torch.random.fork_rng(), module_owned_parameters():
+        found = get_dependencies(half, (x,))["prior_dependencies"]
+    return {
+        site: [parent for parent in found if parent in parents and parent != site] for site, parents in found.items()
+    }
+
+
+def check_pair(model, guide, x: Tensor) -> list[str]:
+    """What would go wrong in training this pair on ``x (B, ...)``, each finding in a sentence; none is an empty list.
+
+    Looked at are the halves' names, sites that only one of them has, plates, shapes, supports, log-probabilities that
+    are not finite, parameters that no step would move, and dependencies on discrete values that Pyro has lost sight
+    of, which would bias the gradient of TraceGraph_ELBO. The pair and the random state stay as they are.
+
+    >>> from guides import MLPGuide
+    >>> from pplmodels import MLPVAE
+    >>> check_pair(MLPVAE(image=(1, 4, 4), z_dim=3), MLPGuide(image=(1, 4, 4), z_dim=2), torch.rand(9, 1, 4, 4).round())
+    ['z has event shape (2,) in the guide and (3,) in the model.']
+    """
+    model, guide = copy.deepcopy((model, guide))
+    with torch.random.fork_rng(), module_owned_parameters():
+        try:
+            running = "guide"
+            guide_trace = poutine.trace(guide).get_trace(x)
+            running = "model"
+            model_trace = poutine.trace(model).get_trace(x)
+            findings = [*_names(model, guide), *_sites(guide_trace, model_trace, len(x))]
+            if findings:  # what follows needs halves that fit together
+                return findings
+            running = "model, given the guide's samples,"
+            guide_trace, model_trace = _run(model, guide, x)
+            findings = list(_values(guide_trace, model_trace))
+            running = "gradient"
+            findings += _parameters(model, guide, x)
+        except Exception as error:  # whatever a user's program raises is the finding
+            return [f"The {running} cannot be computed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
+        return findings or list(_provenance(model, guide, x, guide_trace))
+
+
+def _run(model, guide, x: Tensor) -> tuple[Trace, Trace]:
+    with module_owned_parameters():
+        guide_trace = poutine.trace(guide).get_trace(x)
+        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+
+
+def _names(model, guide) -> Iterator[str]:
+    name = getattr(model, "_pyro_name", "")
+    if name and name == getattr(guide, "_pyro_name", ""):
+        yield f"Both halves are called {name!r}: in Pyro's param store their parameters would be the same ones."
+
+
+def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]:
+    q = {name: site for name, site in random_sites(guide_trace) if not site["infer"].get("is_auxiliary")}
+    p = dict(random_sites(model_trace))
+    for name in q.keys() - p.keys():
+        yield f"{name} is a site of the guide only: mark it with infer={{'is_auxiliary': True}} or add it to the model."
+    for name in p.keys() - q.keys():
+        if not p[name]["is_observed"]:
+            yield f"{name} is a site of the model only: the guide does not infer it, so it is drawn from the prior."
+    for name in p.keys() & q.keys():
+        if p[name]["is_observed"]:
+            yield f"{name} is observed in the model and sampled by the guide."
+    for sites, half in ((q, "guide"), (p, "model")):
+        for name, site in sites.items():
+            plates, shape = [frame.name for frame in site["cond_indep_stack"]], tuple(site["fn"].batch_shape)
+            if site["is_observed"] and plates != ["data"]:
+                yield f"{name} is observed in the plates {plates}, not in 'data' alone."
+            elif half == "guide" and name in p and plates != [frame.name for frame in p[name]["cond_indep_stack"]]:
+                yield f"{name} of the guide is in the plates {plates}, which is not where it is in the model."
+            elif shape != (images,) * len(plates):
+                yield f"{name} of the {half} has batch shape {shape} for {images} images: use .to_event()."
+    for name in p.keys() & q.keys():
+        shapes = [tuple(site["fn"].event_shape) for site in (q[name], p[name])]
+        if shapes[0] != shapes[1]:
+            yield f"{name} has event shape {shapes[0]} in the guide and {shapes[1]} in the model."
+
+
+def _values(guide_trace: Trace, model_trace: Trace) -> Iterator[str]:
+    for trace, half in ((guide_trace, "guide"), (model_trace, "model")):
+        for name, site in random_sites(trace):
+            if name in model_trace.nodes and not _is_in(model_trace.nodes[name]["fn"], site["value"]):
+                yield f"{name} of the {half} has values outside of the support of the model's distribution."
+            elif not site["fn"].log_prob(site["value"]).isfinite().all():
+                yield f"{name} of the {half} has log-probabilities that are not finite."
+
+
+def _is_in(distribution, value: Tensor) -> bool:
+    try:
+        return bool(_support(distribution).check(value).all())
+    except (NotImplementedError, RuntimeError):  # no support is known; shapes that differ are another finding
+        return True
+
+
+def _parameters(model, guide, x: Tensor) -> Iterator[str]:
+    names = [f"{half}.{name}" for half, part in (("model", model), ("guide", guide)) for name, _ in _named(part)]
+    parameters = [p for part in (model, guide) for _, p in _named(part)]
+    if not parameters:
+        yield "Neither half has parameters."
+        return
+    _, _, gradients = SVI(model, guide, torch.optim.SGD(parameters, lr=0.0)).gradients(x)
+    found = {id(p): g for p, g in zip(parameters, gradients, strict=True)}
+    for name, p in zip(names, parameters, strict=True):
+        gradient = found[id(p)]
+        if gradient is None:
+            yield f"No step would move {name}: the bound does not depend on it."
+        elif not gradient.isfinite().all():
+            yield f"The gradient of {name} is not finite."
+        elif not gradient.any():
+            yield f"No step would move {name}: its gradient is zero for these images."
+
+
+def _named(half) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in half.named_parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def _provenance(model, guide, x: Tensor, trace: Trace) -> Iterator[str]:
+    """Change one discrete value at a time: distributions that change with it must be known to depend on it."""
+    values = {name: site["value"] for name, site in random_sites(trace)}
+    scored = [(names, half, _log_probs(half, x, values)) for names, half in (("guide", guide), ("model", model))]
+    for name, site in random_sites(trace):
+        if site["fn"].has_rsample:
+            continue
+        changed = values | {name: _another(site)}
+        for half_name, half, before in scored:
+            parents = _parents(half, x)
+            for other, after in _log_probs(half, x, changed).items():
+                if other != name and not torch.equal(after, before[other]) and name not in parents.get(other, ()):
+                    yield (
+                        f"{other} of the {half_name} depends on {name}, but Pyro has lost sight of it (a custom "
+                        "autograd.Function, vmap, NumPy or an in-place write in between?): TraceGraph_ELBO's gradient "
+                        "would be biased."
+                    )
+
+
+def _log_probs(half, x: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    with module_owned_parameters():
+        trace = poutine.trace(poutine.condition(half, data=values)).get_trace(x)
+    return {name: site["fn"].log_prob(site["value"]) for name, site in random_sites(trace)}
+
+
+def _another(site) -> Tensor:
+    """A value of a discrete site that differs wherever there is another one."""
+    if not site["fn"].has_enumerate_support:
+        return site["fn"].sample()
+    every = site["fn"].enumerate_support(expand=False)
+    every = every.expand(len(every), *site["value"].shape)
+    index = (every == site["value"]).long().argmax(0, keepdim=True)
+    return every.gather(0, (index + 1) % len(every))[0]
+
+
+def _support(distribution):
+    while isinstance(distribution, (MaskedDistribution, ExpandedDistribution)):
+        distribution = distribution.base_dist
+    return distribution.support
+
+
+def _name(support) -> str:
+    """A constraint in a word, without the number of its dimensions."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return str(support).removesuffix("()")
+
+
+def _distribution(site) -> str:
+    """The name of a site's distribution without its wrappers."""
+    if site is None:
+        return ""
+    distribution = site["fn"]
+    while isinstance(distribution, (Independent, MaskedDistribution, ExpandedDistribution)):
+        distribution = distribution.base_dist
+    return type(distribution).__name__

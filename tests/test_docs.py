@@ -1,0 +1,54 @@
+"""The site builds without a warning, has a page a model, and the examples in docstrings say what happens."""
+
+import doctest
+import importlib
+import pkgutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+import guides
+import pplmodels
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    module.name
+    for package in (pplmodels, guides)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_site_builds_and_has_a_page_a_model(tmp_path):
+    sphinx = pytest.importorskip("sphinx.cmd.build")
+    pytest.importorskip("myst_nb")
+    arguments = [
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        str(tmp_path / "doctrees"),
+        str(ROOT / "docs"),
+        str(tmp_path / "site"),
+    ]
+    assert sphinx.main(arguments) == 0
+    api = (tmp_path / "site" / "api.html").read_text()
+    for name in (*pplmodels.__all__, *guides.__all__):
+        module = "pplmodels" if name in pplmodels.__all__ else "guides"
+        assert f'id="{module}.{name}"' in api
+    models = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    front = (tmp_path / "site" / "index.html").read_text()
+    assert all(f'href="{page}.html' in front for page in models - {"index"})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder()
+    assert sum(bool(test.examples) for name in MODULES for test in finder.find(importlib.import_module(name))) >= 3
