@@ -12,7 +12,8 @@ import torch
 from pplmodels.errors import InputError, NonFiniteLoss
 from pplmodels.training.run import Run
 
-# What may differ when a run is resumed: none of it changes what is computed.
+# What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
+# its classes; its path is never taken from a run's folder, which a stranger may have written.
 FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
 OWN = "pplmodels_imported"  # the name of the module that --import makes of a file
 
