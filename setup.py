@@ -19,6 +19,7 @@ setup(
         "numpy>=1.24",
         "matplotlib>=3.7",
         "networkx>=2.8",
+        "pandas>=2",
         "xarray>=2024.10",
         "arviz>=0.22",
         "pillow>=9.4",

@@ -1,5 +1,6 @@
 """Saving one half of a pair so that it can be rebuilt without its training script."""
 
+import importlib
 import inspect
 import itertools
 import json
@@ -38,7 +39,8 @@ class Half(PyroModule):
     dims: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     coords: Mapping[str, Sequence[str]] = MappingProxyType({})
 
-    def __new__(cls, *args, **kwargs):  # noqa: D102 - records what __init__ is about to receive
+    def __new__(cls, *args, **kwargs):
+        """Record what ``__init__`` is about to receive."""
         self = super().__new__(cls)
         signature = inspect.signature(cls)
         arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
@@ -95,8 +97,7 @@ def load_pair(folder: str | Path) -> tuple[Half, Half]:
     The classes are found by their names, so that no file says what code to run; yours must have been imported. A guide
     whose constructor has an argument ``model`` is given the model.
     """
-    import guides  # noqa: F401 - so that its classes are known; above, it would be a circle
-
+    importlib.import_module("guides")  # so that its classes are known; at the top it would be a circle
     model = _class_of(folder, "model").from_pretrained(folder)
     guide = _class_of(folder, "guide")
     parts = {"model": model} if "model" in inspect.signature(guide).parameters else {}

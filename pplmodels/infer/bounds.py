@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pplmodels import ranks
 from pplmodels.errors import InputError
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
+from pplmodels.infer.traces import pair_traces, random_sites
 from pplmodels.sharing import sharing
 
 LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
@@ -30,12 +29,11 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     """
     at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
     with module_owned_parameters(), sharing(), at_once:
-        guide_trace = poutine.trace(guide).get_trace(x)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        guide_trace, model_trace = pair_traces(model, guide, x)
     for trace in (model_trace, guide_trace):
         trace.compute_log_prob()
     log_p, log_q = (
-        {name: site["log_prob"] for name, site in trace.nodes.items() if _is_random(site)}
+        {name: site["log_prob"] for name, site in random_sites(trace) if not site["infer"].get("is_auxiliary")}
         for trace in (model_trace, guide_trace)
     )
     return log_p, log_q, {name: guide_trace.nodes[name]["value"] for name in log_q}
@@ -61,10 +59,6 @@ def without_step(site: str) -> str:
     'z_where'
     """
     return re.sub(r"_\d+$", "", site)
-
-
-def _is_random(site) -> bool:
-    return site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("is_auxiliary")
 
 
 @torch.no_grad()

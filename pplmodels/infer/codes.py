@@ -10,11 +10,11 @@ from collections.abc import Iterable
 import torch
 from pyro import poutine
 from pyro.distributions import TransformedDistribution
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pplmodels import ranks
 from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.traces import random_sites
 
 THRESHOLD = 0.01  # of Burda et al.
 
@@ -88,12 +88,8 @@ def usage(counts: Tensor) -> dict[str, float]:
 
 
 def _values(guide, x: Tensor) -> dict[str, Tensor]:
-    nodes = poutine.trace(guide).get_trace(x).nodes
-    return {
-        name: node["value"]
-        for name, node in nodes.items()
-        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
-    }
+    trace = poutine.trace(guide).get_trace(x)
+    return {name: site["value"] for name, site in random_sites(trace) if not site["is_observed"]}
 
 
 def _site(program, x: Tensor, site: str) -> dict:

@@ -1,5 +1,7 @@
 """What a program reads and changes besides its arguments: modules, their parameters and buffers, random generators."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from types import FunctionType, MethodType
 
@@ -41,7 +43,7 @@ def modules_of(things) -> list[nn.Module]:
             waiting += [thing.__self__, thing.__func__]
         elif isinstance(thing, FunctionType):
             waiting += [thing.__dict__.get("__wrapped__")]
-            waiting += [cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell)]
+            waiting += _contents(thing.__closure__ or ())
             waiting += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
             waiting += [thing.__globals__.get(name) for name in thing.__code__.co_names]
     return list(found.values())
@@ -54,9 +56,7 @@ def state_of(modules: list[nn.Module], tensors=()) -> list[Tensor]:
     return [tensor for tensor in found.values() if tensor is not None]
 
 
-def _is_filled(cell) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - reading is the question
-    except ValueError:
-        return False
-    return True
+def _contents(closure: tuple) -> Iterator:
+    for cell in closure:
+        with suppress(ValueError):  # of an empty cell, whose variable has no value yet
+            yield cell.cell_contents

@@ -1,5 +1,6 @@
 """Looking at what a pair believes: its own programs, traced, replayed and conditioned; arrays, for plotting to draw."""
 
+from pplmodels.infer.traces import steps
 from pplmodels.inspect.images import (
     centre,
     code_clouds,
@@ -24,7 +25,6 @@ from pplmodels.inspect.scenes import (
     sample_scenes,
     view_scenes,
 )
-from pplmodels.inspect.sites import steps
 
 __all__ = [
     "Graph",

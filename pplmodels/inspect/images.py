@@ -9,14 +9,14 @@ from torch import Tensor
 
 from pplmodels.infer.codes import code_variances
 from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.traces import pair_traces
 
 
 @torch.no_grad()
 def reconstruct(model, guide, x: Tensor) -> Tensor:
     """The centre of p(x | z) at one sample of the guide an image, ``(B, C, H, W)``."""
     with module_owned_parameters():
-        guide_trace = poutine.trace(guide).get_trace(x)
-        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        _, trace = pair_traces(model, guide, x)
     return centre(trace.nodes["x"]["fn"])
 
 
@@ -61,9 +61,8 @@ def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str
     with module_owned_parameters():
         ends = [poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last)]
         weights = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, *[1] * (ends[0].dim() - 1))
-        codes = torch.lerp(*ends, weights).flatten(0, 1)
-        trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
-    return centre(trace.nodes["x"]["fn"]).unflatten(0, (steps, len(first))).transpose(0, 1)
+    drawn = _drawn(model, site, torch.lerp(*ends, weights).flatten(0, 1))
+    return drawn.unflatten(0, (steps, len(first))).transpose(0, 1)
 
 
 @torch.no_grad()
@@ -80,8 +79,7 @@ def manifold(model, guide, x: Tensor, side: int = 15, site: str = "z") -> tuple[
         plane = codes.median(0).values.repeat(side, side, 1)
         plane[..., first] = codes[:, first].quantile(levels)[:, None]
         plane[..., second] = codes[:, second].quantile(levels)
-        trace = poutine.trace(poutine.condition(model, data={site: plane.flatten(0, 1)})).get_trace(n=side**2)
-    return centre(trace.nodes["x"]["fn"]).unflatten(0, (side, side)), (first, second)
+    return _drawn(model, site, plane.flatten(0, 1)).unflatten(0, (side, side)), (first, second)
 
 
 @torch.no_grad()
@@ -99,9 +97,7 @@ def traverse(model, guide, x: Tensor, site: str = "z", units: int = 6, steps: in
         moved = codes[0].repeat(len(moving), steps, 1)
         for row, unit in zip(moved, moving, strict=True):
             row[:, unit] = codes[:, unit].quantile(levels)
-        flat = moved.flatten(0, 1)
-        trace = poutine.trace(poutine.condition(model, data={site: flat})).get_trace(n=len(flat))
-    return centre(trace.nodes["x"]["fn"]).unflatten(0, moved.shape[:2]), moving.tolist()
+    return _drawn(model, site, moved.flatten(0, 1)).unflatten(0, moved.shape[:2]), moving.tolist()
 
 
 @torch.no_grad()
@@ -119,6 +115,13 @@ def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Ten
             "q(z | x) of images": poutine.trace(guide).get_trace(x).nodes[site]["value"],
         }
     return {name: codes[:, [first, second]] for name, codes in clouds.items()}, (first, second)
+
+
+def _drawn(model, site: str, codes: Tensor) -> Tensor:
+    """The centre of p(x | z) at ``codes (N, ...)`` of one site, ``(N, C, H, W)``."""
+    with module_owned_parameters():
+        trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
+    return centre(trace.nodes["x"]["fn"])
 
 
 def centre(distribution: TorchDistribution) -> Tensor:

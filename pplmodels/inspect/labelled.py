@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pplmodels.infer.bounds import log_probs, without_step
 from pplmodels.infer.parameters import module_owned_parameters
-from pplmodels.inspect.sites import random_sites, steps
+from pplmodels.infer.traces import random_sites, steps
 
 AT_ONCE = 1024  # images times samples in one run of a pair
 

@@ -8,8 +8,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.traces import steps
 from pplmodels.inspect.images import centre
-from pplmodels.inspect.sites import steps
 from pplmodels.nn.canvas import window_of
 
 

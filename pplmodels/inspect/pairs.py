@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import pandas
 import torch
 from pyro import poutine
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, constraints
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels.infer import SVI
 from pplmodels.infer.parameters import module_owned_parameters
-from pplmodels.inspect.sites import random_sites
+from pplmodels.infer.traces import pair_traces, random_sites
 
 Parents = dict[str, list[str]]
 
@@ -99,8 +99,7 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
 
 def _run(model, guide, x: Tensor) -> tuple[Trace, Trace]:
     with module_owned_parameters():
-        guide_trace = poutine.trace(guide).get_trace(x)
-        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        return pair_traces(model, guide, x)
 
 
 def _names(model, guide) -> Iterator[str]:
@@ -146,9 +145,10 @@ def _values(guide_trace: Trace, model_trace: Trace) -> Iterator[str]:
 
 def _is_in(distribution, value: Tensor) -> bool:
     try:
-        return bool(_support(distribution).check(value).all())
-    except (NotImplementedError, RuntimeError):  # no support is known; shapes that differ are another finding
+        support = _support(distribution)
+    except NotImplementedError:  # distributions need not say what it is
         return True
+    return constraints.is_dependent(support) or bool(support.check(value).all())
 
 
 def _parameters(model, guide, x: Tensor) -> Iterator[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.stops import Stops, trace_path
-from pplmodels.inspect.sites import steps
+from pplmodels.infer.traces import pair_traces, steps
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class SceneView:
 def view_scenes(model, guide, scenes: Tensor) -> SceneView:
     """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and let the model draw them."""
     with module_owned_parameters():
-        guide_trace = poutine.trace(guide).get_trace(scenes)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(scenes)
+        guide_trace, model_trace = pair_traces(model, guide, scenes)
     latents = {name: guide_trace.nodes[name]["value"] for name in guide_trace.stochastic_nodes}
     z_pres, z_where = steps(latents, "z_pres"), steps(latents, "z_where")
     return SceneView(scenes, model_trace.nodes["x"]["fn"].mean, torch.stack(z_pres, -1), torch.stack(z_where, -2))

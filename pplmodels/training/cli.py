@@ -16,7 +16,8 @@ from pplmodels import ranks
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.training.run import Run
 
-# What may differ when a run is resumed: none of it changes what is computed.
+# What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
+# its classes; its path is never taken from a run's folder, which a stranger may have written.
 FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 _typed: argparse.Namespace | None = None  # the options of this process's command, once they are known

@@ -1,11 +1,18 @@
-"""The sites of a trace."""
+"""Traces of a pair, and their sites."""
 
 import re
 from collections.abc import Iterator, Mapping
 
+from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+
+def pair_traces(model, guide, x: Tensor) -> tuple[Trace, Trace]:
+    """One run of the guide on ``x (B, ...)`` and of the model at its values: the traces of both, the guide first."""
+    guide_trace = poutine.trace(guide).get_trace(x)
+    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
 
 
 def random_sites(trace: Trace) -> Iterator[tuple[str, dict]]:
