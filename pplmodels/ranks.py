@@ -5,6 +5,8 @@
 
 import io
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pplmodels.errors import LostRank
+from pplmodels.errors import InputError, LostRank
 
 
 @contextmanager
@@ -23,11 +25,27 @@ def group() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group()
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(store=_fresh(store, rank, size), rank=rank, world_size=size)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store that only these ranks know of.
+
+    torchrun's store outlives the ranks: after a restart the addresses of those that are gone are still there, and who
+    read one would wait for ever. So each rank takes a new name, and all go on when all have seen the same names.
+    """
+    store.set(f"name/{rank}", uuid.uuid4().hex)
+    while True:
+        names = store.multi_get([f"name/{other}" for other in range(size)])
+        store.set(f"seen/{rank}", b" ".join(names))
+        if len(set(store.multi_get([f"seen/{other}" for other in range(size)]))) == 1:
+            return dist.PrefixStore(names[0].decode(), store)
+        time.sleep(0.02)
 
 
 def number() -> int:
@@ -61,6 +79,12 @@ def share(length: int) -> slice:
     """The part of so many things in a row that is this rank's; the parts differ by one at most."""
     bounds = [length * rank // number() for rank in (index(), index() + 1)]
     return slice(*bounds)
+
+
+def check_shares(batch_size: int) -> None:
+    """Raise :class:`pplmodels.errors.InputError` if the ranks' parts of a batch would differ."""
+    if batch_size % number():
+        raise InputError(f"batches of {batch_size} images have no equal shares for {number()} ranks.")
 
 
 def total(tensor: Tensor) -> Tensor:

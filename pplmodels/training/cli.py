@@ -126,6 +126,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
     if ranks.restarted() and options.out is not None:
         options.resume = options.resume or (Path(options.out) / "config.json").exists()
     if not options.resume:
+        ranks.check_shares(options.batch_size)
         return options, None
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
@@ -145,6 +146,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
             raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
         setattr(options, name, stored)
         run.config[name] = stored
+    ranks.check_shares(options.batch_size)
     return options, run.lock()
 
 

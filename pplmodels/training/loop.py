@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pplmodels import ranks
 from pplmodels.data import Images
-from pplmodels.errors import InputError, NonFiniteLoss, Terminated
+from pplmodels.errors import NonFiniteLoss, Terminated
 from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
@@ -63,8 +63,7 @@ def fit(
 
     Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
     """
-    if batch_size % ranks.number():
-        raise InputError(f"batches of {batch_size} images have no equal shares for {ranks.number()} ranks.")
+    ranks.check_shares(batch_size)
     device = images.pixels.device
     pair = nn.ModuleList([svi.model, svi.guide])
     summed = torch.zeros((), dtype=torch.float64, device=device)  # losses since the last evaluation
