@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_train_vaes import FILES, PICTURES, refused
 
-SHORT = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--device", "cpu"]
+SHORT = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--device", "cpu", "--no-compile"]
 BOOK = ["--codes", "6", "--dim", "4", "--channels", "6", "--blocks", "1"]
 NET = ["--channels", "6", "--layers", "2", "--size", "3", "--embedding", "4", "--hidden", "8"]
 

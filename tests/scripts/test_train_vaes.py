@@ -83,7 +83,7 @@ def test_a_folder_of_ten_images_and_a_code_of_one_number(script, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
     """Killed and resumed, a run with averaged weights and normalised layers ends with the same weights."""
-    options = [*LADDER, "--steps", "40", "--eval-every", "4", "--averaging", "0.9", "--patience", "3"]
+    options = [*LADDER, "--steps", "40", "--eval-every", "8", "--averaging", "0.9", "--patience", "3"]
     runs = {name: tmp_path / name for name in ("straight", "stopped")}
     processes = {name: start("train_ladder_vae", *options, "--out", run) for name, run in runs.items()}
     while not (runs["stopped"] / "metrics.jsonl").exists():
