@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pplmodels.nn import mlp
+from pplmodels.ranks import total
 
 
 class NeuralBaseline(nn.Module):
@@ -59,15 +60,15 @@ class NeuralBaseline(nn.Module):
     @torch.no_grad()
     def observe(self, cost: Tensor, signal: Tensor, active: Tensor) -> None:
         """Move the running moments towards those of a batch's costs, and of cost minus prediction, where ``active``."""
-        number = active.sum()
+        number = total(active.sum())
         weight = active / number.clamp(min=1)
         any_active = (number > 0).to(cost.dtype)
         self.observations += any_active
         # a plain mean until the running one is long enough
         rate = any_active * self.observations.clamp(min=1).reciprocal().clamp(min=1 - self.decay)
-        self.cost_mean.lerp_((weight * cost).sum(), rate)
-        self.cost_var.lerp_((weight * (cost - self.cost_mean).square()).sum(), rate)
-        self.signal_var.lerp_((weight * signal.square()).sum(), rate)
+        self.cost_mean.lerp_(total((weight * cost).sum()), rate)
+        self.cost_var.lerp_(total((weight * (cost - self.cost_mean).square()).sum()), rate)
+        self.signal_var.lerp_(total((weight * signal.square()).sum()), rate)
 
     def explained(self) -> Tensor:
         """The share of the costs' variance that the prediction explains, from the running moments; 1 is all of it."""

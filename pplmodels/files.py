@@ -1,23 +1,95 @@
-"""Files that are whole or absent: written under a temporary name, then renamed."""
+"""Files that are whole or absent, lines that are on disk, and JSON that a stranger may have written."""
 
+import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pplmodels.errors import InputError, StorageError, refused_as
+
+TEMPORARY = ".writing-"
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, force it to disk, and rename it to ``path``.
+    """Let ``write`` fill a temporary neighbour of ``path``, of the same ending, force it to disk, and rename it.
 
-    A reader, or a run that is killed at any moment, sees the old file or the new one, never a part.
+    A reader, a run that is killed at any moment or a machine that loses its power, sees the old file or the new one,
+    never a part. A link at ``path`` is replaced; what it points to is left alone. Raises :class:`StorageError`; the old
+    file then stays and the temporary one goes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
-        write(temporary)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
+        with named(path):
+            temporary.unlink(missing_ok=True)  # a link there would be written through
+            write(temporary)
+            _to_disk(temporary)
+            os.replace(temporary, path)
+            _to_disk(path.parent)  # or a power cut may bring back the old name
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written has none
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Delete what processes that were killed left in ``folder``; nobody may be writing there."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append ``line`` and force it to disk. Raises :class:`StorageError`."""
+    with named(path), open(path, "a", opener=_not_a_link) as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _not_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # which Windows does not have
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that may not be there; a last line that a kill cut short is not one."""
+    if not path.exists():
+        return []
+    if not path.is_file():  # a named pipe would be waited for
+        raise InputError(f"{path} is not a file.")
+    return [line + "\n" for line in path.read_bytes().decode().split("\n")[:-1]]
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Raise a :class:`StorageError` that names ``path`` for every OSError inside."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, str(path)) from error
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, otherwise: str):
+    """The content of a JSON file (UTF-8) that a stranger may have written; what is no JSON is refused as ``otherwise``.
+
+    It takes memory in proportion to the file's bytes. A number must be finite, nesting as shallow as Python's recursion
+    limit. Raises :class:`InputError`, for a file that is not there :class:`OSError`.
+    """
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise InputError(f"{path} is not a file.")
+    content = path.read_bytes()
+    with refused_as(otherwise):
+        return json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value

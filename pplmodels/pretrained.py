@@ -2,20 +2,25 @@
 
 import importlib
 import inspect
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from pyro.nn import PyroModule
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
-from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels.errors import InputError, refused_as
+from pplmodels.files import read_json, replace_file
 
 IMAGE = ("channel", "row", "column")  # dimensions
+REGISTERED = 4  # parameters that a constructor may register for each tensor that is saved: it may replace some
 
 
 class Half(PyroModule):
@@ -23,7 +28,8 @@ class Half(PyroModule):
 
     ``role`` ("model" or "guide") names the half's two files in a folder: ``<role>.safetensors`` holds the
     weights and buffers, ``<role>.json`` the class name and the constructor arguments. Neither file can run
-    code when it is loaded.
+    code when it is loaded. A constructor's arguments alone decide the shapes of the weights, and it reads no value of a
+    tensor for that: a half is sketched on the meta device, without memory, before it is rebuilt.
 
     ``dims`` names the event dimensions of sites, the number of a step left out, and ``coords`` says what some of these
     dimensions count: :func:`pplmodels.inspect.posterior` and its like label their arrays so.
@@ -53,27 +59,35 @@ class Half(PyroModule):
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         description, file = _files(folder, self.role)
         replace_file(description, lambda path: path.write_text(json.dumps(described, indent=2)))
-        replace_file(file, lambda path: save_file(weights, path))
+        replace_file(file, lambda path: path.write_bytes(save(weights)))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Half":
         """Rebuild what :meth:`save_pretrained` wrote, on the CPU and in evaluation mode.
 
         ``modules`` are the constructor's arguments that are modules of somebody else, which are not saved with this
-        half. Raises :class:`InputError` when the files are missing, cut short or of another class.
+        half. Raises :class:`InputError` when the files are missing, cut short or of another class. No weights are
+        allocated before the shapes that the description asks for are those whose bytes are in the weights' file.
         """
         name, arguments = _description(folder, cls.role)
         description, weights = _files(folder, cls.role)
         if name != cls.__name__:
             raise InputError(f"{description} describes a {name}, not a {cls.__name__}.")
-        try:
-            half = cls(**arguments, **modules)
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"{description} does not say what a {name} is made of ({error}).") from error
-        try:
+
+        def build() -> Half:
+            try:
+                return cls(**arguments, **modules)
+            except Exception as error:  # with arguments of a stranger, any
+                raise InputError(f"{description} does not say what a {name} is made of ({error}).") from error
+
+        with refused_as(f"{weights} does not hold the weights of the {name} in {description}."):
+            shapes = _shapes(weights)
+            with torch.device("meta"), _ZeroForUnknown(), _registering_at_most(REGISTERED * (len(shapes) + 1)):
+                sketch = build()
+            if {key: value.shape for key, value in sketch.state_dict().items()} != shapes:
+                raise ValueError("other shapes")
+            half = build()
             half.load_state_dict(load_file(weights))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{weights} does not hold the weights of the {name} in {description}.") from error
         return half.eval()
 
 
@@ -109,13 +123,50 @@ def _files(folder: str | Path, role: str) -> tuple[Path, Path]:
 def _description(folder: str | Path, role: str) -> tuple[str, dict]:
     """Class name and constructor arguments of a saved half."""
     description, _ = _files(folder, role)
+    otherwise = f"{description} is not a description of a {role}."
     try:
-        described = json.loads(description.read_text())
-        return described["class"], described["arguments"]
+        described = read_json(description, otherwise)
     except OSError as error:
         raise InputError(f"{description} cannot be read ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{description} is not a description of a {role}.") from error
+    match described:
+        case {"class": str(name), "arguments": dict(arguments)}:
+            return name, arguments
+    raise InputError(otherwise)
+
+
+def _shapes(weights: Path) -> dict[str, torch.Size]:
+    """The shapes of the tensors in a safetensors file, whose bytes are there: the format's reader compares them."""
+    if not weights.is_file():
+        raise FileNotFoundError(weights)
+    with safe_open(weights, "pt") as file:
+        return {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+
+
+class _ZeroForUnknown(TorchFunctionMode):
+    """Reads 0 from tensors on the meta device, which have no values: networks of others look at what they keep."""
+
+    READING = (torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.READING and args[0].is_meta:
+            return function(torch.zeros((), dtype=args[0].dtype, device="cpu"))
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _registering_at_most(number: int) -> Iterator[None]:
+    """Let modules within register so many parameters: the layers of a made-up description could have no end."""
+    registered = itertools.count(1)
+
+    def count(*_) -> None:
+        if next(registered) > number:
+            raise ValueError("it has more layers than there are weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def count_parameters(*modules: torch.nn.Module) -> int:

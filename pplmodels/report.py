@@ -2,15 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from pplmodels import inspect, plotting
+from pplmodels import inspect, plotting, ranks
 from pplmodels.data import Images, SceneSet, dequantised, intensities
+from pplmodels.files import replace_file
 from pplmodels.infer import (
     SVI,
     active_units,
@@ -28,6 +30,11 @@ BATCH = 500  # images evaluated at a time
 UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
 
 
+def _batches(images: Images) -> Iterator[Tensor]:
+    """This rank's share of some images that are to be measured."""
+    return images.part(ranks.share(len(images))).batches(BATCH)
+
+
 def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
     """The bound split by site, the inferred counts and a word on collapse, and the accuracy where counts are known.
 
@@ -36,8 +43,8 @@ def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> d
     of the most probable count; ``decided_counts`` are the shares of scenes with n = 0..T likely steps. ``warning`` is
     there where nearly all scenes get no object, or nearly all that get one get T.
     """
-    metrics, inferred = elbo_terms(run, scenes.batches(BATCH), inspect.count_objects)
-    posterior = torch.cat([inspect.count_posterior(guide, x) for x in scenes.batches(BATCH)])
+    metrics, inferred = elbo_terms(run, _batches(scenes), inspect.count_objects)
+    posterior = ranks.gathered(torch.cat([inspect.count_posterior(guide, x) for x in _batches(scenes)]))
     counts = posterior.shape[1]
     metrics["inferred_counts"] = (inferred.bincount(minlength=counts) / len(inferred)).tolist()
     decided = inspect.decided_counts(posterior).bincount(minlength=counts) / len(posterior)
@@ -92,10 +99,10 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
     ``active_units`` (with several sites, of each: ``active_units/<site>``, the steps of a site added up), and for one
     code an image the estimates of :func:`pplmodels.infer.information`, of 1,000 images.
     """
-    metrics, _ = elbo_terms(run, images.batches(BATCH))
+    metrics, _ = elbo_terms(run, _batches(images))
     if (bits := level_bits(images, metrics["elbo"])) is not None:
         metrics["bits_per_dim"] = bits
-    units = active_units(guide, images.batches(BATCH))
+    units = active_units(guide, _batches(images))
     active = Counter()
     for site, number in units.items():
         active[without_step(site)] += number
@@ -111,10 +118,11 @@ def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images
     ``mean_squared_error`` is per pixel and channel, of intensities in [0, 1]; ``code_usage`` a share of all codes.
     """
     metrics, errors = image_metrics(run, model, guide, images), 0.0
-    for x in images.batches(BATCH):
-        errors += float((inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64))
-    counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
-    return metrics | {"mean_squared_error": errors / (len(images) * math.prod(images.shape)), **usage(counts)}
+    for x in _batches(images):
+        errors += (inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64)
+    counts = code_counts(guide, _batches(images), len(model.codebook))
+    error = float(ranks.total(errors)) / (len(images) * math.prod(images.shape))
+    return metrics | {"mean_squared_error": error, **usage(counts)}
 
 
 def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -> dict:
@@ -122,8 +130,8 @@ def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -
 
     ``unigram_nats_per_code`` is what positions cost that know nothing of each other: the entropy of the values' shares.
     """
-    metrics, _ = elbo_terms(run, maps.batches(BATCH))
-    counts = sum(x.flatten().bincount(minlength=model.levels) for x in maps.batches(BATCH))
+    metrics, _ = elbo_terms(run, _batches(maps))
+    counts = ranks.total(sum(x.flatten().bincount(minlength=model.levels) for x in _batches(maps)))
     metrics["nats_per_code"] = -metrics["elbo"] / math.prod(model.map)
     return metrics | {"unigram_nats_per_code": math.log(usage(counts)["code_perplexity"])}
 
@@ -131,12 +139,17 @@ def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -
 def code_pictures(model, guide, images: Images, folder: Path) -> None:
     """Write usage.png, how often each of a VQ-VAE's codes is used, and codes.png, maps of codes beside their images."""
     counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
-    plotting.save(plotting.histogram(counts.cpu().numpy(), "code", "positions"), folder / "usage.png")
+    save_picture(plotting.histogram(counts.cpu().numpy(), "code", "positions"), folder / "usage.png")
     x = images.head(12)[:]
     rows = [x, inspect.reconstruct(model, guide, x)]
     maps = inspect.infer_codes(guide, x).unsqueeze(1) / max(1, len(counts) - 1)
     arrays = [row.clamp(0, 1).cpu().numpy() for row in (*rows, maps)]
-    plotting.save(plotting.image_rows(arrays, ["image", "p(x | z)", "codes"]), folder / "codes.png")
+    save_picture(plotting.image_rows(arrays, ["image", "p(x | z)", "codes"]), folder / "codes.png")
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all. Raises :class:`pplmodels.errors.StorageError`."""
+    replace_file(path, lambda temporary: plotting.save(figure, temporary))
 
 
 def last_slope(metrics: list[dict]) -> float | None:
@@ -182,13 +195,13 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         rows["layers"] = [x, *(inspect.redraw(model, guide, x, keep) for keep in kept)], labels
     for name, (images_, labels) in rows.items():
         figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
-        plotting.save(figure, folder / f"{name}.png")
+        save_picture(figure, folder / f"{name}.png")
     if len(sites) == 1:
         plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
         labels = tuple(f"coordinate {number}" for number in coordinates)
-        plotting.save(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
+        save_picture(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
         clouds, _ = inspect.code_clouds(model, guide, images.head(1000)[:], sites[0])
-        plotting.save(
+        save_picture(
             plotting.clouds({name: cloud.cpu().numpy() for name, cloud in clouds.items()}), folder / "prior.png"
         )
 
@@ -199,7 +212,7 @@ def curves_picture(metrics: list[dict], folder: Path) -> None:
         return
     names = list(metrics[-1])
     groups = [[name for name in names if name.endswith("_elbo")], [name for name in names if name.startswith("kl/")]]
-    plotting.save(plotting.curves(metrics, [group for group in groups if group]), folder / "curves.png")
+    save_picture(plotting.curves(metrics, [group for group in groups if group]), folder / "curves.png")
 
 
 def painting_pictures(model, guide, images: Images, folder: Path) -> None:
@@ -207,11 +220,12 @@ def painting_pictures(model, guide, images: Images, folder: Path) -> None:
     x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # from all over: sets may be sorted by class
     again, dreamt = inspect.watch_reconstruction(model, guide, x), inspect.watch(model, len(x))
     for name, painting in (("painting", again), ("dreaming", dreamt)):
-        plotting.painting_film(folder / f"{name}.gif", *_arrays(painting))
+        arrays = _arrays(painting)
+        replace_file(folder / f"{name}.gif", lambda path, arrays=arrays: plotting.painting_film(path, *arrays))
     canvases, reading, writing = _arrays(again)
     shown = np.unique(np.linspace(0, len(canvases) - 2, 10).round().astype(int))
     windows = (None if where is None else where[shown] for where in (reading, writing))
-    plotting.save(plotting.painting_rows(x.cpu().numpy(), canvases[1:][shown], *windows), folder / "painting.png")
+    save_picture(plotting.painting_rows(x.cpu().numpy(), canvases[1:][shown], *windows), folder / "painting.png")
 
 
 def _arrays(painting: inspect.Painting) -> list[np.ndarray | None]:
@@ -224,9 +238,9 @@ def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Pa
     view = inspect.view_scenes(model, guide, scenes[:])
     arrays = [tensor.cpu().numpy() for tensor in (view.scenes, view.reconstruction, view.z_pres, view.z_where)]
     counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
-    plotting.save(plotting.scenes_with_windows(*arrays, counts), folder / "scenes.png")
+    save_picture(plotting.scenes_with_windows(*arrays, counts), folder / "scenes.png")
     numbers = range(1, model.num_steps + 1)
     samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
-    plotting.save(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
+    save_picture(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
     groups = [["elbo", "train_elbo"], ["count_accuracy"], ["kl/z_pres", "kl/z_where", "kl/z_what"]]
-    plotting.save(plotting.curves(metrics, groups), folder / "curves.png")
+    save_picture(plotting.curves(metrics, groups), folder / "curves.png")

@@ -17,7 +17,7 @@ from pplmodels.errors import InputError
 from pplmodels.files import replace_file
 from pplmodels.infer import compiled_log_probs, elbo_terms
 from pplmodels.pretrained import Half, count_parameters, load_pair
-from pplmodels.report import BATCH, last_slope
+from pplmodels.report import BATCH, last_slope, save_picture
 from pplmodels.training import Run, cli
 from pplmodels.training.run import commit, describe_device, versions
 
@@ -86,7 +86,8 @@ def train(name: str, options: argparse.Namespace) -> Path:
     if (folder / "config.json").exists():
         arguments.append("--resume")
     if (folder / "result.json").exists():
-        cli.parse(script.parser(), arguments)  # refuses a run that was trained under another protocol
+        _, run = cli.parse(script.parser(), arguments)  # refuses a run that was trained under another protocol
+        run.close()
     else:
         script.main(arguments)
     return folder
@@ -132,7 +133,7 @@ def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: Ima
         name: [[{**line, "images": line["step"] * run.config["batch_size"]} for line in run.metrics]]
         for name, run in runs.items()
     }
-    plotting.save(plotting.curves_by_run(curves, "valid_elbo", x="images"), folder / "curves.png")
+    save_picture(plotting.curves_by_run(curves, "valid_elbo", x="images"), folder / "curves.png")
     x = images.test.head(SHOWN)[:]
     again = [inspect.reconstruct(*pair, x) for pair in pairs.values()]
     dreamt = [inspect.sample_images(model, len(x)) for model, _ in pairs.values()]
@@ -141,7 +142,7 @@ def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: Ima
         ("samples", dreamt, list(pairs)),
     ):
         figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in rows], labels)
-        plotting.save(figure, folder / f"{name}.png")
+        save_picture(figure, folder / f"{name}.png")
 
 
 def write(

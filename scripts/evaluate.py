@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 from tqdm import tqdm
 
-from pplmodels import AIR, inspect
+from pplmodels import AIR, inspect, ranks
 from pplmodels.data import Images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
@@ -28,6 +29,7 @@ from pplmodels.infer import (
     compiled_log_probs,
     gradient_variance,
     importance_weighted,
+    log_probs,
 )
 from pplmodels.infer.bounds import Weighted
 from pplmodels.pretrained import load_pair
@@ -35,13 +37,13 @@ from pplmodels.report import BATCH, level_bits
 from pplmodels.training import Run, cli
 
 TOGETHER = 100  # images for which samples of the importance-weighted bound are drawn at once
-IMAGES = (vaes.load, vaes.measure, vaes.draw)
+IMAGES = (vaes.image_parser, vaes.load, vaes.measure, vaes.draw)
 KINDS = {  # by the script of a run; those that are not here are of images
-    "air": (train_air.load, train_air.measure, train_air.draw),
-    "draw": (vaes.load, vaes.measure, train_draw.draw),
-    "pixelcnn": (train_pixelcnn.load, train_pixelcnn.measure, train_pixelcnn.draw),
-    "vae-2d": (train_vae_2d.load, vaes.measure, train_vae_2d.draw),
-    "vq-vae": (vaes.load, train_vqvae.measure, train_vqvae.draw),
+    "air": (train_air.parser, train_air.load, train_air.measure, train_air.draw),
+    "draw": (vaes.image_parser, vaes.load, vaes.measure, train_draw.draw),
+    "pixelcnn": (train_pixelcnn.parser, train_pixelcnn.load, train_pixelcnn.measure, train_pixelcnn.draw),
+    "vae-2d": (train_vae_2d.parser, train_vae_2d.load, vaes.measure, train_vae_2d.draw),
+    "vq-vae": (vaes.image_parser, vaes.load, train_vqvae.measure, train_vqvae.draw),
 }
 
 
@@ -74,14 +76,17 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, rebuild, evaluate, print."""
     options = parser().parse_args(argv)
+    if ranks.number() > 1:
+        raise InputError("a run is evaluated by one process: start this script without torchrun.")
     device = cli.find_device(options.device)
     folder = Path(options.run)
     run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
     cli.run_import(options)
     model, guide = (half.to(device) for half in load_pair(run.folder))
     trained = as_trained(options, run)
-    load, measure, draw = KINDS.get(run.config.get("script"), IMAGES)
+    _, load, measure, draw = kind_of(run)
     data = load(trained, run)
+    try_out(model, guide, data.test, run.folder)
     bound = compiled_log_probs(model, guide, fallback=True)
     torch.manual_seed(options.seed)
     metrics, arrays = {"data": trained.data, **measure(bound, model, guide, data)}, {}
@@ -111,14 +116,30 @@ def main(argv: list[str] | None = None) -> None:
 
 def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
     """The options that a run was trained with, those of its data as ``options`` say where they do."""
-    trained = argparse.Namespace(**{"data_dir": "data", "valid": None, **run.config, "device": options.device})
-    for name in ("data", "data_dir", "reading"):
-        if getattr(options, name) is not None:
-            setattr(trained, name, getattr(options, name))
-    missing = [name for name in ("data", "reading") if name not in vars(trained)]
-    if missing and run.config.get("script") not in KINDS:
+    described, *_ = kind_of(run)
+    trained = {"data_dir": "data", "valid": None, **cli.restore(described(), run), "device": options.device}
+    given = {name: getattr(options, name) for name in ("data", "data_dir", "reading")}
+    trained |= {name: value for name, value in given.items() if value is not None}
+    missing = [name for name in ("data", "reading") if name not in trained]
+    if missing and described is vaes.image_parser:
         raise InputError(f"{run.folder} does not say what it was trained on: give --{' and --'.join(missing)}.")
-    return trained
+    if described is not vaes.image_parser and not trained.keys() >= set(cli.kept(described())):
+        raise InputError(f"{run.folder} does not say all that it was trained with.")
+    return argparse.Namespace(**trained)
+
+
+def kind_of(run: Run) -> tuple[Callable, ...]:
+    """What its config.json says of the data of a run, and how they are loaded, measured and drawn."""
+    script = run.config.get("script")
+    return KINDS.get(script, IMAGES) if isinstance(script, str) else IMAGES
+
+
+def try_out(model, guide, images: Images, folder: Path) -> None:
+    """Refuse a pair that is not one of such images, before anything is measured."""
+    try:
+        log_probs(model, guide, images.head(2)[:])
+    except Exception as error:  # the folder may be a stranger's, the pair's sizes any
+        raise InputError(f"the pair in {folder} does not fit the images of its data ({error}).") from error
 
 
 def weighted(model, guide, images: Images, num_samples: int, chunk: int) -> Weighted:

@@ -91,6 +91,10 @@ def table(cards: list[dict], metrics: list[str]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
+def _cell(value) -> str:
+    return _figure(value) if isinstance(value, float) else str(value)
+
+
 def _figure(value: float | None) -> str:
     if value is None:
         return ""
@@ -101,7 +105,8 @@ def update_tables(path: Path) -> None:
     """Rewrite what stands between a marker and ``<!-- end -->`` in a page.
 
     ``<!-- results: CARD CARD | METRIC METRIC -->`` is a table, ``<!-- figure: CARD METRIC -->`` in a line the median
-    over the card's seeds, ``<!-- benchmark -->`` what the benchmark measured.
+    over the card's seeds, ``<!-- benchmark -->`` what the benchmark measured, ``<!-- rows: NAME -->`` the rows of
+    results/NAME.json.
     """
 
     def card(name: str) -> dict:
@@ -116,11 +121,20 @@ def update_tables(path: Path) -> None:
         found = statistics.median(value for value in card(name)["metrics"][metric] if value is not None)
         return f"<!-- figure:{match[1]}-->{_figure(found)}<!-- end -->"
 
+    def rows(match: re.Match) -> str:
+        found = card(match[1].strip())
+        names = [name for name, value in found["rows"][0].items() if not isinstance(value, list)]
+        lines = [names, ["---"] * len(names), *([_cell(row[name]) for name in names] for row in found["rows"])]
+        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        source = f"`{found['command']}`, on {found['device']}, torch {found['versions']['torch']}."
+        return f"<!-- rows:{match[1]}-->\n\n{text}\n\n{source}\n\n<!-- end -->"
+
     text = path.read_text()
     if "<!-- benchmark -->" in text:
         filled = f"<!-- benchmark -->\n\n{benchmark_tables(card('benchmark'))}\n\n<!-- end -->"
         text = re.sub("<!-- benchmark -->.*?<!-- end -->", filled, text, flags=re.DOTALL)
     text = re.sub(r"<!-- results:(.*?)-->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    text = re.sub(r"<!-- rows:(.*?)-->.*?<!-- end -->", rows, text, flags=re.DOTALL)
     text = re.sub(r"<!-- figure:(.*?)-->.*?<!-- end -->", figure, text)
     replace_file(path, lambda temporary: temporary.write_text(text))
 

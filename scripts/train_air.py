@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guides import AIRGuide, DAIRGuide
-from pplmodels import AIR
+from pplmodels import AIR, ranks
 from pplmodels.data import SceneSet, scene_set
 from pplmodels.errors import InputError
 from pplmodels.infer import (
@@ -152,7 +152,8 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     guide = guide.to(device)
     optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
     elbo = ESTIMATORS[options.estimator]()
-    return SVI(model, guide, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
+    settings = {"clip_norm": options.clip_norm, "compile": options.compile and "auto"}
+    return SVI(model, guide, optim, elbo, **settings, precision=cli.PRECISIONS[options.precision])
 
 
 def schedules(options: argparse.Namespace, svi: SVI) -> list[Annealed]:
@@ -202,10 +203,12 @@ def main(argv: list[str] | None = None) -> None:
         begin = partial(train, options, scenes, steps=options.count_steps[1])
         seed, resume = best_start(run, range(seed, seed + options.restarts), begin), True
     svi, bound, seconds = train(options, scenes, run, seed, resume, options.steps)
+    torch.manual_seed(options.seed + ranks.index())
+    metrics = measure(bound, svi.model, svi.guide, scenes)
+    if ranks.index() > 0:
+        return
     for half in (svi.model, svi.guide):
         half.save_pretrained(run.folder)
-    torch.manual_seed(options.seed)
-    metrics = measure(bound, svi.model, svi.guide, scenes)
     draw(svi.model, svi.guide, scenes, run)
     run.finish(seconds, scenes.train.pixels.device, metrics)
     figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)

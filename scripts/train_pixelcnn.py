@@ -20,7 +20,7 @@ from pplmodels.files import replace_file
 from pplmodels.infer import elbo_terms, log_probs
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import load_pair
-from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics
+from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics, save_picture
 from pplmodels.training import Run, cli
 
 STEPS = {"digits": 600}
@@ -84,7 +84,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
         model, guide, images = stage_one(options)
         options.reading, options.levels = "codes", len(model.codebook)
         options.codebook = hashlib.sha256(model.codebook.vectors.detach().cpu().numpy().tobytes()).hexdigest()
-        if run is not None and run.config["codebook"] != options.codebook:
+        if run is not None and run.config.get("codebook") != options.codebook:
             raise InputError(f"{run.folder} was trained on another codebook than that of {options.stage_one}.")
         maps = images.map(lambda part: Images(_codes(guide, part), reading=MAPS["codes"]))
     cli.check_images(options, run, maps.train.shape)
@@ -97,7 +97,11 @@ def stage_one(options: argparse.Namespace) -> tuple[VQVAE, VQGuide, ImageSet]:
     if first.config.get("script") != "vq-vae":
         raise InputError(f"{options.stage_one} is not the run of a VQ-VAE.")
     pair = [half.requires_grad_(False).to(cli.find_device(options.device)) for half in load_pair(first.folder)]
-    trained = argparse.Namespace(**{**first.config, "device": options.device})
+    if not isinstance(pair[0], VQVAE) or not isinstance(pair[1], VQGuide):
+        raise InputError(f"{options.stage_one} does not hold the pair of a VQ-VAE.")
+    trained = argparse.Namespace(**{**cli.restore(vaes.image_parser(), first), "device": options.device})
+    if not {"data", "data_dir", "valid", "reading"} <= vars(trained).keys():
+        raise InputError(f"{options.stage_one} does not say what it was trained on.")
     options.data = trained.data
     return *pair, vaes.load(trained)
 
@@ -142,7 +146,7 @@ def draw(model: PixelCNN | GatedPixelCNN, guide: EmptyGuide, maps: ImageSet, run
         pictures["samples"] = inspect.sample_images(first, SAMPLES)
     for name, images in pictures.items():
         rows = images.clamp(0, 1).cpu().numpy().reshape(-1, 12, *images.shape[1:])
-        plotting.save(plotting.image_rows(rows, [""] * len(rows)), run.folder / f"{name}.png")
+        save_picture(plotting.image_rows(rows, [""] * len(rows)), run.folder / f"{name}.png")
 
 
 if __name__ == "__main__":

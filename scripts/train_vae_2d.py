@@ -9,6 +9,7 @@ from pplmodels import PlaneVAE, inspect, plotting
 from pplmodels.data import Images, ImageSet, as_they_are
 from pplmodels.data.gaussians import GAUSSIANS
 from pplmodels.errors import InputError
+from pplmodels.report import save_picture
 from pplmodels.training import Run, cli
 
 TEST_POINTS = 100_000
@@ -47,7 +48,7 @@ def draw(model, guide, images: ImageSet, run: Run) -> None:
     }
     arrays = {name: cloud.cpu().numpy() for name, cloud in clouds.items()}
     picture = plotting.clouds(arrays, truth.mean.numpy(), truth.covariance_matrix.numpy())
-    plotting.save(picture, run.folder / "clouds.png")
+    save_picture(picture, run.folder / "clouds.png")
 
 
 def main(argv: list[str] | None = None) -> None:

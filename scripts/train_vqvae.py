@@ -39,7 +39,7 @@ def parser() -> cli.Parser:
         help="batch: where the untrained encoder puts images; uniform: in [-1/K, 1/K]",
     )
     prior = parser.add_argument_group("prior")
-    prior.add_argument("--with-prior", action="store_true", help="then train a Gated PixelCNN, with its defaults")
+    prior.add_argument("--with-prior", action="store_true", help="then train a Gated PixelCNN, in RUN/prior")
     return parser
 
 
@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = vaes.train(options, run, "vq-vae", build, images, draw, code_metrics, objective="bound_less_distances")
     if options.with_prior:
-        train_pixelcnn.main([str(folder)])
+        second = folder / "prior"
+        resume = ["--resume"] if (second / "config.json").exists() else []
+        train_pixelcnn.main([str(folder), "--out", str(second), *resume])
 
 
 def measure(bound: Callable[[Tensor], LogProbs], model: VQVAE, guide: VQGuide, images: ImageSet) -> dict:

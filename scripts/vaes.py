@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pplmodels import ranks
 from pplmodels.data import Images, ImageSet, bernoulli, load_images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
@@ -64,6 +65,13 @@ def parser(
     schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
     schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
     return parser
+
+
+def image_parser() -> cli.Parser:
+    """What the config.json of a run on images says of them, in whatever script of the family."""
+    described = parser("", z_dim=None)
+    described.add_argument("--reading", choices=READINGS, default="levels")
+    return described
 
 
 def add_annealing(parser: cli.Parser) -> None:
@@ -124,7 +132,10 @@ def train(
     part = late(model, guide) if late else None
     optim = adam(model, guide, options.lr, {part: options.lr} if part else None)
     elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
-    svi = SVI(*halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto")
+    precision = cli.PRECISIONS[options.precision]
+    svi = SVI(
+        *halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto", precision=precision
+    )
     falling = linear(options.lr, options.lr / 100, int(options.hold * options.steps), options.steps)
     courses = (falling, delayed(falling, int(late_from * options.steps)))
     annealed = [Annealed(rate, course) for rate, course in zip(learning_rates(optim), courses, strict=False)]
@@ -162,15 +173,17 @@ def train(
         patience=options.patience,
     )
     settle_batch_norm(*measured, images.train.batches(options.batch_size))
-    for half in measured:
-        half.eval().save_pretrained(run.folder)
-    torch.manual_seed(options.seed)
-    metrics = figures(bound, *measured, images.test)
-    draw(*measured, images, run)
-    run.finish(seconds, device, metrics)
-    shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
-    print(f"held out, {len(images.test)} images: {shown}")
-    print(f"everything is in {run.folder}")
+    torch.manual_seed(options.seed + ranks.index())
+    metrics = figures(bound, *(half.eval() for half in measured), images.test)
+    if ranks.index() == 0:
+        for half in measured:
+            half.save_pretrained(run.folder)
+        draw(*measured, images, run)
+        run.finish(seconds, device, metrics)
+        shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
+        print(f"held out, {len(images.test)} images: {shown}")
+        print(f"everything is in {run.folder}")
+    ranks.wait()
     return run.folder
 
 

@@ -1,6 +1,9 @@
 """Every test starts from the same seed, an empty param store, full validation and one thread."""
 
 import os
+import runpy
+import sys
+from pathlib import Path
 
 import pyro
 import pytest
@@ -8,6 +11,8 @@ import torch
 
 torch.set_num_threads(1)  # the tests' tensors are small, and two processes share the cores
 os.environ["OMP_NUM_THREADS"] = "1"  # so for scripts and notebooks that the tests start
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))  # scripts import each other
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +29,12 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def script():
+    """The main function of a script, to call it inside the test's process."""
+    return lambda name: runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"]
 
 
 def pytest_collection_modifyitems(items):

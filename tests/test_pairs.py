@@ -157,6 +157,23 @@ def test_a_smaller_last_batch_trains(pair):
     assert all(torch.isfinite(svi.step(pair.batch(size))) for size in (8, 8, 3, 1, 8))
 
 
+def test_a_step_in_bfloat16_is_nearly_the_step_and_what_is_measured_is_the_same(pair):
+    losses = {"step": [], "measured": []}
+    for precision in (None, torch.bfloat16):
+        pyro.set_rng_seed(0)
+        halves, x = pair.build(), pair.batch(32)
+        svi = SVI(*halves, adam(*halves, 1e-2), NVIL_ELBO(), compile=True, precision=precision)
+        losses["measured"].append(float(svi.evaluate_loss(x)))
+        losses["step"].append(float(svi.step(x)))
+        assert {tensor.dtype for half in halves for tensor in half.state_dict().values()} <= {
+            torch.float32,
+            torch.int64,
+        }
+        assert not svi.failed
+    assert losses["measured"][0] == losses["measured"][1]
+    assert losses["step"][0] != losses["step"][1] == pytest.approx(losses["step"][0], rel=0.02)
+
+
 def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
     if not pair.saved:
         pytest.skip("made of parts")

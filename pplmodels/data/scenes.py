@@ -107,15 +107,21 @@ def _extent(occupied: Tensor) -> Tensor:
 
 
 def load_scenes(path: str | Path) -> tuple[Images, Images]:
-    """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and counts ``n_train``, ``n_test`` if known."""
+    """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and counts ``n_train``, ``n_test`` if known.
+
+    A count is at most the number of pixels. Raises :class:`InputError`.
+    """
     arrays = read_npz(path, required=("x_train", "x_test"), optional=("n_train", "n_test"))
     halves = []
     for half in ("train", "test"):
         pixels = to_pixels(arrays[f"x_{half}"], f"x_{half} in {path}")
         counts = arrays.get(f"n_{half}")
         if counts is not None:
+            most = pixels[0, 0].numel()  # an object has a pixel: what is measured has a row for each count
             if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
                 raise InputError(f"n_{half} in {path} must hold one whole number from 0 for each image of x_{half}.")
+            if counts.max() > most:
+                raise InputError(f"n_{half} in {path} says {counts.max()} objects in an image of {most} pixels.")
             counts = torch.from_numpy(counts.astype("int64"))
         halves.append(Images(pixels, counts))
     train, test = halves

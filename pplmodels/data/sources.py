@@ -1,20 +1,24 @@
 """Sets of images, for training and held out: built in, from public archives, from a file, from a folder."""
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pplmodels.data.arrays import read_npz, to_pixels
 from pplmodels.data.images import Images, ImageSet
 from pplmodels.data.reading import thresholded
-from pplmodels.errors import InputError
+from pplmodels.errors import InputError, refused_as
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# whatever a file is called: other readers are little used, and that of EPS starts a program
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+PIXELS = 2**24  # of an image, such as 4096 x 4096: about 200 MB while it is read, and a file of 1 KB can claim more
 HELD_OUT = 10  # every tenth image of a folder
 BINARISED = "binarised-mnist"
 BINARISED_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
@@ -32,7 +36,8 @@ def load_images(data: str, data_dir: str | Path = "data") -> ImageSet:
       ``data_dir``, downloaded where that is possible;
     - an .npz file with ``x_train``, ``x_test`` and perhaps ``x_valid`` (:func:`pplmodels.data.arrays.to_pixels`), or
       with ``train``, ``valid`` and ``test``, binarised MNIST as rows of packed bits (:func:`numpy.packbits`);
-    - a folder of images of one size (PNG, JPEG, BMP, WebP; grey or colour), of which every tenth is held out.
+    - a folder of images of one size (PNG, JPEG, BMP, WebP; grey or colour, at most 2**24 pixels
+      each), of which every tenth is held out.
     """
     if data == "digits":
         return _digits()
@@ -112,7 +117,7 @@ def _read_amat(path: Path) -> Tensor:
 
 
 def _from_folder(folder: Path) -> ImageSet:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if len(paths) < HELD_OUT:
         raise InputError(f"{folder} holds {len(paths)} images ({', '.join(ENDINGS)}); at least {HELD_OUT} are needed.")
     arrays = [_read_image(path) for path in paths]
@@ -132,11 +137,15 @@ def _from_folder(folder: Path) -> ImageSet:
 
 def _read_image(path: Path) -> np.ndarray:
     """One image as uint8, ``(H, W)`` if it is grey and ``(H, W, 3)`` else."""
-    try:
-        with Image.open(path) as image:
+    with refused_as(f"{path} is not a readable image."), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is a lower one
+        if path.stat().st_size > 8 * PIXELS:  # bytes a pixel, of 16 bits in four channels
+            raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, which are the most.")
+        # from memory: of a file Pillow asks for as many bytes as a part of it claims to have, there or not
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+            if image.width * image.height > PIXELS:
+                raise InputError(f"{path} has {image.height}x{image.width} pixels; {PIXELS:,} are the most.")
             return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16", "LA") else "RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image.") from error
 
 
 def _mnist(root: Path, train: bool, download: bool) -> Tensor:

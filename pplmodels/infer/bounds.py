@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pplmodels import ranks
 from pplmodels.errors import InputError
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
@@ -72,7 +73,8 @@ def elbo_terms(
     ``elbo``, ``reconstruction`` (log-probability of the observed sites), ``kl``, and ``kl/<site>`` with the steps of a
     site added up ("z_where_1" and "z_where_2" count for "kl/z_where"); and ``statistic(latents)`` of all images.
     Each KL is log q - log p at the guide's sample, so ``elbo = reconstruction - kl`` holds exactly. beta is 1, no image
-    is left out, and the sums are kept in float64.
+    is left out, and the sums are kept in float64. Of several ranks each brings batches of its own; the results are of
+    all of them.
     """
     totals: dict[str, Tensor] = defaultdict(float)
     images, statistics = 0, []
@@ -89,8 +91,11 @@ def elbo_terms(
         if statistic is not None:
             statistics.append(statistic(latents))
     totals["elbo"] = totals["reconstruction"] - totals["kl"]
-    terms = {name: float(total) / images for name, total in sorted(totals.items())}
-    return terms, torch.cat(statistics) if statistics else None
+    names = sorted(totals)
+    sums = [torch.as_tensor(number, dtype=torch.float64).cpu() for number in (images, *map(totals.get, names))]
+    images, *sums = ranks.totals(sums)
+    terms = {name: float(total / images) for name, total in zip(names, sums, strict=True)}
+    return terms, ranks.gathered(torch.cat(statistics)) if statistics else None
 
 
 class Weighted(NamedTuple):

@@ -1,4 +1,7 @@
-"""How much of its codes a pair uses: active units, mutual information, the aggregate posterior."""
+"""How much of its codes a pair uses: active units, mutual information, the aggregate posterior.
+
+Of several ranks each brings batches of its own; the results are of all of them.
+"""
 
 import math
 from collections import defaultdict
@@ -9,6 +12,7 @@ from pyro import poutine
 from pyro.distributions import TransformedDistribution
 from torch import Tensor
 
+from pplmodels import ranks
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.traces import random_sites
 
@@ -31,7 +35,7 @@ def code_variances(guide, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     variances = {}
     for site, parts in pairs.items():
         if parts[0].dim() == 3:
-            samples = torch.cat(parts, 1)
+            samples = ranks.gathered(torch.cat(parts, 1).transpose(0, 1)).transpose(0, 1)
             first, second = samples - samples.mean(1, keepdim=True)
             variances[site] = (first * second).sum(0) / (len(first) - 1)
     return variances
@@ -73,7 +77,7 @@ def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> di
 def code_counts(guide, batches: Iterable[Tensor], codes: int, site: str = "codes") -> Tensor:
     """How often each of K discrete codes is inferred in all positions of all images, int64 ``(K)``."""
     with module_owned_parameters():
-        return sum(_values(guide, x)[site].flatten().bincount(minlength=codes) for x in batches)
+        return ranks.total(sum(_values(guide, x)[site].flatten().bincount(minlength=codes) for x in batches))
 
 
 def usage(counts: Tensor) -> dict[str, float]:

@@ -12,6 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
 
+from pplmodels import ranks
 from pplmodels.infer.stops import Stops, is_stop, trace_path
 
 
@@ -73,7 +74,7 @@ class FreeBits_ELBO(TraceGraph_ELBO):
                 continue
             if not site["fn"].has_rsample:
                 raise ValueError(f"site {name} is not reparameterised: free bits need its KL's gradient")
-            kl = (site["log_prob"] - model_trace.nodes[name]["log_prob"]).sum()
+            kl = ranks.total((site["log_prob"] - model_trace.nodes[name]["log_prob"]).sum()) / ranks.number()
             surrogate = surrogate + (self.free * site["log_prob"].numel() - kl).clamp(min=0)
         return bound, surrogate
 

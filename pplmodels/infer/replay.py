@@ -47,12 +47,16 @@ class Replay:
         modules: the modules whose parameters and buffers it reads, or callables that hold them.
         tensors: further tensors that it reads, such as an optimizer's parameters.
         fallback: run the program itself where it cannot be compiled.
+        tolerance: by which graph and program may differ, of the largest entry (sums are taken in another order);
+            None for what float32 and float64 round.
     """
 
-    def __init__(self, program: Callable, modules=(), tensors=(), fallback: bool = False):
+    def __init__(
+        self, program: Callable, modules=(), tensors=(), fallback: bool = False, tolerance: float | None = None
+    ):
         self.program = program
         self.tensors = tuple(tensors)
-        self.fallback = fallback
+        self.fallback, self.tolerance = fallback, tolerance
         self.roots = tuple(modules)
         self.graphs: dict[tuple, _Graph | None] = {}
         self.traces = 0
@@ -98,7 +102,7 @@ class Replay:
         try:
             graph = _Graph(self.program, args, leaves, state)
             before.restore()
-            _check(graph, self.program, args, leaves, state)
+            _check(graph, self.program, args, leaves, state, self.tolerance)
             if all(tensor.is_cuda for tensor in (*state, *graph._inputs(leaves))):
                 graph.capture(leaves, state)
         except CannotCompile as error:
@@ -161,7 +165,9 @@ class _Graph:
         return tree_unflatten(results, self.spec)
 
 
-def _check(graph: _Graph, program: Callable, args: tuple, leaves: list, state: list[Tensor]) -> None:
+def _check(
+    graph: _Graph, program: Callable, args: tuple, leaves: list, state: list[Tensor], tolerance: float | None
+) -> None:
     """Compare graph and program from the same state under one seed, which is not the one of the trace."""
     start = Snapshot(state)
     outcomes = []
@@ -172,21 +178,21 @@ def _check(graph: _Graph, program: Callable, args: tuple, leaves: list, state: l
         outcomes.append([*results, *buffers])
         start.restore()
     for expected, got in zip(*outcomes, strict=True):
-        if isinstance(expected, Tensor) and not _close(got, expected):
+        if isinstance(expected, Tensor) and not _close(got, expected, tolerance):
             raise CannotCompile(
                 "the replayed step differs from the program's own under the same seed: a value was baked in while "
                 "tracing, or a random choice decides which sites there are."
             )
 
 
-def _close(got: Tensor | None, expected: Tensor) -> bool:
+def _close(got: Tensor | None, expected: Tensor, tolerance: float | None) -> bool:
     """Equal up to the rounding of sums taken in another order, measured against the largest entry."""
     if got is None or got.shape != expected.shape:
         return False
     if not expected.is_floating_point():
         return torch.equal(got, expected)
     scale = expected.detach().abs().amax() if expected.numel() else 0
-    tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-3
+    tolerance = tolerance or (1e-9 if expected.dtype == torch.float64 else 1e-3)
     return bool(
         torch.isclose(got, expected.detach(), rtol=tolerance, atol=tolerance * float(scale), equal_nan=True).all()
     )

@@ -1,6 +1,7 @@
 """Stochastic variational inference with module-owned parameters and a torch optimizer."""
 
 import warnings
+from contextlib import nullcontext
 
 import pyro
 import torch
@@ -11,6 +12,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pplmodels import ranks
 from pplmodels.infer.losses import is_differentiable, loss_and_surrogate, stays_on_device
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
@@ -43,6 +45,8 @@ class SVI(pyro.infer.SVI):
         loss: an ELBO, by default ``TraceGraph_ELBO()``.
         clip_norm: largest gradient norm a parameter group, in nats per image per unit; None for no limit.
         compile: replay a traced graph; True raises where that cannot be done, "auto" warns once and goes on without.
+        precision: bfloat16 for the operations that can be as rough in a step (:class:`torch.autocast`); parameters,
+            gradients and :meth:`evaluate_loss` keep theirs.
     """
 
     def __init__(
@@ -54,13 +58,14 @@ class SVI(pyro.infer.SVI):
         *,
         clip_norm: float | None = None,
         compile: bool | str = False,
+        precision: torch.dtype | None = None,
     ):
         if compile not in (True, False, "auto"):
             raise ValueError(f'compile is True, False or "auto", not {compile!r}')
         loss = TraceGraph_ELBO() if loss is None else loss
         if isinstance(optim, PyroOptim):
-            if clip_norm is not None or compile is True:
-                raise ValueError("clip_norm and compile need a torch optimizer; a PyroOptim has its own clip_args")
+            if clip_norm is not None or compile is True or precision is not None:
+                raise ValueError("clip_norm, compile and precision need a torch optimizer; a PyroOptim has clip_args")
             super().__init__(model, guide, optim, loss)
             return
         if not isinstance(optim, torch.optim.Optimizer):
@@ -77,12 +82,14 @@ class SVI(pyro.infer.SVI):
         self.model, self.guide, self.optim = model, guide, optim
         self.elbo = loss
         self.loss, self.loss_and_grads = loss.loss, loss.loss_and_grads
-        self.clip_norm = clip_norm
+        self.clip_norm, self.precision = clip_norm, precision
         self.failed = torch.zeros((), dtype=torch.bool, device=optim.param_groups[0]["params"][0].device)
         self._validated = False
         self._run = self._differentiate
         if compile:
-            self._run = Replay(self._differentiate, (model, guide), self.parameters(), fallback=compile == "auto")
+            tolerance = 8 * torch.finfo(precision).eps if precision else None
+            pair = model, guide
+            self._run = Replay(self._differentiate, pair, self.parameters(), compile == "auto", tolerance)
 
     def step(self, *args, **kwargs) -> Tensor | float:
         """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
@@ -101,8 +108,9 @@ class SVI(pyro.infer.SVI):
     def gradients(self, *args, **kwargs) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
         """One estimate: the loss per image, the number of images, and for each of :meth:`parameters` the gradient of
         the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
+        Where several ranks train together, all of this is of the images of all ranks.
         """
-        loss, images, gradients = self._run(args, kwargs)
+        loss, images, gradients = _of_all_ranks(*self._run(args, kwargs), self.parameters())
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
@@ -128,7 +136,8 @@ class SVI(pyro.infer.SVI):
         self._validated = True
 
     def _differentiate(self, args: tuple, kwargs: dict) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
-        with pyro.validation_enabled(False):
+        rough = torch.autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
+        with pyro.validation_enabled(False), rough:
             loss, surrogate, images = self._losses(args, kwargs)
         gradients = torch.autograd.grad(surrogate, self.parameters(), allow_unused=True)
         return loss.detach() / images, images, gradients
@@ -155,6 +164,18 @@ class SVI(pyro.infer.SVI):
         elif self.failed:
             return
         self.optim.step()
+
+
+def _of_all_ranks(
+    loss: Tensor, images: int, gradients: tuple[Tensor | None, ...], parameters: list[Tensor]
+) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
+    """The estimates of all ranks as one, by one exchange; a gradient is None nowhere then, so that its parts match."""
+    if ranks.number() == 1:
+        return loss, images, gradients
+    filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+    images *= ranks.number()  # each rank has as many
+    total, *summed = ranks.totals([loss, *filled])
+    return total / ranks.number(), images, tuple(summed)
 
 
 def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

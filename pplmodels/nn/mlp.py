@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm as normalise
 from torch.nn.functional import softplus
+
+from pplmodels import ranks
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "leaky-relu": partial(nn.LeakyReLU, 0.1)}
 VARIANCE_FLOOR = 1e-5
@@ -48,11 +51,26 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         """x, normalised."""
         rows = x.flatten(0, -2)
-        if self.training and len(rows) == 1:
+        if self.training and ranks.number() > 1:
+            rows = self._over_ranks(rows)
+        elif self.training and len(rows) == 1:
             rows = normalise(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         else:
             rows = super().forward(rows)
         return rows.view(x.shape)
+
+    def _over_ranks(self, rows: Tensor) -> Tensor:
+        """Normalise by the statistics of all ranks' rows, of which each has as many."""
+        length = len(rows) * ranks.number()
+        mean = ranks.total(rows.sum(0)) / length
+        variance = ranks.total((rows - mean).square().sum(0)) / length
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            # as in torch: without a momentum the running statistics are plain means over the batches
+            rate = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, rate)
+            self.running_var.lerp_(variance * (length / (length - 1)), rate)
+        return (rows - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 class NormalHead(nn.Module):

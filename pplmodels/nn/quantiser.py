@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from pplmodels.ranks import first, total
+
 SMOOTHING = 1e-5  # of a code's count, so that a mean of nothing is not a division by nothing
 
 
@@ -19,6 +21,11 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(continuous: Tensor, quantised: Tensor) -> Tensor:
     """The value of ``quantised`` to the bit, with the gradient of ``continuous``."""
     return _StraightThrough.apply(continuous, quantised)
+
+
+def _exactly(tensor: Tensor) -> torch.autocast:
+    """Products in their operands' own precision, whatever the step's is: distances are differences of large numbers."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class Codebook(nn.Module):
@@ -55,10 +62,10 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """The code nearest to each vector: ``(..., D, H, W) -> (..., H, W)``, int64."""
-        z = z.detach().movedim(-3, -1)
         vectors = self.vectors.detach()
-        # |z|^2 is the same for all codes
-        return (vectors.square().sum(1) - 2 * z @ vectors.mT).argmin(-1)
+        z = z.detach().movedim(-3, -1).to(vectors.dtype)
+        with _exactly(z):  # |z|^2 is the same for all codes
+            return (vectors.square().sum(1) - 2 * z @ vectors.mT).argmin(-1)
 
     def embed(self, codes: Tensor) -> Tensor:
         """The codes' vectors: ``(..., H, W) -> (..., D, H, W)``."""
@@ -67,20 +74,21 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def follow(self, z: Tensor, codes: Tensor) -> None:
         """Note that ``codes (..., H, W)`` were nearest to ``z (..., D, H, W)``: usage, running means, revival."""
-        z = z.movedim(-3, -1).flatten(0, -2)
+        z = z.movedim(-3, -1).flatten(0, -2).to(self.vectors.dtype)
         names = torch.arange(len(self.vectors), device=z.device)
         assigned = (codes.flatten()[:, None] == names).to(z.dtype)  # (N, K)
-        used = assigned.sum(0)
+        used = total(assigned.sum(0))
         if self.decay is not None:
             self.counts.lerp_(used, 1 - self.decay)
-            self.sums.lerp_(assigned.mT @ z, 1 - self.decay)
-            total = self.counts.sum()
-            smoothed = (self.counts + SMOOTHING) / (total + len(used) * SMOOTHING) * total
+            with _exactly(z):
+                self.sums.lerp_(total(assigned.mT @ z), 1 - self.decay)
+            all_counts = self.counts.sum()
+            smoothed = (self.counts + SMOOTHING) / (all_counts + len(used) * SMOOTHING) * all_counts
             self.vectors.copy_(self.sums / smoothed[:, None])
         self.idle.copy_(torch.where(used > 0, 0, self.idle + 1))
         dead = self.idle >= self.patience
         here = z[torch.randint(len(z), (len(used),), device=z.device)]
-        self._move(here, dead)
+        self._move(first(here), dead)
 
     def _move(self, to: Tensor, which: Tensor) -> None:
         """Put some codes, ``which (K)``, to other places, ``to (K, D)``, as if a vector there had been theirs."""

@@ -2,6 +2,9 @@
 
 import argparse
 import importlib.util
+import itertools
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -9,12 +12,15 @@ from pathlib import Path
 
 import torch
 
-from pplmodels.errors import InputError, NonFiniteLoss
+from pplmodels import ranks
+from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.training.run import Run
 
 # What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
 # its classes; its path is never taken from a run's folder, which a stranger may have written.
 FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+_typed: argparse.Namespace | None = None  # the options of this process's command, once they are known
 OWN = "pplmodels_imported"  # the name of the module that --import makes of a file
 
 
@@ -63,6 +69,9 @@ def training_parser(
         default=True,
         help="trace the step once and replay it: the same numbers, sooner",
     )
+    training.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of the steps' products; measures are float32"
+    )
     add_import(parser, "a subclass of this pair's model or guide in it takes its place")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
@@ -108,10 +117,16 @@ def yours(options: argparse.Namespace, *kinds: type) -> list[type]:
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
-    """The options, and with ``--resume`` the run to continue, whose options then hold."""
+    """The options, and with ``--resume`` the run to continue, locked, whose options then hold."""
+    global _typed
     options = parser.parse_args(argv)
+    if argv is None:
+        _typed = options
     run_import(options)
+    if ranks.restarted() and options.out is not None:
+        options.resume = options.resume or (Path(options.out) / "config.json").exists()
     if not options.resume:
+        ranks.check_shares(options.batch_size)
         return options, None
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
@@ -121,23 +136,73 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
         raise InputError(f"{options.out} was trained with --import {stored}: give it again.")
     if options.imports and not stored:
         raise InputError(f"{options.out} was trained without --import.")
-    given = _given(parser, argv)
-    for name, value in vars(options).items():
-        if name in FREE:
-            continue
-        if name not in run.config:
-            raise InputError(f"{options.out} holds a run of another script.")
-        stored = run.config[name]
+    given, restored = _given(parser, argv), restore(parser, run)
+    if not isinstance(run.config.get("command"), str) or not all(name in restored for name in kept(parser)):
+        raise InputError(f"{options.out} holds a run of another script.")
+    for name in kept(parser):
+        stored, value = restored[name], getattr(options, name)
         if name in given and value != stored:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
         setattr(options, name, stored)
-    return options, run
+        run.config[name] = stored
+    ranks.check_shares(options.batch_size)
+    return options, run.lock()
+
+
+def restore(parser: Parser, run: Run) -> dict:
+    """The options of ``parser`` that config.json of ``run`` has, as if they had been typed.
+
+    A stranger may have written that file: what the command line would not take raises :class:`InputError`.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    found = {}
+    for name in vars(parser.parse_args([])):
+        if name not in run.config:
+            continue
+        stored = run.config[name]
+        try:
+            found[name] = _as_typed(actions.get(name), parser.get_default(name), stored)
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{run.folder} cannot have been trained with {flag} {stored!r}.") from error
+    return found
+
+
+def kept(parser: Parser) -> list[str]:
+    """The names of the options that a run keeps: all but :data:`FREE`."""
+    return [name for name in vars(parser.parse_args([])) if name not in FREE]
+
+
+def _as_typed(action: argparse.Action | None, default, stored):
+    """A value out of a file as the option's action makes it of text; options without an action have one value."""
+    if stored is None or action is None:
+        if stored != default:
+            raise ValueError("not a value of this option")
+        return default
+    if action.nargs == 0:
+        if not isinstance(stored, bool):
+            raise ValueError("neither on nor off")
+        return stored
+    if action.nargs in (None, "?"):
+        return _converted(action, stored)
+    if not isinstance(stored, list) or (isinstance(action.nargs, int) and len(stored) != action.nargs):
+        raise ValueError("not as many values as this option has")
+    return [_converted(action, value) for value in stored]
+
+
+def _converted(action: argparse.Action, stored):
+    if action.type is None and not isinstance(stored, str):
+        raise ValueError("no text")
+    value = stored if action.type is None else action.type(str(stored))
+    if action.choices is not None and value not in action.choices:
+        raise ValueError("none of the choices")
+    return value
 
 
 def _given(parser: Parser, argv: list[str] | None) -> set[str]:
     """The names of the options that were typed."""
-    defaults = {action.dest: action.default for action in parser._actions}
+    defaults = {action.dest: action.default for action in parser._actions if action.default is not argparse.SUPPRESS}
     unset = object()
     parser.set_defaults(**dict.fromkeys(defaults, unset))
     typed = parser.parse_args(argv)
@@ -146,13 +211,25 @@ def _given(parser: Parser, argv: list[str] | None) -> set[str]:
 
 
 def open_run(options: argparse.Namespace, script: str) -> Run:
-    """A new run folder for ``options``."""
-    folder = options.out
-    if folder is None:
-        data = Path(options.data).stem
-        folder = Path("runs") / f"{script}-{data}" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    """A new run folder for ``options``, in which ``out`` then names it."""
+    if options.out is None:
+        folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime("%Y%m%d-%H%M%S")
+        options.out = ranks.from_all(str(_unused(folder)) if ranks.index() == 0 else "")[0]
     config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
-    return Run.create(folder, {"script": script, **config})
+    return Run.create(options.out, {"script": script, **config})
+
+
+def _unused(folder: Path) -> Path:
+    """``folder``, made by nobody else: with a number behind its name where others began in the same second."""
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.partition('_')[0]}_{number}")
+            continue
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written to ({error.strerror}).") from error
+        return folder
 
 
 def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int, ...]) -> None:
@@ -160,7 +237,7 @@ def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int,
     options.image = list(shape)
     trained = options.image if run is None else run.config.get("image", options.image)
     if trained != options.image:
-        sizes = ["x".join(map(str, image)) for image in (options.image, trained)]
+        sizes = ["x".join(map(str, image)) if isinstance(image, list) else image for image in (options.image, trained)]
         raise InputError(f"the images of {options.data} are {sizes[0]}; {run.folder} was trained on {sizes[1]}.")
 
 
@@ -168,7 +245,9 @@ def find_device(name: str) -> torch.device:
     """The device that ``--device`` names."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here.")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -182,15 +261,42 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``: one sentence and exit code 2 for bad input, 1 for a failed training, 130 for Ctrl-C."""
+    """Run a script's ``main``; whatever ends it early is told in one sentence.
+
+    Exit codes: 2 for bad input, 1 for a failed training or a file that could not be written, 130 for Ctrl-C, 143 for
+    SIGTERM.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        main()
+        with ranks.group():
+            main()
     except InputError as error:
         _leave(2, str(error))
     except NonFiniteLoss as error:
         _leave(1, f"training stopped: {error} The last good checkpoint is kept.")
+    except StorageError as error:
+        _leave(1, f"stopped: {error} What was there before is whole. When there is room, {_how_to_go_on()}")
+    except LostRank as error:
+        _leave(1, f"rank {ranks.index()} ends: {error} To take up the work, {_how_to_go_on()}")
+    except Terminated:
+        _leave(143, f"stopped; {_how_to_go_on()}")
     except KeyboardInterrupt:
-        _leave(130, "stopped; continue with the same command and --resume --out FOLDER.")
+        _leave(130, f"stopped; {_how_to_go_on()}")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number, frame) -> None:
+    raise Terminated
+
+
+def _how_to_go_on() -> str:
+    """The command that takes up this process's work: with ``--resume --out FOLDER`` once there is a run."""
+    command = ["python", *sys.argv]
+    if _typed is not None and _typed.out is not None and (Path(_typed.out) / "config.json").exists():
+        command += [] if "--resume" in command else ["--resume"]
+        command += [] if any(word.split("=")[0] == "--out" for word in command) else ["--out", _typed.out]
+    return f"go on with: {shlex.join(command)}"
 
 
 def _leave(code: int, sentence: str) -> None:

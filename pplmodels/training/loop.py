@@ -1,5 +1,6 @@
 """The training loop: batches in, steps, evaluations, checkpoints."""
 
+import math
 import signal
 import sys
 import threading
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from pplmodels import ranks
 from pplmodels.data import Images
-from pplmodels.errors import NonFiniteLoss
+from pplmodels.errors import NonFiniteLoss, Terminated
 from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from pplmodels.infer.state import state_of
+from pplmodels.training.checkpoint import FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
 from pplmodels.training.run import Run
 
 POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
@@ -47,65 +50,95 @@ def fit(
     and guide in evaluation mode and from a fixed random state, so that looking does not change the training; then a
     checkpoint is written. An epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence,
     is shown as one. ``objective`` names what the steps raise, whose mean since the last evaluation is logged as
-    "train_<objective>". With ``resume`` the run continues from its checkpoint. On Ctrl-C or SIGTERM the current step is
-    finished, a checkpoint is written and ``KeyboardInterrupt`` raised.
+    "train_<objective>". With ``resume`` the run continues from its checkpoint, or begins if it was killed before it had
+    one. On Ctrl-C or SIGTERM the current step, or evaluation, is finished, a checkpoint is written and
+    ``KeyboardInterrupt`` raised, for SIGTERM its subclass :class:`pplmodels.errors.Terminated`.
 
     ``averaged``, over a ModuleList of the SVI's model and guide, follows the weights after each step; its state is in
     the checkpoint. With ``patience`` training ends after that many evaluations without a higher "valid_elbo", and the
     weights (the averaged ones too) of the highest come back.
 
+    Of several ranks (:mod:`pplmodels.ranks`) each takes its share of a batch, the same number of images; ``evaluate``
+    gives all of them the same figures. They start from rank 0's weights and draw noise of their own.
+
     Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
     """
-    start, earlier = load_checkpoint(run.folder, svi, averaged) if resume else (0, 0.0)
-    if resume:
+    ranks.check_shares(batch_size)
+    device = images.pixels.device
+    pair = nn.ModuleList([svi.model, svi.guide])
+    summed = torch.zeros((), dtype=torch.float64, device=device)  # losses since the last evaluation
+    start, earlier = 0, 0.0
+    if resume and (run.metrics or (run.folder / FILE).exists()):
+        start, earlier, so_far = load_checkpoint(run.folder, svi, averaged)
+        summed.copy_(so_far)
         run.forget_after(start)
     else:
-        save_checkpoint(run.folder, svi, 0, 0.0, averaged)  # a run that is killed early can be resumed too
+        ranks.same(state_of(list(pair.modules())))
+        if ranks.index() > 0:
+            pyro.set_rng_seed(seed + 1_000_003 * ranks.index())
+        save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # a run that is killed early can be resumed too
+    run.begin(start, device)
     begun = time.perf_counter()
-    pair = nn.ModuleList([svi.model, svi.guide])
-    recent: list[Tensor] = []  # batches since the last look, to find out what went wrong in them
-    losses: list[Tensor] = []  # since the last evaluation; they stay on the device
-    metrics: dict = run.metrics[-1] if run.metrics else {}
+    recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last look, which stay on the device
+    history = [line for line in run.metrics if line["step"] <= start]
+    metrics: dict = history[-1] if history else {}
+    evaluated = metrics.get("step", 0)
+    over = start >= steps or (patience is not None and _since_best(history) >= patience)
 
     def seconds() -> float:
         return earlier + time.perf_counter() - begun
 
+    def say(line: str) -> None:
+        if ranks.index() == 0:
+            tqdm.write(line, file=sys.stderr)
+
+    if over:
+        say(f"{run.folder}: training had already ended, at step {start}")
     with _progress(start, steps) as bar, _stop_requests() as stop_requested:
         batches = _batches(images, batch_size, seed, start)
-        for step in range(start, steps):
+        for step in range(start, start if over else steps):
             for quantity in annealed:
                 quantity.set(step)
-            recent.append(next(batches))
-            losses.append(svi.step(recent[-1]))
+            batch = next(batches)
+            loss = svi.step(batch)
+            recent.append((batch, loss))
+            summed += loss  # one by one: a resumed run sums in the same order
             if averaged is not None:
                 averaged.update_parameters(pair)
             done = step + 1
             evaluating = done % eval_every == 0 or done == steps
-            if evaluating or done % POLL == 0:
+            # several ranks stop at the same step: they ask each other where they look anyway
+            may_stop = ranks.number() == 1 or evaluating or done % POLL == 0
+            stopping = may_stop and ranks.any_of(stop_requested() is not None)
+            saving = evaluating or stopping
+            if saving or done % POLL == 0:
                 if svi.failed:
-                    raise NonFiniteLoss(_what_failed(svi, recent, done))
+                    raise NonFiniteLoss(_what_failed(svi, [batch for batch, _ in recent], done))
+                rate = (done - start) * batch_size / (time.perf_counter() - begun)
+                _show(bar, objective, recent, {name: metrics[name] for name in shown if name in metrics}, rate)
                 recent.clear()
-                _show(bar, objective, losses, {name: metrics[name] for name in shown if name in metrics}, batch_size)
             bar.update()
             if evaluating:
-                metrics = {f"train_{objective}": -float(torch.stack(losses).mean()), **_undisturbed(evaluate, pair)}
-                losses.clear()
+                mean = -float(summed) / (done - evaluated)
+                ranks.same(list(pair.buffers()))  # the running statistics of modules that know nothing of ranks
+                metrics = {f"train_{objective}": mean, **_undisturbed(evaluate, pair)}
+                evaluated = done
+                summed.zero_()
+                history.append({"step": done, **metrics})
                 run.log(done, seconds(), metrics)
-                bar.write(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}", file=sys.stderr)
+                say(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}")
                 if "warning" in metrics:
-                    bar.write(f"warning: {metrics['warning']}", file=sys.stderr)
-            if evaluating and patience is not None:
-                bounds = [line["valid_elbo"] for line in run.metrics]
-                since_best = len(bounds) - 1 - bounds.index(max(bounds))
-                if since_best == 0:
+                    say(f"warning: {metrics['warning']}")
+                if patience is not None and _since_best(history) == 0:
                     save_weights(run.folder, svi, averaged)
-            if evaluating or stop_requested():
-                save_checkpoint(run.folder, svi, done, seconds(), averaged)
-            if stop_requested():
-                run.close()
-                raise KeyboardInterrupt
-            if evaluating and patience is not None and since_best >= patience:
-                bar.write(f"no higher valid_elbo in {patience} evaluations: training ends", file=sys.stderr)
+                stopping = ranks.any_of(stop_requested() is not None)  # it may have come since
+            if saving:
+                save_checkpoint(run.folder, svi, done, seconds(), summed, averaged)
+                if stopping:
+                    run.close()
+                    raise stop_requested() or Terminated()
+            if evaluating and patience is not None and _since_best(history) >= patience:
+                say(f"no higher valid_elbo in {patience} evaluations: training ends")
                 break
     if patience is not None:
         load_weights(run.folder, svi, averaged)
@@ -113,21 +146,32 @@ def fit(
 
 
 def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
-    """Endless shuffled batches from step ``start`` on; an epoch's order depends on the seed and its number only."""
-    per_epoch = -(-len(images) // batch_size)
+    """Endless shuffled batches from step ``start`` on; an epoch's order depends on the seed and its number only.
+
+    Of several ranks each gets its share; the last batch of an epoch is cut to what divides among them.
+    """
+    last = len(images) % batch_size
+    used = len(images) - last % ranks.number()
+    per_epoch = -(-used // batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(images), generator=generator).to(images.pixels.device)
+        order = torch.randperm(len(images), generator=generator)[:used].to(images.pixels.device)
         for indices in order.split(batch_size)[position:]:
-            yield images[indices]
+            yield images[indices[ranks.share(len(indices))]]
         epoch, position = epoch + 1, 0
+
+
+def _since_best(history: list[dict]) -> int:
+    """Evaluations since that of the highest "valid_elbo"."""
+    bounds = [line.get("valid_elbo", -math.inf) for line in history]
+    return len(bounds) - 1 - bounds.index(max(bounds)) if bounds else 0
 
 
 def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
     """Call ``evaluate`` in evaluation mode from a fixed random state, and put mode and generators back."""
     states = generator_states()
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(ranks.index())
     pair.eval()
     try:
         return evaluate()
@@ -138,21 +182,23 @@ def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
 
 def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
     steps = f"between step {done - len(recent) + 1} and step {done}"
-    for x in recent:
-        if sites := nonfinite_sites(svi.model, svi.guide, x):
-            return f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}."
+    found = [nonfinite_sites(svi.model, svi.guide, x) for x in recent]  # of all, as every rank does as much
+    for sites in filter(None, found):
+        return f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}."
     return f"the loss or its gradient became infinite or NaN {steps}; every site's log-probability is finite again now."
 
 
 def _progress(start: int, steps: int) -> tqdm:
     quiet = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a moving bar
-    return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=30 if quiet else 0.5)
+    interval = 30 if quiet else 0.5
+    hidden = ranks.index() > 0
+    return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=hidden)
 
 
-def _show(bar: tqdm, objective: str, losses: list[Tensor], metrics: dict, batch_size: int) -> None:
-    value = -float(torch.stack(losses[-POLL:]).mean())
-    state = bar.format_dict
-    rate = (state["n"] - state["initial"]) * batch_size / max(state["elapsed"], 1e-9)
+def _show(bar: tqdm, objective: str, recent: list[tuple[Tensor, Tensor]], metrics: dict, rate: float) -> None:
+    if bar.disable:
+        return
+    value = -float(torch.stack([loss for _, loss in recent]).mean())
     fields = {objective: f"{value:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
     bar.set_postfix({**fields, "images/s": f"{rate:.0f}"}, refresh=False)
 
@@ -169,12 +215,12 @@ def _summary(metrics: dict) -> str:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C or SIGTERM has come; a second one of them acts as usual."""
+def _stop_requests() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+    """A function that says what Ctrl-C or SIGTERM is to raise, once one has come; a second one acts as usual."""
     received = []
 
     def note(number, frame) -> None:
-        received.append(number)
+        received.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
         for name, handler in previous.items():
             signal.signal(name, handler)
 
@@ -182,7 +228,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is threading.main_thread():  # elsewhere signals are somebody else's business
         previous = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else None
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)

@@ -5,7 +5,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 
-from pplmodels.files import replace_file
+from pplmodels import ranks
+from pplmodels.errors import InputError
+from pplmodels.files import read_json, replace_file
 from pplmodels.training.checkpoint import FILE
 from pplmodels.training.run import Run
 
@@ -19,23 +21,38 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
     the comparison.
     """
     report = run.folder / "starts.json"
+    seeds = list(seeds)
     if report.exists():
-        return json.loads(report.read_text())["kept"]
+        otherwise = f"{report} does not say which of the seeds {', '.join(map(str, seeds))} was kept."
+        match read_json(report, otherwise):
+            case {"kept": int(kept)} if kept in seeds:
+                return kept
+        raise InputError(otherwise)
     starts = []
     for seed in seeds:
         folder = run.folder / "starts" / str(seed)
-        start = Run.open(folder) if folder.exists() else Run.create(folder, {**run.config, "seed": seed})
+        known = ranks.from_all((folder / "config.json").exists())[0]
+        start = Run.open(folder).lock() if known else Run.create(folder, {**run.config, "seed": seed})
         begin(start, seed, (folder / FILE).exists())
         start.close()
-        last = start.metrics[-1]
+        last = {"train_elbo": None, **(start.metrics or [{}])[-1]}
+        if last["train_elbo"] is None:
+            raise InputError(f"{folder} does not say how well the start of seed {seed} went.")
         starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
-        print(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}", file=sys.stderr)
+        _say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
     kept = max(starts, key=lambda start: start["train_elbo"])["seed"]
     rate = sum(start["warning"] is None for start in starts) / len(starts)
-    print(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end", file=sys.stderr)
-    for name in (FILE, "metrics.jsonl"):
-        source = run.folder / "starts" / str(kept) / name
-        replace_file(run.folder / name, lambda path, source=source: shutil.copyfile(source, path))
-    content = json.dumps({"kept": kept, "success_rate": rate, "starts": starts}, indent=2)
-    replace_file(report, lambda path: path.write_text(content + "\n"))
+    _say(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end")
+    if ranks.index() == 0:
+        for name in (FILE, "metrics.jsonl"):
+            source = run.folder / "starts" / str(kept) / name
+            replace_file(run.folder / name, lambda path, source=source: shutil.copyfile(source, path))
+        content = json.dumps({"kept": kept, "success_rate": rate, "starts": starts}, indent=2)
+        replace_file(report, lambda path: path.write_text(content + "\n"))
+    ranks.wait()
     return kept
+
+
+def _say(line: str) -> None:
+    if ranks.index() == 0:
+        print(line, file=sys.stderr)

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pyro
 import torch
+from filelock import FileLock, Timeout
 
-from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels import ranks
+from pplmodels.errors import InputError, refused_as
+from pplmodels.files import TEMPORARY, append_line, read_json, remove_temporary_files, replace_file, whole_lines
+from pplmodels.training.events import Events
+
+LOCK = ".lock"
 
 
 class Run:
@@ -20,91 +25,151 @@ class Run:
     ====================  ==========================================================
     config.json           the options, and the command that was typed
     metrics.jsonl         one line an evaluation: step, seconds, metrics
+    environment.jsonl     one line a sitting: its first step, command, device, versions, commit
     result.json           the final held-out metrics, seed, seconds, device, versions
     checkpoint.pt         what ``--resume`` needs
     ``model.*, guide.*``  the two halves' weights (safetensors) and arguments (JSON)
     ``*.png, *.gif``      pictures
-    tensorboard/          the metrics as TensorBoard events
+    tensorboard/          the metrics as TensorBoard events, a file a sitting
+    .lock                 while a process trains here
     ====================  ==========================================================
+
+    Several ranks share a folder; rank 0 locks it and writes to it. Whatever is written to a run is written inside its
+    folder: a link in it is refused (:class:`InputError`).
     """
 
     def __init__(self, folder: Path, config: dict):
+        _refuse_links(folder)
         self.folder, self.config = folder, config
-        self._writer = None
+        self._events = self._lock = None
 
     @classmethod
     def create(cls, folder: str | Path, config: dict) -> "Run":
-        """Begin a run in a new or empty folder; a folder with anything in it is refused and left alone."""
-        folder = Path(folder)
+        """Begin and lock a run in a new or empty folder; a folder with anything in it is refused and left alone."""
+        run = cls(Path(folder), {**config, "command": " ".join(["python", *sys.argv])})
+        if ranks.index() == 0:
+            run._create()
+        ranks.wait()
+        return run
+
+    def _create(self) -> None:
+        self._refuse_used()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            self._refuse_used()  # by somebody who was faster
+            _write_json(self.folder / "config.json", self.config)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written to ({error.strerror}).") from error
+
+    def _refuse_used(self) -> None:
+        folder = self.folder
         if (folder / "config.json").exists():
             raise InputError(f"{folder} holds another run: choose another --out, or continue that run with --resume.")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(not _left_over(path) for path in folder.iterdir())):
             raise InputError(f"{folder} is not an empty folder: choose another --out.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            config = {**config, "command": " ".join(["python", *sys.argv])}
-            _write_json(folder / "config.json", config)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written to ({error.strerror}).") from error
-        return cls(folder, config)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """An existing run."""
+        """An existing run, to be read; to train it, :meth:`lock` it.
+
+        A stranger may have written its files; :class:`InputError` says what is wrong with them.
+        """
         folder = Path(folder)
+        otherwise = f"{folder} holds no run: it has no readable config.json."
         try:
-            return cls(folder, json.loads((folder / "config.json").read_text()))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder} holds no run: it has no readable config.json.") from error
+            config = read_json(folder / "config.json", otherwise)
+        except OSError as error:
+            raise InputError(otherwise) from error
+        if not isinstance(config, dict):
+            raise InputError(otherwise)
+        return cls(folder, config)
+
+    def lock(self) -> "Run":
+        """Keep every other process from training in this folder until this one closes the run, or is gone.
+
+        What killed processes left half written is deleted. Returns the run. Raises :class:`InputError`.
+        """
+        if ranks.index() > 0:
+            return self
+        lock = FileLock(self.folder / LOCK, timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(f"{self.folder} is in use: another process is training there.") from error
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be written to ({error.strerror}).") from error
+        self._lock = lock
+        remove_temporary_files(self.folder)
+        return self
 
     @property
     def metrics(self) -> list[dict]:
-        """The evaluations so far; a last line that a kill cut short is not one."""
-        try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The evaluations so far.
+
+        Each has a whole number ``step``, and numbers where its names say seconds, a bound, a KL or an accuracy.
+        Raises :class:`InputError`.
+        """
+        path = self.folder / "metrics.jsonl"
+        with refused_as(f"{path} does not hold the evaluations of a run."):
+            return [_evaluation(json.loads(line)) for line in whole_lines(path)]
+
+    def begin(self, step: int, device: torch.device) -> None:
+        """Note what a sitting, from ``step`` on, runs on: the next one may find other versions."""
+        if ranks.index() > 0:
+            return
+        path = self.folder / "environment.jsonl"
+        sitting = {"step": step, "command": " ".join(["python", *sys.argv]), **environment(device)}
+        text = "".join(whole_lines(path)) + json.dumps(sitting) + "\n"
+        replace_file(path, lambda temporary: temporary.write_text(text))
 
     def forget_after(self, step: int) -> None:
         """Drop evaluations later than ``step``: a resumed run will come to them again."""
+        if ranks.index() > 0:
+            return
         kept = "".join(json.dumps(line) + "\n" for line in self.metrics if line["step"] <= step)
         replace_file(self.folder / "metrics.jsonl", lambda path: path.write_text(kept))
 
     def log(self, step: int, seconds: float, metrics: dict) -> None:
         """Append one evaluation to metrics.jsonl and TensorBoard."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **metrics}) + "\n")
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=step)
+        if ranks.index() > 0:
+            return
+        line = json.dumps({"step": step, "seconds": round(seconds, 3), **metrics})
+        append_line(self.folder / "metrics.jsonl", line)
+        if self._events is None:
+            self._events = Events(self.folder / "tensorboard", step)
+        scalars = {}
         for name, value in metrics.items():
             numbered = {f"{name}/{i}": number for i, number in enumerate(value)} if isinstance(value, list) else {}
-            for tag, number in (numbered or {name: value}).items():
-                if isinstance(number, int | float):
-                    self._writer.add_scalar(tag, number, step)
-        self._writer.flush()
+            scalars |= numbered or {name: value}
+        self._events.add(step, {tag: value for tag, value in scalars.items() if isinstance(value, int | float)})
 
     def finish(self, seconds: float, device: torch.device, metrics: dict) -> None:
         """Write result.json."""
+        if ranks.index() > 0:
+            return
         result = {
             "seed": self.config["seed"],
             "command": self.config["command"],
             "seconds": round(seconds, 1),
-            "device": describe_device(device),
-            "versions": versions(),
-            "commit": commit(),
+            **environment(device),
             "metrics": metrics,
         }
         _write_json(self.folder / "result.json", result)
         self.close()
 
     def close(self) -> None:
-        """Let go of the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Let go of the folder."""
+        if self._lock is not None:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.release(force=True)
+            self._lock = None
+
+
+def environment(device: torch.device) -> dict:
+    """What figures depend on besides the configuration."""
+    together = f", {ranks.number()} ranks" if ranks.number() > 1 else ""
+    return {"device": describe_device(device) + together, "versions": versions(), "commit": commit()}
 
 
 def describe_device(device: torch.device) -> str:
@@ -128,5 +193,32 @@ def commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+def _left_over(path: Path) -> bool:
+    """Whether a process that was killed before it had written its configuration left this."""
+    return path.name == LOCK or path.name.startswith(TEMPORARY)
+
+
 def _write_json(path: Path, content: dict) -> None:
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _refuse_links(folder: Path) -> None:
+    """What a run writes would go where a link points: such a folder of a stranger's could reach any file."""
+    inside = [folder, *(folder / name for name in ("starts", "tensorboard"))]
+    found = [path for place in inside for path in (place.glob("*") if place == folder else place.rglob("*"))]
+    for path in found:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link: a run's folder holds its own files.")
+
+
+def _evaluation(line: dict) -> dict:
+    """A line of metrics.jsonl; raises ValueError unless what is computed with is there and numbers."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise ValueError("no evaluation")
+    for name, value in {"seconds": None, **line}.items():
+        drawn = name in ("seconds", "elbo", "count_accuracy") or name.endswith("_elbo") or name.startswith("kl/")
+        if drawn and type(value) not in (int, float):
+            raise ValueError(f"{name} is no number")
+        if type(value) is int:
+            float(value)  # raises OverflowError
+    return line

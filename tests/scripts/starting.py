@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--canvas", "20", "--object-size", "8", "--train-scenes", "40", "--test-scenes", "30", "--window", "8"),
-    *("--what-dim", "4", "--batch-size", "16", "--device", "cpu"),
+    *("--what-dim", "4", "--batch-size", "16", "--device", "cpu", "--no-compile"),
 ]
 
 

@@ -3,14 +3,18 @@
 import json
 
 import pytest
-from test_train_vaes import refused
+from test_train_vaes import LADDER, refused
 
 TINY = ["--steps", "6", "--batch-size", "16", "--num-steps", "2", "--iw-samples", "3", "--iw-images", "20"]
+HIDDEN = ("--hidden", "8")
+NARROW = {"vae": HIDDEN, "ladder-vae": LADDER, "draw": HIDDEN, "draw-attention": HIDDEN}
 
 
 @pytest.mark.filterwarnings("default")
 def test_four_systems_are_trained_once_and_reported_side_by_side(script, tmp_path, monkeypatch, capsys):
     compare, out = script("compare"), tmp_path / "out"
+    for name, (training, options) in (systems := compare.__globals__["SYSTEMS"]).items():
+        monkeypatch.setitem(systems, name, (training, (*options, *NARROW[name])))
     compare([*TINY, "--out", str(out)])
     report = json.loads((out / "report.json").read_text())
     text = (out / "report.md").read_text()
@@ -23,7 +27,7 @@ def test_four_systems_are_trained_once_and_reported_side_by_side(script, tmp_pat
     assert all((out / f"{name}.png").exists() and f"({name}.png)" in text for name in ("curves", "samples"))
 
     for name in ("ladder-vae", "draw-attention"):
-        monkeypatch.delitem(compare.__globals__["SYSTEMS"], name)
+        monkeypatch.delitem(systems, name)
     trained = (out / "vae" / "result.json").stat().st_mtime_ns
     (out / "draw" / "result.json").unlink()  # as if it had been killed after its last step
     compare([*TINY, "--out", str(out)])

@@ -18,7 +18,7 @@ from pplmodels.training import cli
 def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
     run = tmp_path / "run"
     script("train_air")([*SMALL, "--steps", "6", "--eval-every", "4", "--out", str(run)])
-    files = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "tensorboard"}
+    files = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "environment.jsonl", "tensorboard"}
     files |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
     files |= {"scenes.png", "samples.png", "curves.png"}
     assert {path.name for path in run.iterdir()} == files

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_train_vaes import FILES, PICTURES, refused
 
-SHORT = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--device", "cpu"]
+SHORT = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--device", "cpu", "--no-compile"]
 BOOK = ["--codes", "6", "--dim", "4", "--channels", "6", "--blocks", "1"]
 NET = ["--channels", "6", "--layers", "2", "--size", "3", "--embedding", "4", "--hidden", "8"]
 
@@ -46,6 +46,18 @@ def test_stage_two_learns_the_codes_of_stage_one_and_leaves_it_as_it_is(script, 
     (tmp_path / "other" / "model.json").replace(first / "model.json")
     resume = ["--resume", "--out", str(second)]
     refused(lambda: script("train_pixelcnn")([*resume, str(first)]), "trained on another codebook", capsys)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_resumed_run_goes_on_with_the_prior_that_it_had_begun(script, tmp_path, monkeypatch):
+    main, run, begun = script("train_vqvae"), tmp_path / "run", []
+    monkeypatch.setattr(main.__globals__["train_pixelcnn"], "main", begun.append)
+    main([*SHORT, *BOOK, "--with-prior", "--out", str(run)])
+    (run / "prior").mkdir()
+    (run / "prior" / "config.json").write_text("{}")
+    main(["--resume", "--out", str(run)])
+    prior = [str(run), "--out", str(run / "prior")]
+    assert begun == [prior, [*prior, "--resume"]]
 
 
 @pytest.mark.filterwarnings("default")

@@ -12,8 +12,8 @@ from pplmodels.training import cli
 
 SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up", "2", "--device", "cpu"]
 NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
-FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "tensorboard", "curves.png"}
-FILES |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
+FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "environment.jsonl", "tensorboard"}
+FILES |= {"curves.png"} | {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
 PICTURES = {"reconstructions.png", "samples.png"}
 PLANE = PICTURES | {"interpolations.png", "manifold.png", "prior.png"}  # of one code an image
 FILM = PICTURES | {"painting.png", "painting.gif", "dreaming.gif"}
@@ -21,7 +21,11 @@ LADDER = ["--z-dims", "3", "2", "--hidden", "8", "6"]
 PAINTER = ["--num-steps", "2", "--hidden", "8", "--z-dim", "3"]
 RUNS = {  # script, options, pictures
     "fully connected": ("train_vae", ["--hidden", "8", "8", "--z-dim", "4"], PLANE),
-    "fully connected, cut": ("train_vae", ["--hidden", "8", "--binarise", "threshold", "--activation", "relu"], PLANE),
+    "fully connected, cut": (
+        "train_vae",
+        ["--hidden", "8", "--binarise", "threshold", "--precision", "bfloat16"],
+        PLANE,
+    ),
     "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"], {"clouds.png"}),
     "mixture": ("train_image_vae", NARROW, PLANE),
     "normal": ("train_image_vae", [*NARROW, "--no-refine", "--likelihood", "normal-learned", "--warm-up", "0"], PLANE),
@@ -79,7 +83,7 @@ def test_a_folder_of_ten_images_and_a_code_of_one_number(script, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
     """Killed and resumed, a run with averaged weights and normalised layers ends with the same weights."""
-    options = [*LADDER, "--steps", "40", "--eval-every", "4", "--averaging", "0.9", "--patience", "3"]
+    options = [*LADDER, "--steps", "40", "--eval-every", "8", "--averaging", "0.9", "--patience", "3"]
     runs = {name: tmp_path / name for name in ("straight", "stopped")}
     processes = {name: start("train_ladder_vae", *options, "--out", run) for name, run in runs.items()}
     while not (runs["stopped"] / "metrics.jsonl").exists():

@@ -1,0 +1,171 @@
+"""The processes that train one pair together, its *ranks*: what each has to know of the others.
+
+``torchrun`` starts them, :func:`group` joins them. Without it there is one rank, and everything here is a no-op.
+"""
+
+import io
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pplmodels.errors import InputError, LostRank
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the processes that torchrun has started, over NCCL for tensors on CUDA and gloo for others."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(store=_fresh(store, rank, size), rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store that only these ranks know of.
+
+    torchrun's store outlives the ranks: after a restart the addresses of those that are gone are still there, and who
+    read one would wait for ever. So each rank takes a new name, and all go on when all have seen the same names.
+    """
+    store.set(f"name/{rank}", uuid.uuid4().hex)
+    while True:
+        names = store.multi_get([f"name/{other}" for other in range(size)])
+        store.set(f"seen/{rank}", b" ".join(names))
+        if len(set(store.multi_get([f"seen/{other}" for other in range(size)]))) == 1:
+            return dist.PrefixStore(names[0].decode(), store)
+        time.sleep(0.02)
+
+
+def number() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def index() -> int:
+    """Which of them this is, from 0; rank 0 writes files and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the ranks anew after one of them ended, or as machines came or went."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is up on any rank."""
+    return flag if number() == 1 else bool(total(torch.tensor(float(flag))))
+
+
+def wait() -> None:
+    """Go on when all ranks have come here."""
+    if number() > 1:
+        with _exchange():
+            dist.barrier()
+
+
+def share(length: int) -> slice:
+    """The part of so many things in a row that is this rank's; the parts differ by one at most."""
+    bounds = [length * rank // number() for rank in (index(), index() + 1)]
+    return slice(*bounds)
+
+
+def check_shares(batch_size: int) -> None:
+    """Raise :class:`pplmodels.errors.InputError` if the ranks' parts of a batch would differ."""
+    if batch_size % number():
+        raise InputError(f"batches of {batch_size} images have no equal shares for {number()} ranks.")
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of the ranks' tensors of one shape, on every rank; what depends on it sends its gradient to all of them.
+
+    It can be part of a compiled step. All ranks must come to it as often, and in the same order.
+    """
+    return tensor if number() == 1 else _sum(tensor)
+
+
+@torch.library.custom_op("pplmodels::total", mutates_args=())  # an operation of its own, so that it can be traced
+def _sum(tensor: Tensor) -> Tensor:
+    summed = tensor.clone(memory_format=torch.contiguous_format)
+    with _exchange():
+        dist.all_reduce(summed)
+    return summed
+
+
+_sum.register_autograd(lambda ctx, grad: _sum(grad))
+
+
+def first(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor, on every rank; as :func:`total`, it can be part of a compiled step."""
+    return total(tensor if index() == 0 else torch.zeros_like(tensor))
+
+
+def totals(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """:func:`total` of several tensors of one device and type by one exchange."""
+    if number() == 1:
+        return list(tensors)
+    bucket = torch.cat([tensor.flatten() for tensor in tensors])
+    with _exchange():
+        dist.all_reduce(bucket)
+    parts = bucket.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The ranks' ``(N_r, ...)`` one after another, on every rank."""
+    if number() == 1:
+        return rows
+    lengths = _all(torch.tensor(len(rows), device=rows.device))
+    padded = rows.new_zeros(max(map(int, lengths)), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return torch.cat([part[: int(length)] for part, length in zip(_all(padded), lengths, strict=True)])
+
+
+def _all(tensor: Tensor) -> list[Tensor]:
+    """The ranks' tensors of one shape."""
+    parts = [torch.empty_like(tensor) for _ in range(number())]
+    with _exchange():
+        dist.all_gather(parts, tensor)
+    return parts
+
+
+@torch.no_grad()
+def same(tensors: Sequence[Tensor]) -> None:
+    """Give every rank the values of rank 0, in place."""
+    if number() > 1:
+        with _exchange():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+
+def from_all(value) -> list:
+    """What each rank holds, tensors and plain values in any nesting, in a list on every rank."""
+    if number() == 1:
+        return [value]
+    written = io.BytesIO()
+    torch.save(value, written)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    sent = torch.frombuffer(written.getbuffer(), dtype=torch.uint8).to(device)
+    lengths = [int(length) for length in _all(torch.tensor(len(sent), device=device))]
+    files = [io.BytesIO(part.cpu().numpy().tobytes()) for part in gathered(sent).split(lengths)]
+    return [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Words for what torch says when a rank is no longer there."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRank("another rank has ended, or does not answer.") from error

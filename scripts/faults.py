@@ -1,0 +1,507 @@
+"""Do to trainings what befalls them (kills, signals, full disks, clocks that jump) and count those that survive."""
+
+import errno
+import json
+import mmap
+import os
+import random
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import sklearn.datasets  # noqa: F401 - slow to import, as the next is: once here, not in each child
+import torch
+import torch._dynamo
+import train_air
+import train_pixelcnn
+import vaes
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pplmodels import files
+from pplmodels.files import TEMPORARY, replace_file, whole_lines
+from pplmodels.infer import SVI
+from pplmodels.training import cli, loop
+from pplmodels.training.run import environment
+
+RESULT = Path(__file__).parent.parent / "results" / "faults.json"
+SCENES = "--canvas 20 --object-size 8 --train-scenes 40 --test-scenes 30 --window 8 --what-dim 4 --batch-size 16"
+NET = "--channels 6 --layers 2 --size 3 --embedding 4 --hidden 8 --batch-size 16 --averaging 0.9 --lr 0.05"
+SYSTEMS: dict[str, tuple[ModuleType, str]] = {
+    "pixelcnn": (train_pixelcnn, f"{NET} --device cpu --steps 60 --eval-every 3 --patience 4 --no-compile"),
+    "air": (train_air, f"{SCENES} --device cpu --steps 12 --eval-every 4"),
+    "starts": (
+        train_air,
+        f"{SCENES} --device cpu --steps 8 --eval-every 4 --restarts 2 --count-steps 1 4 --no-compile",
+    ),
+}
+QUICK = "pixelcnn"  # the system for faults that need one only
+STARTING, TRAINING, EVALUATING, WRITING, FINISHING = range(5)
+PHASES = ("starting", "training", "evaluating", "writing a checkpoint or a line", "measuring and drawing at the end")
+PATIENCE = 300  # seconds that a child may take
+
+phase = mmap.mmap(-1, 1)  # of the child, seen by its parent
+
+
+def begin(script: ModuleType, arguments: list[str], log: Path, fault: Callable[[], object] = lambda: None) -> int:
+    """Run a script in a forked child, which has imported all it needs, after ``fault()``; its process id."""
+    phase[0] = STARTING
+    if pid := os.fork():
+        return pid
+    code = 70
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.argv = [f"scripts/{Path(script.__file__).name}", *arguments]
+        watch()
+        fault()
+        cli.run_script(script.main)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def watch() -> None:
+    """Note in ``phase`` what this process is doing."""
+
+    def noted(function: Callable, during: int, after: int) -> Callable:
+        def call(*args, **kwargs):
+            phase[0] = during
+            value = function(*args, **kwargs)
+            phase[0] = after
+            return value
+
+        return call
+
+    loop.save_checkpoint = noted(loop.save_checkpoint, WRITING, TRAINING)
+    loop.Run.log = noted(loop.Run.log, WRITING, TRAINING)
+    loop._undisturbed = noted(loop._undisturbed, EVALUATING, TRAINING)
+    train_air.fit = noted(train_air.fit, STARTING, FINISHING)
+    vaes.fit = noted(vaes.fit, STARTING, FINISHING)
+
+
+def end(pid: int) -> int:
+    """Wait for a child; its exit code, minus the signal's number where one killed it."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -signal.SIGALRM
+
+
+def run(script: ModuleType, arguments: str, log: Path, fault: Callable[[], object] = lambda: None) -> int:
+    """:func:`begin` and :func:`end`."""
+    return end(begin(script, shlex.split(arguments), log, fault))
+
+
+def until(condition: Callable[[], bool], pid: int) -> bool:
+    """Wait until the condition holds; False if the child ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def outcome(folder: Path) -> dict:
+    """All that a finished run must have in common with one that nothing befell."""
+    lines = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    drawn = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    weights = [load_file(folder / f"{half}.safetensors") for half in ("model", "guide")]
+    return {
+        "lines": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
+        "events": {tag: values for tag, values in drawn.items() if tag != "seconds"},
+        "metrics": json.loads((folder / "result.json").read_text())["metrics"],
+        "weights": [{name: value.numpy().tobytes() for name, value in half.items()} for half in weights],
+        "files": {path.name for path in folder.iterdir()},
+    }
+
+
+def complaints(folder: Path, straight: dict) -> list[str]:
+    """In what a run, finished after what befell it, differs from the straight one."""
+    try:
+        found = outcome(folder)
+    except (OSError, ValueError) as error:
+        return [f"unreadable: {error}"]
+    return [name for name, value in straight.items() if found[name] != value]
+
+
+def broken(folder: Path, straight: dict) -> list[str]:
+    """What is wrong in the folder of a run that was stopped somewhere."""
+    wrong = []
+    if not (folder / "checkpoint.pt").exists():
+        return wrong
+    try:
+        step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+        expected = [line for line in straight["lines"] if line["step"] <= step]
+        lines = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
+        lines = [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+        if lines[: len(expected)] != expected or len(lines) > len(expected) + 1:
+            wrong.append(f"lines {[line['step'] for line in lines]} at step {step}")
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        wrong.append(f"broken: {error}")
+    return wrong
+
+
+def again(name: str, folder: Path) -> str:
+    """The arguments that take up the run in ``folder``."""
+    return f"--resume --out {folder}" if (folder / "config.json").exists() else f"{SYSTEMS[name][1]} --out {folder}"
+
+
+def kills(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """kill -9 at random moments, several in each run until it is done; then it has to be the straight one."""
+    count, left = 0, number
+    while left:
+        name = QUICK if count % 4 < 2 else list(straight)[count // 2 % len(straight)]
+        folder, log = work / f"killed{count}", work / "log"
+        count += 1
+        here, finishing = [], False
+        while True:
+            pid = begin(SYSTEMS[name][0], shlex.split(again(name, folder)), log)
+            if len(here) < left and not finishing:
+                wanted = rng.randrange(len(PHASES))
+                if wanted == STARTING:
+                    time.sleep(rng.uniform(0, 0.3))
+                else:
+                    until(lambda pid=pid: phase[0] != STARTING, pid)
+                    time.sleep(rng.uniform(0, straight[name]["seconds"] / 6))
+                    until(lambda pid=pid, wanted=wanted: phase[0] in (wanted, FINISHING), pid)
+                    time.sleep(rng.uniform(0, 0.005))
+                where, finishing = PHASES[phase[0]], phase[0] == FINISHING
+                os.kill(pid, signal.SIGKILL)
+            code = end(pid)
+            if code != -signal.SIGKILL:
+                break
+            here.append((f"kill -9 while {where}", broken(folder, straight[name]["outcome"])))
+        wrong = complaints(folder, straight[name]["outcome"])
+        if code != 0:
+            wrong.append(f"exit code {code}: {log.read_text()[-500:]}")
+        left -= len(here)
+        yield from ((what, found + wrong) for what, found in here)
+
+
+def told(log: Path, code: int, expected: int) -> list[str]:
+    """What is wrong with how a process ended: its exit code, and one last sentence without a traceback."""
+    text = log.read_text()
+    wrong = [] if code == expected else [f"exit code {code}, not {expected}: {text[-500:]}"]
+    return wrong + (["a traceback"] if "Traceback" in text else [])
+
+
+def command_in(log: Path) -> str:
+    """The arguments of the command that the last line says to go on with."""
+    _, _, command = log.read_text().splitlines()[-1].partition("go on with: python ")
+    return " ".join(shlex.quote(word) for word in shlex.split(command)[1:])
+
+
+def goes_on(name: str, log: Path, folder: Path, straight: dict) -> list[str]:
+    """What is wrong after the command has been run that the last line of ``log`` names."""
+    command = command_in(log)
+    if "--resume" not in command or str(folder) not in command:
+        return [f"no command in: {log.read_text()[-300:]}"]
+    code = run(SYSTEMS[name][0], command, log)
+    return told(log, code, 0) + complaints(folder, straight[name]["outcome"])
+
+
+def stops(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """SIGINT and SIGTERM in each phase; the command that the process then names has to end as the straight run."""
+    log = work / "log"
+    cases = [(QUICK, moment) for moment in range(1, 5)]
+    cases += [case for case in (("air", 1), ("starts", 1), ("starts", 2)) if case[0] in straight]
+    for count in range(number):
+        name, moment = cases[count % len(cases)]
+        asked, expected = ((signal.SIGINT, 130), (signal.SIGTERM, 143))[count % 2]
+        folder = work / f"stopped{count}"
+        pid = begin(SYSTEMS[name][0], shlex.split(again(name, folder)), log)
+        wanted = (TRAINING, EVALUATING, TRAINING, FINISHING)[moment - 1]
+        until(lambda pid=pid, wanted=wanted: phase[0] == wanted, pid)
+        if moment == 3:
+            time.sleep(rng.uniform(0, straight[name]["seconds"] / 3))
+        where = PHASES[phase[0]] if moment > 1 else "tracing the first step"
+        os.kill(pid, asked)
+        wrong = told(log, end(pid), expected) + goes_on(name, log, folder, straight)
+        yield f"{asked.name} while {where}{', in a start of several' if name == 'starts' else ''}", wrong
+
+
+def writes(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """The n-th file that is forced to disk finds none left: checkpoints, lines, weights, pictures."""
+    log = work / "log"
+    for count in range(number):
+        folder, name, left = work / f"full{count}", QUICK, rng.randrange(3, 85)
+
+        def fault(left=left, fsync=os.fsync) -> None:
+            def fsync_on_a_full_disk(descriptor: int) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                fsync(descriptor)
+
+            files.os.fsync = fsync_on_a_full_disk
+
+        code = run(SYSTEMS[name][0], again(name, folder), log, fault)
+        if code == 0:  # the run needed fewer
+            continue
+        wrong = told(log, code, 1) + broken(folder, straight[name]["outcome"])
+        if any(folder.glob(f"{TEMPORARY}*")):
+            wrong.append("a temporary file")
+        yield "a write that fails", wrong + goes_on(name, log, folder, straight)
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[bool]:
+    """A small file system of its own in ``folder``, where this process may mount one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode == 0
+    try:
+        yield done
+    finally:
+        if done:
+            subprocess.run(["umount", folder], check=True)
+
+
+def disks(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """A disk of too few kilobytes; after it has grown, the command that was named ends as the straight run."""
+    log = work / "log"
+    for count in range(number):
+        disk = work / f"disk{count}"
+        with mounted(disk, f"size={4 * rng.randrange(1, straight[QUICK]['kilobytes'] // 4)}k") as done:
+            if not done:
+                return
+            code = run(SYSTEMS[QUICK][0], again(QUICK, disk / "run"), log)
+            if code == 0:  # there was room: temporary files need some only for a moment
+                continue
+            if not (disk / "run" / "config.json").exists():
+                yield "a full disk", told(log, code, 2)
+                continue
+            wrong = told(log, code, 1) + broken(disk / "run", straight[QUICK]["outcome"])
+            if any((disk / "run").glob(f"{TEMPORARY}*")):
+                wrong.append("a temporary file")
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+            yield "a full disk", wrong + goes_on(QUICK, log, disk / "run", straight)
+
+
+def read_only(rng: random.Random, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """Folders that cannot be written to are refused, with exit code 2 and nothing left."""
+    log = work / "log"
+    for folder in (Path("/proc/run"), Path("/sys/run")):
+        wrong = told(log, run(SYSTEMS[QUICK][0], again(QUICK, folder), log), 2)
+        yield "a folder that cannot be written to", wrong + ([] if not folder.exists() else ["something left"])
+    with mounted(work / "disk", "size=64m") as done:
+        if done:
+            run(SYSTEMS[QUICK][0], f"{SYSTEMS[QUICK][1]} --steps 3 --out {work / 'disk' / 'run'}", log)
+            before = sorted((work / "disk").rglob("*"))
+            subprocess.run(["mount", "-o", "remount,ro", work / "disk"], check=True)
+            for arguments in (
+                f"{SYSTEMS[QUICK][1]} --out {work / 'disk' / 'new'}",
+                again(QUICK, work / "disk" / "run"),
+            ):
+                wrong = told(log, run(SYSTEMS[QUICK][0], arguments, log), 2)
+                left = sorted((work / "disk").rglob("*")) != before
+                yield "a folder that cannot be written to", wrong + (["something left"] if left else [])
+
+
+def clocks(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """The wall clock jumps by up to a year, either way, at every look; no figure changes, nor the seconds."""
+    log = work / "log"
+    for count in range(number):
+        folder, seed = work / f"clock{count}", rng.random()
+
+        def fault(seed=seed) -> None:
+            jumps, true = random.Random(seed), time.time
+            time.time = lambda: true() + jumps.uniform(-3e7, 3e7)
+
+        begun = time.monotonic()
+        code = run(SYSTEMS[QUICK][0], again(QUICK, folder), log, fault)
+        spent = time.monotonic() - begun
+        wrong = told(log, code, 0) + complaints(folder, straight[QUICK]["outcome"])
+        seconds = [json.loads(line)["seconds"] for line in whole_lines(folder / "metrics.jsonl")]
+        if seconds != sorted(seconds) or not 0 < seconds[-1] < spent:
+            wrong.append(f"seconds {seconds} of {spent}")
+        yield "a wall clock that jumps", wrong
+
+
+def twins(rng: random.Random, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """Two runs that begin in one second without --out, and two that are given one folder."""
+    name, log = QUICK, work / "log"
+    (work / "cwd").mkdir()
+
+    class Still(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2030, 1, 2, 3, 4, 5)
+
+    def fault() -> None:
+        cli.datetime = Still
+        os.chdir(work / "cwd")
+
+    pids = [begin(SYSTEMS[QUICK][0], shlex.split(SYSTEMS[name][1]), work / f"log{i}", fault) for i in range(3)]
+    wrong = [sentence for i, pid in enumerate(pids) for sentence in told(work / f"log{i}", end(pid), 0)]
+    folders = sorted((work / "cwd" / "runs" / f"{QUICK}-digits").iterdir())
+    if len(folders) != 3:
+        wrong.append(f"folders {folders}")
+    for folder in folders:
+        wrong += complaints(folder, straight[name]["outcome"])
+    yield "runs that begin in the same second", wrong
+
+    folder = work / "shared"
+    pid = begin(SYSTEMS[QUICK][0], [*shlex.split(again(name, folder)), "--steps", "1000000"], work / "log0")
+    until(lambda: (folder / "checkpoint.pt").exists(), pid)
+    for arguments in (f"--resume --out {folder}", f"{SYSTEMS[name][1]} --out {folder}"):
+        yield "a second process in a folder", told(log, run(SYSTEMS[QUICK][0], arguments, log), 2)
+    os.kill(pid, signal.SIGKILL)
+    end(pid)
+    pid = begin(SYSTEMS[QUICK][0], ["--resume", "--out", str(folder)], log)
+    until(lambda: phase[0] == TRAINING, pid)
+    os.kill(pid, signal.SIGTERM)
+    yield "a folder whose first process was killed", told(log, end(pid), 143)
+
+
+def infinities(rng: random.Random, number: int, work: Path, straight: dict) -> Iterator[tuple[str, list[str]]]:
+    """The loss of a random step is not finite; the last good checkpoint stays and ends as the straight run."""
+    log = work / "log"
+    for count in range(number):
+        folder, bad = work / f"infinite{count}", rng.randrange(20)
+
+        def fault(left=bad) -> None:
+            gradients = SVI.gradients
+
+            def infinite(svi, *args):
+                nonlocal left
+                left -= 1
+                loss, *others = gradients(svi, *args)
+                return loss * torch.nan if left == -1 else loss, *others
+
+            SVI.gradients = infinite
+
+        wrong = told(log, run(SYSTEMS[QUICK][0], again(QUICK, folder), log, fault), 1)
+        if "infinite or NaN" not in log.read_text() or "checkpoint is kept" not in log.read_text():
+            wrong.append(f"no sentence: {log.read_text()[-300:]}")
+        if torch.load(folder / "checkpoint.pt", weights_only=True)["step"] > bad:
+            wrong.append("a checkpoint that is not good")
+        wrong += broken(folder, straight[QUICK]["outcome"])
+        code = run(SYSTEMS[QUICK][0], again(QUICK, folder), log)
+        yield "a loss that is not finite", wrong + told(log, code, 0) + complaints(folder, straight[QUICK]["outcome"])
+
+
+def long_run(steps: int, work: Path) -> list[str]:
+    """Memory and file descriptors over ``steps`` steps, from a tenth of them on, must not grow."""
+    log, seen = work / "log", work / "seen.jsonl"
+
+    def fault() -> None:
+        log_line = loop.Run.log
+
+        def look(run, step, *others) -> None:
+            log_line(run, step, *others)
+            held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+            with open(seen, "a") as file:
+                file.write(json.dumps([step, held, len(os.listdir("/proc/self/fd"))]) + "\n")
+
+        loop.Run.log = look
+
+    arguments = f"{SCENES} --device cpu --steps {steps} --eval-every {steps // 10} --out {work / 'long'}"
+    wrong = told(log, run(train_air, arguments, log, fault), 0)
+    rows = [json.loads(line) for line in seen.read_text().splitlines()]
+    (_, held, descriptors), *_, (_, held_last, descriptors_last) = rows[1:]
+    if held_last > held + 8e6:
+        wrong.append(f"memory grew from {held} to {held_last} bytes")
+    return wrong + ([] if descriptors_last <= descriptors else [f"{descriptors_last} descriptors, from {descriptors}"])
+
+
+def straight_runs(names: list[str], work: Path) -> tuple[dict[str, dict], list[str]]:
+    """What each system comes to when nothing befalls it, and what is wrong if it is trained twice."""
+    straight, wrong = {}, []
+    for name in names:
+        (script, arguments), log = SYSTEMS[name], work / "log"
+        pid = begin(script, shlex.split(f"{arguments} --out {work / name}"), log)
+        until(lambda pid=pid: phase[0] != STARTING, pid)
+        begun = time.monotonic()
+        wrong += told(log, end(pid), 0)
+        size = sum(path.stat().st_size for path in (work / name).rglob("*") if path.is_file())
+        found = {"outcome": outcome(work / name), "seconds": time.monotonic() - begun, "kilobytes": size // 1024}
+        straight[name] = found
+        run(script, f"{arguments} --out {work / f'{name}-again'}", log)
+        wrong += [f"{name}: {what}" for what in complaints(work / f"{name}-again", found["outcome"])]
+    return straight, wrong
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Try every fault, print a line for each kind, write results/faults.json; exit code 1 if one was not survived."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--kills", type=cli.positive_int, default=50, help="by kill -9; of other faults fewer")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help=f"{QUICK} is one of them")
+    parser.add_argument("--long", type=cli.positive_int, default=10_000, metavar="STEPS", help="of a run to watch")
+    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="where the counts go")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    begun, rng, few = time.monotonic(), random.Random(options.seed), -(-options.kills // 5)
+    tried, survived = Counter(), Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        straight, wrong = straight_runs(options.systems, work)
+        note = partial(_note, tried, survived)
+        note("the same seed twice", wrong)
+        for faults in (
+            kills(rng, options.kills, work, straight),
+            stops(rng, few, work, straight),
+            writes(rng, few, work, straight),
+            disks(rng, few, work, straight),
+            read_only(rng, work, straight),
+            clocks(rng, -(-few // 4), work, straight),
+            twins(rng, work, straight),
+            infinities(rng, -(-few // 3), work, straight),
+        ):
+            for what, wrong in faults:
+                note(what, wrong)
+        if "air" in options.systems:
+            note("memory and file descriptors of a long run", long_run(options.long, work))
+    described = {
+        "command": shlex.join(["python", *sys.argv]),
+        "seed": options.seed,
+        "seconds": round(time.monotonic() - begun, 1),
+        **environment(torch.device("cpu")),
+        "rows": [{"what": what, "tried": tried[what], "survived": survived[what]} for what in sorted(tried)],
+    }
+    replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
+    for row in described["rows"]:
+        print(f"{row['what']}: {row['survived']} of {row['tried']}")
+    if survived != tried:
+        sys.exit(1)
+
+
+def _note(tried: Counter, survived: Counter, what: str, wrong: list[str]) -> None:
+    tried[what] += 1
+    survived[what] += not wrong
+    print(f"{what}: {'not ' if wrong else ''}survived", file=sys.stderr)
+    for sentence in wrong:
+        print(f"{what}: {sentence}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

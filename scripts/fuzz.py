@@ -1,0 +1,560 @@
+"""Change good files at random and load them: each must load or be refused in one sentence, in bounded memory."""
+
+import argparse
+import copy
+import errno
+import io
+import json
+import multiprocessing
+import os
+import pickletools
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import evaluate
+import hypothesis
+import hypothesis.configuration
+import numpy as np
+import torch
+import train_vae
+from hypothesis import strategies as st
+from PIL import Image
+
+from guides import MLPGuide
+from pplmodels import MLPVAE
+from pplmodels.data import load_images, load_scenes
+from pplmodels.errors import InputError
+from pplmodels.files import replace_file
+from pplmodels.infer import SVI, adam
+from pplmodels.pretrained import load_pair
+from pplmodels.training import Run, best_start, cli
+from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
+from pplmodels.training.run import describe_device, versions
+
+# What a small file may take, above what the process has before it: an image of 2**24 pixels takes about 200 MB, the
+# rest is room for the allocators and for what this script itself makes.
+BOUND = 2**30
+PATIENCE = 20  # seconds for an input, after which the process is stopped
+FOLDER = "fuzzed"
+SIZES = {"image": (1, 6, 6), "z_dim": 2, "hidden_dims": (3,)}
+EDGES = [0, 1, 2, 127, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63 - 1, 2**64 - 1]
+VALUES = [None, True, -1, 0, 7, 1.5, 10**9, 10**30, 1e300, float("nan"), float("-inf"), "", "x", "a\nb", "../x", [], {}]
+VALUES += [[10**9], [1] * 50, {"a": 1}, "\ud800", "/etc/passwd", "digits", "static", ["6", "6"]]
+NAMES = ["os system", "builtins eval", "builtins bytearray", "torch DoubleStorage", "torch Size", "collections Counter"]
+DEEP = "[" * 100_000  # nesting that no parser should follow
+# events of Python's auditing that no loading of a file may raise
+STARTS = ("subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "socket.", "ctypes.dlopen")
+CHANGES = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "shutil.",
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: ``write`` makes good ones in a folder, ``load`` reads them; ``change`` says which to change."""
+
+    write: Callable[[Path], object]
+    load: Callable[[Path], object]
+    change: tuple[str, ...]
+
+
+def write_npz(folder: Path) -> None:
+    """Images, scenes with counts, and packed bits."""
+    x = np.arange(4 * 36, dtype=np.uint8).reshape(4, 6, 6)
+    np.savez(folder / "images.npz", x_train=x, x_test=x / 255, x_valid=x[..., None])
+    np.savez_compressed(folder / "scenes.npz", x_train=x, x_test=x, n_train=np.arange(4), n_test=np.arange(4))
+    np.savez(folder / "bits.npz", **{name: np.ones((2, 98), np.uint8) for name in ("train", "valid", "test")})
+
+
+def load_npz(folder: Path) -> None:
+    """As the scripts read them."""
+    for name in ("images", "bits"):
+        for part in vars(load_images(str(folder / f"{name}.npz"))).values():
+            assert part is None or (part.pixels.dtype == torch.uint8 and part.pixels.dim() == 4)
+    for part in load_scenes(folder / "scenes.npz"):
+        assert part.counts is None or (part.counts >= 0).all()
+
+
+def write_pair(folder: Path) -> None:
+    """A model and its guide."""
+    for half in (MLPVAE(**SIZES), MLPGuide(**SIZES)):
+        half.save_pretrained(folder)
+
+
+def _svi() -> SVI:
+    model, guide = MLPVAE(**SIZES), MLPGuide(**SIZES)
+    return SVI(model, guide, adam(model, guide, lr=1e-3))
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A training's state after a step."""
+    svi = _svi()
+    svi.step(torch.rand(2, 1, 6, 6).round())
+    save_checkpoint(folder, svi, 1, 0.5, torch.zeros((), dtype=torch.float64))
+
+
+def load_state(folder: Path) -> None:
+    """Into a new training."""
+    step, seconds, _ = load_checkpoint(folder, _svi())
+    assert step >= 0 and seconds >= 0
+    np.random.default_rng().random(), np.random.random(), torch.rand(1)  # noqa: NPY002 - the one that was restored
+
+
+def write_run(folder: Path) -> None:
+    """The JSON files of a run that can be resumed."""
+    options = vars(train_vae.parser().parse_args(["--warm-up", "3", "--steps", "9"]))
+    config = {name: value for name, value in options.items() if name not in ("out", "resume")}
+    config |= {"script": "vae", "reading": "dynamic", "image": [1, 8, 8], "command": "python train_vae.py"}
+    lines = [{"step": step, "seconds": 1.5, "train_elbo": -2.5, "kl/z": 1.0, "valid_elbo": -3.0} for step in (3, 6)]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "starts.json").write_text(json.dumps({"kept": 2}))
+
+
+def load_run(folder: Path) -> None:
+    """As resuming and evaluating read it."""
+    given = argparse.Namespace(data=None, data_dir=None, reading=None, device="cpu")
+    evaluate.as_trained(given, Run.open(folder))
+    options, run = cli.parse(train_vae.parser(), ["--resume", "--out", str(folder)])
+    cli.check_images(options, run, (1, 8, 8))
+    best_start(run, range(3), None)
+    run.forget_after(6)
+    assert all(line["step"] <= 6 for line in run.metrics)
+
+
+def write_images(folder: Path) -> None:
+    """Ten images, of all formats."""
+    for number in range(10):
+        ending = ("png", "jpg", "bmp", "webp")[number % 4]
+        Image.new("RGB", (6, 6), (number, 90, 200)).save(folder / f"{number}.{ending}")
+    Image.new("P", (6, 6)).save(folder / "4.png", transparency=0)
+
+
+def load_folder(folder: Path) -> None:
+    """As a data set."""
+    assert load_images(str(folder)).train.pixels.dtype == torch.uint8
+
+
+KINDS = {
+    "npz": Kind(write_npz, load_npz, ("images.npz", "scenes.npz", "bits.npz")),
+    "weights and description": Kind(
+        write_pair, load_pair, ("model.json", "model.safetensors", "guide.json", "guide.safetensors")
+    ),
+    "training state": Kind(write_checkpoint, load_state, ("checkpoint.pt",)),
+    "run": Kind(write_run, load_run, ("config.json", "metrics.jsonl", "starts.json")),
+    "images": Kind(write_images, load_folder, ("0.png", "1.jpg", "2.bmp", "3.webp", "4.png")),
+}
+
+
+@st.composite
+def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """Any bytes with a bit flipped, a number overwritten, a part left out, put in or repeated."""
+    at = draw(st.integers(0, len(content)))
+    match draw(st.sampled_from(["flip", "number", "cut", "drop", "insert", "repeat"])):
+        case "flip":
+            return (
+                content[:at]
+                + bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in content[at : at + 1])
+                + content[at + 1 :]
+            )
+        case "number":
+            width, order = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from(["little", "big"]))
+            number = (draw(st.sampled_from(EDGES)) % 256**width).to_bytes(width, order)
+            return content[:at] + number + content[at + width :]
+        case "cut":
+            return content[:at]
+        case "drop":
+            return content[:at] + content[at + draw(st.integers(1, 40)) :]
+        case "insert":
+            return content[:at] + draw(st.binary(min_size=1, max_size=20)) + content[at:]
+        case _:
+            start = draw(st.integers(0, len(content)))
+            return content[:at] + content[start : start + draw(st.integers(1, 200))] + content[at:]
+
+
+@st.composite
+def changed_value(draw: st.DrawFn, value):
+    """A JSON value with one value in it replaced, left out, doubled or moved."""
+    value = copy.deepcopy(value)
+    places = [(value, key) for key in _keys(value)]
+    for inside, key in places:
+        places += [(inside[key], other) for other in _keys(inside[key])]
+    if not places or draw(st.integers(0, 19)) == 0:
+        return draw(st.sampled_from(VALUES))
+    inside, key = draw(st.sampled_from(places))
+    match draw(st.sampled_from(["replace", "replace", "number", "drop", "name", "move"])):
+        case "replace":
+            inside[key] = draw(st.sampled_from(VALUES))
+        case "number":
+            inside[key] = draw(st.sampled_from(EDGES)) * draw(st.sampled_from([1, -1, 0.5]))
+        case "drop":
+            del inside[key]
+        case "name" if isinstance(inside, dict):
+            inside[draw(st.sampled_from(["", "x", "class", "step", "a\nb", "valid_elbo", "\ud800"]))] = inside.pop(key)
+        case _:
+            other, there = draw(st.sampled_from(places))
+            inside[key] = copy.deepcopy(other[there])
+    return value
+
+
+def _keys(value) -> list:
+    return list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+
+
+@st.composite
+def changed_json(draw: st.DrawFn, content: bytes) -> bytes:
+    """JSON, or a line of JSON lines, with another value; sometimes nested without end."""
+    lines = content.decode().splitlines()
+    number = draw(st.integers(0, len(lines) - 1)) if len(lines) < 5 else None
+    text = content.decode() if number is None else lines[number]
+    text = json.dumps(draw(changed_value(json.loads(text))))
+    if draw(st.integers(0, 49)) == 0:
+        text = text.replace(":", ":" + DEEP, 1)
+    if number is None:
+        return text.encode()
+    lines[number] = text
+    return ("\n".join(lines) + "\n").encode()
+
+
+@st.composite
+def changed_npy(draw: st.DrawFn, content: bytes) -> bytes:
+    """An array whose header says another shape, type or order, or has another length."""
+    length = struct.unpack("<H", content[8:10])[0]
+    header, body = content[10 : 10 + length].decode("latin1"), content[10 + length :]
+    shape = header[header.index("(") : header.index(")") + 1]
+    numbers = st.sampled_from([*EDGES, -1, 4, 6, 10**11])
+    match draw(st.sampled_from(["shape", "type", "text", "version"])):
+        case "shape":
+            header = header.replace(shape, str(tuple(draw(st.lists(numbers, max_size=5)))))
+        case "type":
+            kinds = [
+                "|O",
+                "<f8",
+                ">f4",
+                "<f2",
+                "|u1",
+                "<i8",
+                "<c16",
+                "<U3",
+                "<U0",
+                "|V0",
+                "|S900",
+                "<M8[s]",
+                "<f16",
+                "|b1",
+            ]
+            start = header.index("descr': '") + len("descr': '")
+            header = header[:start] + draw(st.sampled_from(kinds)) + header[start + 3 :]
+        case "text":
+            header = draw(changed_bytes(header.encode("latin1"))).decode("latin1")
+        case _:
+            version = bytes([draw(st.integers(0, 4)), 0])
+            return content[:6] + version + struct.pack("<I", draw(st.sampled_from(EDGES)) % 2**32) + content[10:]
+    return content[:8] + struct.pack("<H", len(header) % 2**16) + header.encode("latin1") + body
+
+
+@st.composite
+def changed_pickle(draw: st.DrawFn, content: bytes) -> bytes:
+    """A pickle in which one opcode is another: a number, a name, or a copy of an opcode from elsewhere."""
+    starts = [position for _, _, position in pickletools.genops(content)]
+    pieces = [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
+    at = draw(st.sampled_from(range(len(pieces))))
+    numbers = [i for i, piece in enumerate(pieces) if piece[:1] in (b"K", b"M", b"J", b"G")]
+    names = [i for i, piece in enumerate(pieces) if piece[:1] == b"c"]
+    match draw(st.sampled_from(["number", "number", "name", "copy", "drop"])):
+        case "number":
+            number = draw(st.sampled_from(EDGES)).to_bytes(9, "little")
+            pieces[draw(st.sampled_from(numbers))] = b"\x8a" + bytes([len(number)]) + number
+        case "name":
+            pieces[draw(st.sampled_from(names))] = (
+                b"c" + draw(st.sampled_from(NAMES)).replace(" ", "\n").encode() + b"\n"
+            )
+        case "copy":
+            pieces[at] = pieces[draw(st.sampled_from(range(len(pieces))))]
+        case _:
+            del pieces[at]
+    return b"".join(pieces)
+
+
+@st.composite
+def changed_zip(draw: st.DrawFn, content: bytes) -> bytes:
+    """An archive, whole as such, in which one entry has other content, another name or another compression."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = [(entry.filename, archive.read(entry), entry.compress_type) for entry in archive.infolist()]
+    at = draw(st.sampled_from(range(len(entries))))
+    name, inner, method = entries[at]
+    match draw(st.sampled_from(["inside", "inside", "inside", "bytes", "name", "compressed", "bomb", "drop", "twice"])):
+        case "inside":
+            changed = (
+                changed_npy if name.endswith(".npy") else changed_pickle if name.endswith(".pkl") else changed_bytes
+            )
+            entries[at] = name, draw(changed(inner)), method
+        case "bytes":
+            entries[at] = name, draw(changed_bytes(inner)), method
+        case "name":
+            other = draw(st.sampled_from(["../../x", "/tmp/x", name + "\n", name[:-4], name.upper(), "x" * 3000]))
+            entries[at] = other, inner, method
+        case "compressed":
+            method = draw(
+                st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+            )
+            entries[at] = name, inner, method
+        case "bomb":
+            entries[at] = name, inner + bytes(2**20), zipfile.ZIP_DEFLATED
+        case "drop":
+            del entries[at]
+        case _:
+            entries.insert(0, entries[at])
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, inner, method in entries:
+            archive.writestr(name, inner, method)
+    return target.getvalue()
+
+
+@st.composite
+def changed_safetensors(draw: st.DrawFn, content: bytes) -> bytes:
+    """Weights whose header says other shapes, types or places, or another length of itself."""
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(draw(changed_value(json.loads(content[8 : 8 + length]))))
+    length = draw(st.sampled_from([len(header)] * 9 + EDGES))
+    return struct.pack("<Q", length) + header.encode() + content[8 + struct.unpack("<Q", content[:8])[0] :]
+
+
+@st.composite
+def changed_png(draw: st.DrawFn, content: bytes) -> bytes:
+    """A PNG with right checksums in which one chunk is changed, left out, doubled or of another type."""
+    chunks, position = [], 8
+    while position < len(content):
+        length = struct.unpack(">I", content[position : position + 4])[0]
+        chunks.append((content[position + 4 : position + 8], content[position + 8 : position + 8 + length]))
+        position += 12 + length
+    at = draw(st.sampled_from(range(len(chunks))))
+    name, body = chunks[at]
+    match draw(st.sampled_from(["body", "size", "drop", "twice", "name"])):
+        case "body":
+            chunks[at] = name, draw(changed_bytes(body))
+        case "size":
+            sides = (draw(st.sampled_from([1, 6, 100, 4096, 4097, 9000, 13_000, 2**31 - 1])) for _ in range(2))
+            chunks[0] = b"IHDR", struct.pack(">II", *sides) + chunks[0][1][8:]
+        case "drop":
+            del chunks[at]
+        case "twice":
+            chunks.insert(at, chunks[at])
+        case _:
+            chunks[at] = (
+                draw(st.sampled_from([b"tRNS", b"PLTE", b"iCCP", b"zTXt", b"acTL", b"fdAT", b"eXIf", b"IEND"])),
+                body,
+            )
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    return content[:8] + b"".join(parts)
+
+
+@st.composite
+def changed_jpeg(draw: st.DrawFn, content: bytes) -> bytes:
+    """A JPEG of another size."""
+    start = content.index(b"\xff\xc0") + 5
+    sides = (draw(st.sampled_from([0, 1, 6, 4096, 4097, 65_535])) for _ in range(2))
+    return content[:start] + struct.pack(">HH", *sides) + content[start + 4 :]
+
+
+INSIDE = {
+    ".npz": changed_zip,
+    ".pt": changed_zip,
+    ".json": changed_json,
+    ".jsonl": changed_json,
+    ".safetensors": changed_safetensors,
+    ".png": changed_png,
+    ".jpg": changed_jpeg,
+}
+
+
+@st.composite
+def inputs(draw: st.DrawFn, good: dict[str, bytes]) -> tuple[str, bytes]:
+    """One of the good files, changed once within its format or up to three times as bytes."""
+    name = draw(st.sampled_from(sorted(good)))
+    content, inside = good[name], INSIDE.get(Path(name).suffix)
+    if inside is not None and draw(st.integers(0, 2)):
+        return name, draw(inside(content))
+    for _ in range(draw(st.integers(1, 3))):
+        content = draw(changed_bytes(content))
+    return name, content
+
+
+class Watch:
+    """What a loading did that it may not: writing outside a folder, starting programs, unpickling, new packages."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.seen = os.path.realpath(folder), []
+        self.packages = {name.partition(".")[0] for name in sys.modules}
+        sys.addaudithook(self._note)  # for good: there is no way to take one back
+
+    def _note(self, event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            writing = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+            if writing and not isinstance(path, int) and not self._inside(path):
+                self.seen.append(f"opened {path!r} to write")
+        elif event.startswith(CHANGES):
+            if not all(self._inside(path) for path in arguments if isinstance(path, str | bytes | os.PathLike)):
+                self.seen.append(f"{event} {arguments!r}")
+        elif event.startswith(STARTS) or event == "pickle.find_class":
+            self.seen.append(f"{event} {arguments!r}")
+        elif event == "import" and arguments[0].partition(".")[0] not in self.packages:
+            self.seen.append(f"imported {arguments[0]}")
+
+    def _inside(self, path) -> bool:
+        return os.path.realpath(os.fsdecode(path)).startswith(self.folder + os.sep)
+
+
+def outcome(load: Callable[[Path], object], folder: Path, watch: Watch) -> str:
+    """``"loaded"``, ``"refused"``, or what else happened."""
+    watch.seen.clear()
+    try:
+        load(folder)
+        found = "loaded"
+    except InputError as error:
+        found = "refused" if str(error) and str(error).isprintable() else f"a sentence of several lines: {error!r}"
+        cause = error
+        while cause is not None:
+            if _out_of_memory(cause):
+                found = f"more than {BOUND} bytes were asked for: {cause!r}"
+            cause = cause.__cause__ or cause.__context__
+    except (Exception, SystemExit) as error:
+        found = f"{type(error).__name__}: {error}"
+    return watch.seen[0] if watch.seen else found
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    said = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return said or isinstance(error, MemoryError) or "allocate" in str(error) or "not enough memory" in str(error)
+
+
+def work(kind: Kind, number: int, seed: int, replay: int | None, folder: Path, position, answer: Connection) -> None:
+    """Load ``number`` changed files in this process, which may not take more memory; send the counts."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the libraries' own, of files that are odd
+    sys.dont_write_bytecode = True
+    hypothesis.configuration.set_hypothesis_home_dir(folder / "hypothesis")
+    place = folder / FOLDER
+    place.mkdir()
+    kind.write(place)
+    kind.load(place)
+    good = {name: (place / name).read_bytes() for name in kind.change}
+    counts, others = {"tried": 0, "loaded": 0, "refused": 0, "other": 0}, []
+    state = {"watch": None}
+
+    def one(drawn: tuple[str, bytes]) -> None:
+        index, (name, content) = counts["tried"], drawn
+        counts["tried"] += 1
+        position.value = index
+        if replay is not None and index != replay:
+            return
+        (place / name).write_bytes(content)
+        if replay is not None:
+            Path(f"fuzzed-{index}-{name}").write_bytes(content)
+        signal.alarm(PATIENCE)
+        found = outcome(kind.load, place, state["watch"])
+        signal.alarm(0)
+        for other in kind.change:  # loading may have put a file in another's place
+            (place / other).write_bytes(good[other])
+        counts[found if found in counts else "other"] += 1
+        if found not in counts:
+            others.append({"index": index, "file": name, "found": found[:500]})
+
+    def settings(number: int) -> hypothesis.settings:
+        off = {"database": None, "deadline": None, "phases": [hypothesis.Phase.generate]}
+        return hypothesis.settings(max_examples=number, suppress_health_check=list(hypothesis.HealthCheck), **off)
+
+    # once without being counted, so that what is imported late is there
+    settings(2)(hypothesis.seed(0)(hypothesis.given(inputs(good))(lambda drawn: None)))()
+    state["watch"] = Watch(folder)
+    before = limit_memory()
+    settings(number)(hypothesis.seed(seed)(hypothesis.given(inputs(good))(one)))()
+    answer.send(
+        {**counts, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "others": others}
+    )
+
+
+def limit_memory() -> int:
+    """Let this process map at most :data:`BOUND` more bytes; returns the most that it has held so far (Linux)."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + BOUND, mapped + BOUND))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def fuzz(kind: Kind, number: int, seed: int, replay: int | None = None) -> dict:
+    """The counts of ``number`` inputs in a process of their own; that it died counts as ``other`` and says at which."""
+    context = multiprocessing.get_context("forkserver")  # which imports once what is installed
+    context.set_forkserver_preload(
+        [name for name in sys.modules if name.startswith(("pplmodels", "guides", "hypothesis"))]
+    )
+    position, (receiver, sender) = context.Value("q", -1), context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        process = context.Process(target=work, args=(kind, number, seed, replay, Path(folder), position, sender))
+        process.start()
+        sender.close()
+        try:
+            row = receiver.recv()
+        except EOFError:
+            process.join()
+            found = {"index": position.value, "found": f"the process ended with exit code {process.exitcode}"}
+            row = {"tried": position.value + 1, "loaded": None, "refused": None, "other": 1, "others": [found]}
+        process.join()
+    return row
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Fuzz every kind; leave with 1 if anything but loading and refusing happened."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of files")
+    parser.add_argument("--inputs", type=cli.positive_int, default=10_000, metavar="N", help="of each kind")
+    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the changes")
+    parser.add_argument(
+        "--replay", type=cli.natural_int, metavar="INDEX", help="load this input only, and leave it here"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="where the counts go (default: they are shown only)"
+    )
+    options = parser.parse_args(argv)
+    begun, rows = time.perf_counter(), []
+    for name in options.kinds:
+        rows.append({"what": name, **fuzz(KINDS[name], options.inputs, options.seed, options.replay)})
+        print(json.dumps(rows[-1]), flush=True)
+    described = {
+        "command": " ".join(["python", *sys.argv]),
+        "seed": options.seed,
+        "seconds": round(time.perf_counter() - begun, 1),
+        "device": describe_device(torch.device("cpu")),
+        "versions": {**versions(), "hypothesis": hypothesis.__version__},
+        "rows": rows,
+    }
+    if options.out is not None:
+        replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
+    if any(row["other"] for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

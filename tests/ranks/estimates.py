@@ -1,0 +1,74 @@
+"""The gradients and buffers of the pairs on some images; torchrun starts this file on several ranks."""
+
+import sys
+from pathlib import Path
+
+import pyro
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pairs import PAIRS
+
+from pplmodels import ranks
+from pplmodels.infer import NVIL_ELBO, SVI, FreeBits_ELBO, SummedOut_ELBO, adam
+
+IMAGES = 12
+LOSSES = {"nvil": NVIL_ELBO, "summed out": SummedOut_ELBO, "free bits": lambda: FreeBits_ELBO(2.0)}
+CASES = {
+    **{name: (name, "nvil") for name in PAIRS},
+    "air, summed out": ("air", "summed out"),
+    "ladder vae, free bits": ("ladder vae", "free bits"),
+}
+
+
+class SharedNoise(TorchDispatchMode):
+    """Each random operation draws for the images of all ranks, the same values everywhere; a rank keeps its share."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        self.draws += 1
+        torch.manual_seed(self.draws)
+        mine = ranks.share(IMAGES)
+        if func is torch.ops.aten.randint.low or func is torch.ops.aten.randint.default:
+            return func(*args, **kwargs)  # a codebook's candidates, which are rank 0's
+        assert len(args[0]) == mine.stop - mine.start
+        whole = [
+            argument.repeat(ranks.number(), *[1] * (argument.dim() - 1)) if isinstance(argument, Tensor) else argument
+            for argument in args
+        ]
+        drawn = func(*whole, **kwargs)[mine]
+        return args[0].copy_(drawn) if func._schema.is_mutable else drawn
+
+
+def estimates(case: str) -> dict[str, torch.Tensor]:
+    """What the third of three estimates and all before it leave: loss, gradients and buffers."""
+    name, loss = CASES[case]
+    pyro.set_rng_seed(0)
+    x = PAIRS[name].batch(IMAGES)
+    pair = torch.nn.ModuleList(PAIRS[name].build())
+    svi = SVI(*pair, adam(*pair, 1e-3), LOSSES[loss]())
+    with SharedNoise(), pyro.validation_enabled(False):
+        for _ in range(3):
+            value, images, gradients = svi.gradients(x[ranks.share(IMAGES)])
+    assert images == IMAGES
+    parameters = [name for name, _ in pair.named_parameters()]
+    found = {"loss": value, **{f"buffer {name}": buffer for name, buffer in pair.named_buffers()}}
+    return found | {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
+
+
+if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
+    with ranks.group():
+        for case in CASES:
+            found = {name: value.contiguous().clone() for name, value in estimates(case).items()}
+            save_file(found, f"{sys.argv[1]}/{case}.{ranks.index()}")

@@ -1,0 +1,152 @@
+"""Two processes that train one pair together are as good as one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from estimates import CASES, estimates
+from safetensors.torch import load_file
+
+from pplmodels import ranks
+from pplmodels.errors import InputError
+
+pytestmark = pytest.mark.xdist_group("ranks")  # one process makes what they share
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    *("--canvas", "20", "--object-size", "8", "--train-scenes", "333", "--test-scenes", "31", "--window", "8"),
+    *("--what-dim", "4", "--batch-size", "16", "--device", "cpu"),
+]
+
+
+def torchrun(number, program, *arguments, restarts=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    command += ["--max-restarts", str(restarts)]
+    command += [str(ROOT / program), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finished(process):
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def weights(run):
+    return [load_file(run / f"{half}.safetensors") for half in ("model", "guide")]
+
+
+def same(first, second):
+    return all(a[name].equal(b[name]) for a, b in zip(first, second, strict=True) for name in a | b)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("estimates")
+    finished(torchrun(2, "tests/ranks/estimates.py", folder))
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_with_half_of_the_images_each_estimate_what_one_does_with_all(of_two, case, float64):
+    expected = estimates(case)
+    first, second = (load_file(of_two / f"{case}.{rank}") for rank in range(2))
+    for name, value in expected.items():
+        assert first[name].equal(second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-10 * float(value.abs().max()))
+    assert not any(value.any() for name, value in first.items() if name not in expected)  # None on one rank
+
+
+def test_shares_are_everything_once():
+    assert [ranks.share(7), ranks.number(), ranks.index(), ranks.from_all("x")] == [slice(0, 7), 1, 0, ["x"]]
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_ranks_that_start_again_do_not_see_what_those_before_them_left_in_the_store(early):
+    """The early one starts while the store only knows of ranks that are gone."""
+    store = dist.HashStore()
+    for start in range(2):
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(ranks._fresh, store, early, 2)
+            time.sleep(0.1)
+            assert not first.done()
+            parts = [ranks._fresh(store, 1 - early, 2), first.result()]
+        assert not parts[0].check(["address"])
+        parts[0].set("address", f"of start {start}")
+        assert parts[1].get("address").decode() == f"of start {start}"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A training of 40 steps on two ranks."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    output, errors = finished(
+        torchrun(2, "scripts/train_air.py", *SMALL, "--steps", 40, "--eval-every", 20, "--out", run)
+    )
+    return run, output, errors
+
+
+def test_rank_0_writes_and_speaks_for_all(straight):
+    run, output, errors = straight
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40]
+    assert output.count("held out, 31 scenes") == output.count("everything is in") == 1
+    assert errors.count("step     40") == 1 and "uncompiled" not in errors
+    result = json.loads((run / "result.json").read_text())
+    assert result["device"].endswith(", 2 ranks")
+    assert sum(map(sum, result["metrics"]["confusion"])) == 31  # no scene is measured twice or left out
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_the_step_itself(straight, tmp_path):
+    options = [*SMALL, "--steps", 40, "--eval-every", 20, "--no-compile", "--out", tmp_path / "run"]
+    finished(torchrun(2, "scripts/train_air.py", *options))
+    assert same(weights(straight[0]), weights(tmp_path / "run"))
+
+
+def test_a_killed_rank_ends_the_others_and_a_restarted_run_goes_on_where_it_was(straight, tmp_path):
+    run = tmp_path / "run"
+    options = [*SMALL, "--steps", 40, "--eval-every", 20, "--out", run]
+    process = torchrun(2, "scripts/train_air.py", *options, restarts=1)
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    killed = time.monotonic()
+    while Path(f"/proc/{children[0]}").exists():
+        assert time.monotonic() - killed < 60
+        time.sleep(0.05)
+    assert not (run / "result.json").exists()
+    _, errors = finished(process)
+    assert "rank 0 ends: another rank has ended" in errors
+    assert same(weights(straight[0]), weights(run))
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_goes_on_with_another_number_of_ranks(straight, tmp_path, script):
+    run = tmp_path / "run"
+    shutil.copytree(straight[0], run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "steps": 60}))
+    (run / "result.json").unlink()
+    script("train_air")(["--resume", "--out", str(run)])
+    first, *_, last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert last["step"] == 60
+    assert last["train_elbo"] > first["train_elbo"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_batches_without_equal_shares_are_refused(tmp_path, script, monkeypatch):
+    monkeypatch.setattr(ranks, "number", lambda: 2)
+    with pytest.raises(InputError, match="batches of 15 images have no equal shares for 2 ranks"):
+        script("train_air")([*SMALL, "--batch-size", "15", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

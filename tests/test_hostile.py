@@ -1,0 +1,496 @@
+"""Files of strangers: nothing in them runs, nothing outside is written, sizes are known before memory is taken."""
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import struct
+import subprocess
+import tracemalloc
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guides import MLPGuide
+from pplmodels import MLPVAE
+from pplmodels.data import load_images, load_scenes
+from pplmodels.errors import LONGEST, InputError
+from pplmodels.files import replace_file
+from pplmodels.infer import SVI, adam
+from pplmodels.pretrained import Half, load_pair
+from pplmodels.training import Run, best_start, cli
+from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
+
+SIZES = {"image": (1, 4, 4), "z_dim": 2, "hidden_dims": (3,)}
+SUM = torch.tensor(2.5, dtype=torch.float64)
+GOOD = np.zeros((4, 6, 6), np.uint8)
+
+
+class Marker:
+    """Pickled, it is a program that makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def pair_in(folder):
+    for half in (MLPVAE(**SIZES), MLPGuide(**SIZES)):
+        half.save_pretrained(folder)
+
+
+def training():
+    model, guide = MLPVAE(**SIZES), MLPGuide(**SIZES)
+    return SVI(model, guide, adam(model, guide, lr=1e-3))
+
+
+def refused(load, *arguments, match=None):
+    with pytest.raises(InputError, match=match) as caught:
+        load(*arguments)
+    assert str(caught.value).isprintable()
+
+
+def test_a_sentence_is_one_short_line_whatever_it_quotes():
+    assert str(InputError("a\nb\x1b[31m")) == "a b [31m"
+    assert len(str(InputError("x" * 10**6))) == LONGEST
+
+
+@pytest.mark.parametrize("form", ["torch", "torch, legacy", "pickle", "another name"])
+def test_no_pickle_of_a_checkpoint_runs(tmp_path, form):
+    payload, path, mark = Marker(tmp_path / "mark"), tmp_path / "checkpoint.pt", tmp_path / "mark"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(payload))
+    elif form == "another name":  # allowed by torch, which would take a terabyte
+        torch.save({"model": bytearray(b"")}, path)
+        with zipfile.ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in entries.items():
+                hungry = b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\1\x85R."
+                archive.writestr(name, hungry if name.endswith("data.pkl") else content)
+    else:
+        torch.save({"model": payload}, path, _use_new_zipfile_serialization=form == "torch")
+    assert not mark.exists()
+    refused(load_checkpoint, tmp_path, training(), match="is not a checkpoint")
+    assert not mark.exists()
+    if form == "pickle":
+        pickle.loads(path.read_bytes()).close()
+        assert mark.exists()  # it would have
+
+
+def test_no_pickle_of_an_array_or_of_weights_runs(tmp_path):
+    mark = tmp_path / "mark"
+    np.savez(tmp_path / "a.npz", x_train=np.array([Marker(mark)], object), x_test=GOOD)
+    refused(load_images, str(tmp_path / "a.npz"), match="plain arrays")
+    pair_in(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Marker(mark)))
+    refused(load_pair, tmp_path, match="does not hold the weights")
+    assert not mark.exists()
+
+
+def npz(path, header=None, content=bytes(36), method=zipfile.ZIP_STORED, name="x_train.npy"):
+    """An archive with good arrays, of which ``name`` is as the arguments say."""
+    header = header or "{'descr': '|u1', 'fortran_order': False, 'shape': (1, 6, 6), }"
+    np.savez(path, x_test=GOOD, **({} if name == "x_train.npy" else {"x_train": GOOD}))
+    with zipfile.ZipFile(path, "a") as archive:
+        head = b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode()
+        archive.writestr(name, head + content, method)
+    return str(path)
+
+
+def test_the_made_up_archive_is_good_when_it_tells_the_truth(tmp_path):
+    assert len(load_images(npz(tmp_path / "a.npz")).train) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"header": "{'descr': '|u1', 'fortran_order': False, 'shape': (300000000, 1, 1), }"},
+        {"header": "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 6, 6), }"},
+        {"header": "{'descr': '|V0', 'fortran_order': False, 'shape': (300000000, 6, 6), }", "content": b""},
+        {"header": "{'descr': '|u1', 'fortran_order': False, 'shape': (" + "-" * 3000 + "1,), }"},
+        {
+            "header": "{'descr': '|u1', 'fortran_order': False, 'shape': (8388608, 1, 1), }",
+            "content": bytes(2**23),
+            "method": zipfile.ZIP_DEFLATED,
+        },
+        {"method": zipfile.ZIP_LZMA},
+        {"content": bytes(35)},
+    ],
+    ids=["shape", "negative", "no bytes", "nested", "bomb", "lzma", "short"],
+)
+def test_an_array_has_the_bytes_that_it_claims_or_is_refused_first(tmp_path, options, monkeypatch):
+    monkeypatch.setattr("pplmodels.data.arrays.SMALL", 2**20)
+    path = npz(tmp_path / "a.npz", **options)
+    tracemalloc.start()
+    refused(load_images, path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("field, value", [("flag", 1), (24, 2**31), (20, 2**31), (20, 2**32 - 2)])
+def test_an_entry_whose_directory_lies_is_refused(tmp_path, save, field, value):
+    path = tmp_path / "a.npz"
+    save(path, x_train=GOOD, x_test=GOOD)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\1\2")
+    if field == "flag":  # encrypted
+        content[place + 8] |= value
+    else:
+        content[place + field : place + field + 4] = struct.pack("<I", value)  # 20: as it is stored, 24: unpacked
+    path.write_bytes(content)
+    tracemalloc.start()
+    refused(load_images, str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_names_in_an_archive_are_no_paths(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("../x_train.npy", str(tmp_path / "x_train.npy"), "x_train"):
+        path = tmp_path / "in" / "a.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, b"content")
+            archive.writestr("x_test.npy", b"content")
+        refused(load_images, str(path))
+    assert [*tmp_path.rglob("*")] == [tmp_path / "in", tmp_path / "in" / "a.npz"]
+
+
+def test_a_count_is_no_more_than_the_pixels(tmp_path):
+    path = tmp_path / "a.npz"
+    for most in (36, 37, 2**62):
+        np.savez(path, x_train=GOOD, x_test=GOOD, n_train=np.array([0, 1, 2, most]))
+        if most == 36:
+            assert load_scenes(path)[0].counts.max() == 36
+        else:
+            refused(load_scenes, path, match="36 pixels")
+
+
+def png(path, width, height):
+    """A PNG whose header claims a size that its content has not."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def folder_of_images(folder):
+    folder.mkdir(exist_ok=True)
+    for number in range(10):
+        Image.new("L", (6, 6)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("side", [4097, 9600, 20_000, 2**30])  # below, in and above what Pillow warns of
+def test_an_image_that_claims_too_many_pixels_is_refused(tmp_path, side):
+    png(folder_of_images(tmp_path) / "3.png", side, side)
+    refused(load_images, str(tmp_path), match="16,777,216" if side < 13_000 else "not a readable image")
+
+
+def test_a_part_of_an_image_that_claims_more_bytes_than_there_are_takes_none(tmp_path):
+    path = folder_of_images(tmp_path) / "3.png"
+    content = path.read_bytes()
+    place = content.index(b"IDAT") - 4
+    path.write_bytes(content[:place] + struct.pack(">I", 2**31 - 1) + content[place + 4 :])
+    tracemalloc.start()
+    with contextlib.suppress(InputError):  # some versions of Pillow pass over it
+        load_images(str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_an_image_file_of_more_bytes_than_its_pixels_can_have_is_not_read(tmp_path):
+    with open(folder_of_images(tmp_path) / "3.png", "ab") as file:
+        file.truncate(2**40)  # a hole: the disk holds none of it
+    refused(load_images, str(tmp_path), match="more bytes than an image")
+
+
+def test_an_image_of_the_largest_size_loads(tmp_path):
+    Image.new("L", (4096, 4096)).save(tmp_path / "0.png")
+    from pplmodels.data.sources import _read_image
+
+    assert _read_image(tmp_path / "0.png").shape == (4096, 4096)
+
+
+def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n%%EndComments\n%%EOF\n"
+    (folder_of_images(tmp_path) / "3.png").write_bytes(script)
+    refused(load_images, str(tmp_path), match=r"3\.png is not a readable image")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "model.json", "model.safetensors", "checkpoint.pt"])
+def test_a_named_pipe_is_not_waited_for(tmp_path, name):
+    pair_in(tmp_path)
+    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    loads = {"config.json": Run.open, "checkpoint.pt": lambda folder: load_checkpoint(folder, training())}
+    refused(loads.get(name, lambda folder: (load_pair(folder), Run.open(folder).metrics)), tmp_path)
+
+
+def described(folder, **arguments):
+    content = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**content, "arguments": content["arguments"] | arguments}))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"z_dim": 10**7}, {"hidden_dims": [10**5, 10**5]}, {"hidden_dims": [1] * 10**5}, {"image": [10**4, 10**4, 10**4]}],
+    ids=["code", "hidden", "layers", "image"],
+)
+def test_a_description_that_asks_for_more_than_its_weights_allocates_nothing(tmp_path, monkeypatch, arguments):
+    pair_in(tmp_path)
+    described(tmp_path, **arguments)
+    built = []
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda self: built.append(self.weight.is_meta))
+    refused(load_pair, tmp_path)
+    assert all(built) and len(built) < 100
+
+
+def test_layers_without_end_are_stopped(tmp_path):
+    class Tower(Half):
+        role = "model"
+
+        def __init__(self, layers=1):
+            super().__init__("tower")
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(layers))
+
+    Tower().save_pretrained(tmp_path)
+    assert isinstance(Tower.from_pretrained(tmp_path), Tower)
+    described(tmp_path, layers=10**12)
+    refused(Tower.from_pretrained, tmp_path, match="more layers than there are weights")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{}",
+        b'{"class": [], "arguments": {}}',
+        b'{"class": "MLPVAE\\n\\u001b", "arguments": []}',
+        b'{"class": "MLPVAE\\n\\u001b", "arguments": {}}',
+        b'{"class": "MLPVAE", "arguments": {"z_dim": NaN}}',
+        b'{"class": "MLPVAE", "arguments": {"z_dim": 1e999}}',
+        b'{"class": "MLPVAE", "arguments": {"self": 1, "cls": 2}}',
+        b'{"class": "MLPVAE", "arguments": {"z_dim": 1' + b"0" * 5000 + b"}}",
+        b'{"class": "MLPVAE", "arguments": {"z_dim": ' + b"[" * 10**5 + b"}}",
+        b"\xff\xfe",
+    ],
+)
+def test_a_description_of_another_form_is_refused(tmp_path, content):
+    pair_in(tmp_path)
+    (tmp_path / "model.json").write_bytes(content)
+    refused(load_pair, tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 2**60, 2**64 - 1, 200])
+def test_weights_whose_header_lies_are_refused(tmp_path, length):
+    pair_in(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
+    refused(load_pair, tmp_path, match="does not hold the weights")
+
+
+def states():
+    """What a checkpoint may not hold, by what it is: a function that spoils a state."""
+    wide = torch.zeros(()).expand(10**6, 10**6)  # four terabytes, in four bytes of a file
+
+    def set_in(*path, value):
+        def spoil(state):
+            inside = state
+            for key in path[:-1]:
+                inside = inside[key]
+            inside[path[-1]] = value
+
+        return spoil
+
+    return {
+        "no dict": lambda state: state.update(model=[1]),
+        "weights": lambda state: state["model"].update({next(iter(state["model"])): wide}),
+        "moments": set_in("optim", "state", 0, "exp_avg", value=wide),
+        "no moments": lambda state: state["optim"]["state"][0].pop("exp_avg"),
+        "rate": set_in("optim", "param_groups", 0, "lr", value="fast"),
+        "betas": set_in("optim", "param_groups", 0, "betas", value=(math.nan, 0.9)),
+        "parameters": set_in("optim", "param_groups", 0, "params", value=[0] * 4),
+        "numpy's key": set_in("generators", 0, "numpy", "state", "key", value=wide),
+        "numpy's position": set_in("generators", 0, "numpy", "state", "pos", value=10**9),
+        "torch's generator": set_in("generators", 0, "torch", value=torch.full((5056,), 255, dtype=torch.uint8)),
+        "python's generator": set_in("generators", 0, "python", value=(3, ("x",) * 625, None)),
+        "losses": lambda state: state.update(summed_losses=wide),
+        "step": lambda state: state.update(step=-1),
+        "seconds": lambda state: state.update(seconds=math.inf),
+        "sparse": lambda state: state["model"].update({next(iter(state["model"])): torch.eye(2).to_sparse()}),
+    }
+
+
+@pytest.mark.parametrize("name", states())
+def test_a_checkpoint_holds_what_this_training_saves_or_is_refused(tmp_path, name):
+    svi = training()
+    svi.step(torch.rand(3, 1, 4, 4).round())
+    save_checkpoint(tmp_path, svi, 7, 1.5, SUM)
+    assert load_checkpoint(tmp_path, training()) == (7, 1.5, SUM)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    states()[name](state)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    refused(load_checkpoint, tmp_path, training(), match=r"checkpoint\.pt")
+
+
+def test_what_is_loaded_does_not_stay_in_the_file(tmp_path):
+    svi, again = training(), training()
+    svi.step(torch.rand(3, 1, 4, 4).round())
+    save_checkpoint(tmp_path, svi, 1, 0.0, SUM)
+    load_checkpoint(tmp_path, again)
+    with open(tmp_path / "checkpoint.pt", "r+b") as file:  # written over, where a mapping would see it
+        file.write(bytes(os.path.getsize(tmp_path / "checkpoint.pt")))
+    for mine, theirs in zip(svi.optim.state.values(), again.optim.state.values(), strict=True):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"]) and mine["exp_avg"].any()
+
+
+@pytest.mark.parametrize("name", ["compressed", "two pickles", "overlapping", "stored"])
+def test_a_checkpoint_that_is_archived_in_another_way_is_refused(tmp_path, name):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    method = zipfile.ZIP_DEFLATED if name == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for inner, content in entries.items():
+            archive.writestr(inner, content)
+        if name == "two pickles":
+            archive.writestr("other/DATA.PKL", b"\x80\x02}.")
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\1\2")
+    if name in ("overlapping", "stored"):  # both sizes of the pickle, or only that of what is stored
+        sizes = struct.pack("<I", 2**31) * (2 if name == "overlapping" else 1)
+        content[place + 20 : place + 20 + len(sizes)] = sizes
+        path.write_bytes(content)
+    tracemalloc.start()
+    refused(load_checkpoint, tmp_path, training(), match="is not a checkpoint")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_a_link_is_replaced_and_never_written_through(tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    for name in ("file", f".file.{os.getpid()}"):
+        (tmp_path / name).symlink_to(tmp_path / "outside")
+    replace_file(tmp_path / "file", lambda path: path.write_text("new"))
+    assert (tmp_path / "file").read_text() == "new" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "tensorboard", "starts", "starts/3", "tensorboard/x"])
+def test_a_run_with_a_link_in_it_is_refused(tmp_path, name):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    Run.create(run, {"seed": 0})
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(outside)
+    refused(Run.open, run, match="is a link")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_link_made_later_is_not_followed_by_the_log(tmp_path):
+    run = Run.create(tmp_path / "run", {"seed": 0})
+    (run.folder / "metrics.jsonl").symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError):
+        run.log(1, 0.0, {"elbo": 1.0})
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "", "[" * 10**5, '{"seed": NaN}', "\x00"])
+def test_a_configuration_of_another_form_is_no_run(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    refused(Run.open, tmp_path, match="holds no run")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        '"x"',
+        '{"step": "3", "seconds": 1}',
+        '{"step": 3}',
+        '{"step": 3, "seconds": 1, "valid_elbo": "x"}',
+        '{"step": 1' + "0" * 400 + ', "seconds": 1}',
+        "[" * 10**5,
+    ],
+)
+def test_evaluations_of_another_form_are_refused(tmp_path, line):
+    run = Run.create(tmp_path / "run", {"seed": 0})
+    good = json.dumps({"step": 1, "seconds": 1.0, "valid_elbo": math.nan})
+    (run.folder / "metrics.jsonl").write_text(f"{good}\n{good}\ncut sho")
+    assert len(run.metrics) == 2
+    (run.folder / "metrics.jsonl").write_text(f"{good}\n{line}\n")
+    refused(lambda: run.metrics, match="does not hold the evaluations")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"kept": "../../x"}', '{"kept": 7}', '{"kept": 1.0}', '{"kept": true}']
+)
+def test_only_a_seed_that_was_tried_can_have_been_kept(tmp_path, content):
+    run = Run.create(tmp_path / "run", {"seed": 0})
+    (run.folder / "starts.json").write_text(content)
+    refused(best_start, run, range(2, 4), None, match="does not say which of the seeds 2, 3")
+
+
+def stored(folder, change):
+    parser = cli.training_parser("", steps=3, batch_size=4, lr=0.1)
+    parser.add_argument("--widths", type=cli.positive_int, nargs="+")
+    parser.add_argument("--range", type=float, nargs=2, default=[0.0, 1.0])
+    parser.add_argument("--kind", choices=("a", "b"), default="a")
+    config = {name: value for name, value in vars(parser.parse_args([])).items() if name not in ("out", "resume")}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "command": "python x.py", **change}))
+    return cli.parse(parser, ["--resume", "--out", str(folder)])
+
+
+def test_stored_options_are_as_if_typed(tmp_path):
+    options, run = stored(tmp_path / "run", {"widths": [3, 4], "lr": 1, "range": [-1e-05, 2], "seed": 5})
+    assert (options.widths, options.lr, options.range, options.seed) == ([3, 4], 1.0, [-1e-05, 2.0], 5)
+    assert isinstance(options.lr, float) and run.config["range"] == [-1e-05, 2.0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": "many"},
+        {"steps": [3]},
+        {"steps": 2.5},
+        {"steps": True},
+        {"steps": None},
+        {"batch_size": 0},
+        {"lr": {}},
+        {"data": 3},
+        {"data": None},
+        {"compile": "yes"},
+        {"widths": 3},
+        {"widths": [[3]]},
+        {"range": [1.0]},
+        {"kind": "c"},
+        {"kind": []},
+        {"device": "tpu"},
+        {"command": 3},
+    ],
+    ids=str,
+)
+def test_a_stored_option_that_cannot_be_typed_is_refused(tmp_path, change):
+    refused(stored, tmp_path / "run", change)
