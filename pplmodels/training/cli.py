@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 import itertools
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +14,7 @@ import torch
 from pplmodels import ranks
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.training.run import Run
+from pplmodels.training.stopping import raising
 
 # What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
 # its classes; its path is never taken from a run's folder, which a stranger may have written.
@@ -266,9 +266,8 @@ def run_script(main: Callable[[], None]) -> None:
     Exit codes: 2 for bad input, 1 for a failed training or a file that could not be written, 130 for Ctrl-C, 143 for
     SIGTERM.
     """
-    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with ranks.group():
+        with raising(), ranks.group():
             main()
     except InputError as error:
         _leave(2, str(error))
@@ -282,12 +281,6 @@ def run_script(main: Callable[[], None]) -> None:
         _leave(143, f"stopped; {_how_to_go_on()}")
     except KeyboardInterrupt:
         _leave(130, f"stopped; {_how_to_go_on()}")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(number, frame) -> None:
-    raise Terminated
 
 
 def _how_to_go_on() -> str:

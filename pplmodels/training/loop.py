@@ -1,12 +1,9 @@
 """The training loop: batches in, steps, evaluations, checkpoints."""
 
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import pyro
 import torch
@@ -23,6 +20,7 @@ from pplmodels.infer.bounds import nonfinite_sites
 from pplmodels.infer.state import state_of
 from pplmodels.training.checkpoint import FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
 from pplmodels.training.run import Run
+from pplmodels.training.stopping import noting
 
 POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
 
@@ -94,7 +92,7 @@ def fit(
 
     if over:
         say(f"{run.folder}: training had already ended, at step {start}")
-    with _progress(start, steps) as bar, _stop_requests() as stop_requested:
+    with _progress(start, steps) as bar, noting() as stop_requested:
         batches = _batches(images, batch_size, seed, start)
         for step in range(start, start if over else steps):
             for quantity in annealed:
@@ -212,23 +210,3 @@ def _summary(metrics: dict) -> str:
         elif isinstance(value, list) and all(isinstance(number, int | float) for number in value):
             texts.append(f"{name} [{' '.join(f'{number:.2g}' for number in value)}]")
     return "  ".join(texts)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
-    """A function that says what Ctrl-C or SIGTERM is to raise, once one has come; a second one acts as usual."""
-    received = []
-
-    def note(number, frame) -> None:
-        received.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
-        for name, handler in previous.items():
-            signal.signal(name, handler)
-
-    previous = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere signals are somebody else's business
-        previous = {name: signal.signal(name, note) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from test_loop import train
 
 from pplmodels.errors import InputError, NonFiniteLoss, StorageError, Terminated
 from pplmodels.files import append_line, replace_file, whole_lines
-from pplmodels.training import Run
+from pplmodels.training import Run, stopping
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,26 @@ def test_a_stop_between_evaluations_changes_no_line(tmp_path, number, error):
     without = [[{**line, "seconds": 0} for line in lines] for lines in (plain[3], resumed[3])]
     assert without[0] == without[1]
     assert without[0] != [{**line, "seconds": 0} for line in straight[3]]
+
+
+def test_a_stop_whose_exception_is_lost_in_a_finaliser_is_a_stop(tmp_path, monkeypatch):
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: lost.append(what.exc_type))
+
+    class Interrupted:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    with stopping.raising():
+        thing = Interrupted()
+        del thing
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, 20)
+    assert lost == [KeyboardInterrupt]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    train(tmp_path, 20, resume=True)  # it is not asked twice
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 20
 
 
 def test_a_stop_during_the_last_evaluation_is_a_stop(tmp_path):
