@@ -31,7 +31,7 @@ setup(
     ],
     extras_require={
         "test": [
-            "pytest>=8,<9.2",  # later ones lose pytest-xdist's groups (pytest-xdist's issue 1386)
+            "pytest>=8,<9.2",  # with later ones pytest-xdist 3.8 does not keep groups together
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.6",

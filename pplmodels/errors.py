@@ -31,7 +31,8 @@ class StorageError(OSError):
     Arguments as those of :class:`OSError`: number, what the system said, file.
     """
 
-    def __str__(self) -> str:  # noqa: D105 - the sentence
+    def __str__(self) -> str:
+        """The sentence."""
         return f"{self.filename} could not be written ({self.strerror})."
 
 

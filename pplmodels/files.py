@@ -89,6 +89,11 @@ def read_json(path: Path, otherwise: str):
         return json.loads(content.decode(), parse_float=_finite, parse_constant=_finite)
 
 
+def write_json(path: Path, content) -> None:
+    """Write ``content`` as JSON, whole or not at all. Raises :class:`StorageError`."""
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text} is not a finite number")

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from pplmodels.errors import InputError, refused_as
-from pplmodels.files import read_json, replace_file
+from pplmodels.files import read_json, replace_file, write_json
 
 IMAGE = ("channel", "row", "column")  # dimensions
 REGISTERED = 4  # parameters that a constructor may register for each tensor that is saved: it may replace some
@@ -58,7 +57,7 @@ class Half(PyroModule):
         described = {"class": type(self).__name__, "arguments": self._arguments}
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         description, file = _files(folder, self.role)
-        replace_file(description, lambda path: path.write_text(json.dumps(described, indent=2)))
+        write_json(description, described)
         replace_file(file, lambda path: path.write_bytes(save(weights)))
 
     @classmethod

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.library import custom_op
 
 from pplmodels.errors import InputError, LostRank
 
@@ -95,7 +96,7 @@ def total(tensor: Tensor) -> Tensor:
     return tensor if number() == 1 else _sum(tensor)
 
 
-@torch.library.custom_op("pplmodels::total", mutates_args=())  # an operation of its own, so that it can be traced
+@custom_op("pplmodels::total", mutates_args=())  # an operation of its own, so that it can be traced
 def _sum(tensor: Tensor) -> Tensor:
     summed = tensor.clone(memory_format=torch.contiguous_format)
     with _exchange():

@@ -1,7 +1,6 @@
 """Time one training step: stock Pyro, this library uncompiled and compiled, and plain torch written by hand."""
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from guides import AIRGuide, DRAWGuide, EmptyGuide, MLPGuide, VQGuide
 from pplmodels import AIR, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
-from pplmodels.files import replace_file
+from pplmodels.files import write_json
 from pplmodels.infer import SVI, adam
 from pplmodels.training import cli
 from pplmodels.training.run import describe_device, versions
@@ -283,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         described["draw_64_steps"] = long_draw(device)
     if "pixelcnn" in options.cases:
         described["sampling_seconds"] = sampling(device)
-    replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
+    write_json(options.out, described)
     print(table(rows), parts_table(rows), sep="\n\n")
 
 

@@ -14,7 +14,7 @@ import vaes
 from pplmodels import inspect, plotting
 from pplmodels.data import ImageSet
 from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels.files import replace_file, write_json
 from pplmodels.infer import compiled_log_probs, elbo_terms
 from pplmodels.pretrained import Half, count_parameters, load_pair
 from pplmodels.report import BATCH, last_slope, save_picture
@@ -162,7 +162,7 @@ def write(
         "commands": {name: run.config["command"] for name, run in runs.items()},
         "rows": rows,
     }
-    replace_file(folder / "report.json", lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
+    write_json(folder / "report.json", described)
     names = [f"{part}/{term}" for part in PARTS for term in TERMS]
     head = ["system", *(name.replace("/", " ") for name in names), f"IW-{options.iw_samples}"]
     head += ["last slope", "parameters", "seconds", "images/s"]

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import mmap
 import os
 import random
 import resource
@@ -12,119 +11,40 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
-import sklearn.datasets  # noqa: F401 - slow to import, as the next is: once here, not in each child
 import torch
-import torch._dynamo
 import train_air
-import train_pixelcnn
-import vaes
+from forked import (
+    EVALUATING,
+    FINISHING,
+    PHASES,
+    SCENES,
+    STARTING,
+    SYSTEMS,
+    TRAINING,
+    begin,
+    end,
+    phase,
+    run,
+    until,
+)
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pplmodels import files
-from pplmodels.files import TEMPORARY, replace_file, whole_lines
+from pplmodels.files import TEMPORARY, whole_lines, write_json
 from pplmodels.infer import SVI
 from pplmodels.training import cli, loop
 from pplmodels.training.run import environment
 
 RESULT = Path(__file__).parent.parent / "results" / "faults.json"
-SCENES = "--canvas 20 --object-size 8 --train-scenes 40 --test-scenes 30 --window 8 --what-dim 4 --batch-size 16"
-NET = "--channels 6 --layers 2 --size 3 --embedding 4 --hidden 8 --batch-size 16 --averaging 0.9 --lr 0.05"
-SYSTEMS: dict[str, tuple[ModuleType, str]] = {
-    "pixelcnn": (train_pixelcnn, f"{NET} --device cpu --steps 60 --eval-every 3 --patience 4 --no-compile"),
-    "air": (train_air, f"{SCENES} --device cpu --steps 12 --eval-every 4"),
-    "starts": (
-        train_air,
-        f"{SCENES} --device cpu --steps 8 --eval-every 4 --restarts 2 --count-steps 1 4 --no-compile",
-    ),
-}
 QUICK = "pixelcnn"  # the system for faults that need one only
-STARTING, TRAINING, EVALUATING, WRITING, FINISHING = range(5)
-PHASES = ("starting", "training", "evaluating", "writing a checkpoint or a line", "measuring and drawing at the end")
-PATIENCE = 300  # seconds that a child may take
-
-phase = mmap.mmap(-1, 1)  # of the child, seen by its parent
-
-
-def begin(script: ModuleType, arguments: list[str], log: Path, fault: Callable[[], object] = lambda: None) -> int:
-    """Run a script in a forked child, which has imported all it needs, after ``fault()``; its process id."""
-    phase[0] = STARTING
-    if pid := os.fork():
-        return pid
-    code = 70
-    try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.argv = [f"scripts/{Path(script.__file__).name}", *arguments]
-        watch()
-        fault()
-        cli.run_script(script.main)
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def watch() -> None:
-    """Note in ``phase`` what this process is doing."""
-
-    def noted(function: Callable, during: int, after: int) -> Callable:
-        def call(*args, **kwargs):
-            phase[0] = during
-            value = function(*args, **kwargs)
-            phase[0] = after
-            return value
-
-        return call
-
-    loop.save_checkpoint = noted(loop.save_checkpoint, WRITING, TRAINING)
-    loop.Run.log = noted(loop.Run.log, WRITING, TRAINING)
-    loop._undisturbed = noted(loop._undisturbed, EVALUATING, TRAINING)
-    train_air.fit = noted(train_air.fit, STARTING, FINISHING)
-    vaes.fit = noted(vaes.fit, STARTING, FINISHING)
-
-
-def end(pid: int) -> int:
-    """Wait for a child; its exit code, minus the signal's number where one killed it."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return -signal.SIGALRM
-
-
-def run(script: ModuleType, arguments: str, log: Path, fault: Callable[[], object] = lambda: None) -> int:
-    """:func:`begin` and :func:`end`."""
-    return end(begin(script, shlex.split(arguments), log, fault))
-
-
-def until(condition: Callable[[], bool], pid: int) -> bool:
-    """Wait until the condition holds; False if the child ended before."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition() and time.monotonic() < deadline:
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return False
-        time.sleep(0.001)
-    return True
 
 
 def outcome(folder: Path) -> dict:
@@ -488,7 +408,7 @@ def main(argv: list[str] | None = None) -> None:
         **environment(torch.device("cpu")),
         "rows": [{"what": what, "tried": tried[what], "survived": survived[what]} for what in sorted(tried)],
     }
-    replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
+    write_json(options.out, described)
     for row in described["rows"]:
         print(f"{row['what']}: {row['survived']} of {row['tried']}")
     if survived != tried:

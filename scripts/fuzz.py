@@ -1,22 +1,16 @@
 """Change good files at random and load them: each must load or be refused in one sentence, in bounded memory."""
 
 import argparse
-import copy
 import errno
-import io
 import json
 import multiprocessing
 import os
-import pickletools
 import resource
 import signal
-import struct
 import sys
 import tempfile
 import time
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,14 +22,14 @@ import hypothesis.configuration
 import numpy as np
 import torch
 import train_vae
-from hypothesis import strategies as st
+from mutations import mutated
 from PIL import Image
 
 from guides import MLPGuide
 from pplmodels import MLPVAE
 from pplmodels.data import load_images, load_scenes
 from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels.files import write_json
 from pplmodels.infer import SVI, adam
 from pplmodels.pretrained import load_pair
 from pplmodels.training import Run, best_start, cli
@@ -48,11 +42,6 @@ BOUND = 2**30
 PATIENCE = 20  # seconds for an input, after which the process is stopped
 FOLDER = "fuzzed"
 SIZES = {"image": (1, 6, 6), "z_dim": 2, "hidden_dims": (3,)}
-EDGES = [0, 1, 2, 127, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63 - 1, 2**64 - 1]
-VALUES = [None, True, -1, 0, 7, 1.5, 10**9, 10**30, 1e300, float("nan"), float("-inf"), "", "x", "a\nb", "../x", [], {}]
-VALUES += [[10**9], [1] * 50, {"a": 1}, "\ud800", "/etc/passwd", "digits", "static", ["6", "6"]]
-NAMES = ["os system", "builtins eval", "builtins bytearray", "torch DoubleStorage", "torch Size", "collections Counter"]
-DEEP = "[" * 100_000  # nesting that no parser should follow
 # events of Python's auditing that no loading of a file may raise
 STARTS = ("subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "socket.", "ctypes.dlopen")
 CHANGES = (
@@ -165,243 +154,6 @@ KINDS = {
 }
 
 
-@st.composite
-def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Any bytes with a bit flipped, a number overwritten, a part left out, put in or repeated."""
-    at = draw(st.integers(0, len(content)))
-    match draw(st.sampled_from(["flip", "number", "cut", "drop", "insert", "repeat"])):
-        case "flip":
-            return (
-                content[:at]
-                + bytes(byte ^ 1 << draw(st.integers(0, 7)) for byte in content[at : at + 1])
-                + content[at + 1 :]
-            )
-        case "number":
-            width, order = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from(["little", "big"]))
-            number = (draw(st.sampled_from(EDGES)) % 256**width).to_bytes(width, order)
-            return content[:at] + number + content[at + width :]
-        case "cut":
-            return content[:at]
-        case "drop":
-            return content[:at] + content[at + draw(st.integers(1, 40)) :]
-        case "insert":
-            return content[:at] + draw(st.binary(min_size=1, max_size=20)) + content[at:]
-        case _:
-            start = draw(st.integers(0, len(content)))
-            return content[:at] + content[start : start + draw(st.integers(1, 200))] + content[at:]
-
-
-@st.composite
-def changed_value(draw: st.DrawFn, value):
-    """A JSON value with one value in it replaced, left out, doubled or moved."""
-    value = copy.deepcopy(value)
-    places = [(value, key) for key in _keys(value)]
-    for inside, key in places:
-        places += [(inside[key], other) for other in _keys(inside[key])]
-    if not places or draw(st.integers(0, 19)) == 0:
-        return draw(st.sampled_from(VALUES))
-    inside, key = draw(st.sampled_from(places))
-    match draw(st.sampled_from(["replace", "replace", "number", "drop", "name", "move"])):
-        case "replace":
-            inside[key] = draw(st.sampled_from(VALUES))
-        case "number":
-            inside[key] = draw(st.sampled_from(EDGES)) * draw(st.sampled_from([1, -1, 0.5]))
-        case "drop":
-            del inside[key]
-        case "name" if isinstance(inside, dict):
-            inside[draw(st.sampled_from(["", "x", "class", "step", "a\nb", "valid_elbo", "\ud800"]))] = inside.pop(key)
-        case _:
-            other, there = draw(st.sampled_from(places))
-            inside[key] = copy.deepcopy(other[there])
-    return value
-
-
-def _keys(value) -> list:
-    return list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
-
-
-@st.composite
-def changed_json(draw: st.DrawFn, content: bytes) -> bytes:
-    """JSON, or a line of JSON lines, with another value; sometimes nested without end."""
-    lines = content.decode().splitlines()
-    number = draw(st.integers(0, len(lines) - 1)) if len(lines) < 5 else None
-    text = content.decode() if number is None else lines[number]
-    text = json.dumps(draw(changed_value(json.loads(text))))
-    if draw(st.integers(0, 49)) == 0:
-        text = text.replace(":", ":" + DEEP, 1)
-    if number is None:
-        return text.encode()
-    lines[number] = text
-    return ("\n".join(lines) + "\n").encode()
-
-
-@st.composite
-def changed_npy(draw: st.DrawFn, content: bytes) -> bytes:
-    """An array whose header says another shape, type or order, or has another length."""
-    length = struct.unpack("<H", content[8:10])[0]
-    header, body = content[10 : 10 + length].decode("latin1"), content[10 + length :]
-    shape = header[header.index("(") : header.index(")") + 1]
-    numbers = st.sampled_from([*EDGES, -1, 4, 6, 10**11])
-    match draw(st.sampled_from(["shape", "type", "text", "version"])):
-        case "shape":
-            header = header.replace(shape, str(tuple(draw(st.lists(numbers, max_size=5)))))
-        case "type":
-            kinds = [
-                "|O",
-                "<f8",
-                ">f4",
-                "<f2",
-                "|u1",
-                "<i8",
-                "<c16",
-                "<U3",
-                "<U0",
-                "|V0",
-                "|S900",
-                "<M8[s]",
-                "<f16",
-                "|b1",
-            ]
-            start = header.index("descr': '") + len("descr': '")
-            header = header[:start] + draw(st.sampled_from(kinds)) + header[start + 3 :]
-        case "text":
-            header = draw(changed_bytes(header.encode("latin1"))).decode("latin1")
-        case _:
-            version = bytes([draw(st.integers(0, 4)), 0])
-            return content[:6] + version + struct.pack("<I", draw(st.sampled_from(EDGES)) % 2**32) + content[10:]
-    return content[:8] + struct.pack("<H", len(header) % 2**16) + header.encode("latin1") + body
-
-
-@st.composite
-def changed_pickle(draw: st.DrawFn, content: bytes) -> bytes:
-    """A pickle in which one opcode is another: a number, a name, or a copy of an opcode from elsewhere."""
-    starts = [position for _, _, position in pickletools.genops(content)]
-    pieces = [content[a:b] for a, b in zip(starts, [*starts[1:], len(content)], strict=True)]
-    at = draw(st.sampled_from(range(len(pieces))))
-    numbers = [i for i, piece in enumerate(pieces) if piece[:1] in (b"K", b"M", b"J", b"G")]
-    names = [i for i, piece in enumerate(pieces) if piece[:1] == b"c"]
-    match draw(st.sampled_from(["number", "number", "name", "copy", "drop"])):
-        case "number":
-            number = draw(st.sampled_from(EDGES)).to_bytes(9, "little")
-            pieces[draw(st.sampled_from(numbers))] = b"\x8a" + bytes([len(number)]) + number
-        case "name":
-            pieces[draw(st.sampled_from(names))] = (
-                b"c" + draw(st.sampled_from(NAMES)).replace(" ", "\n").encode() + b"\n"
-            )
-        case "copy":
-            pieces[at] = pieces[draw(st.sampled_from(range(len(pieces))))]
-        case _:
-            del pieces[at]
-    return b"".join(pieces)
-
-
-@st.composite
-def changed_zip(draw: st.DrawFn, content: bytes) -> bytes:
-    """An archive, whole as such, in which one entry has other content, another name or another compression."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entries = [(entry.filename, archive.read(entry), entry.compress_type) for entry in archive.infolist()]
-    at = draw(st.sampled_from(range(len(entries))))
-    name, inner, method = entries[at]
-    match draw(st.sampled_from(["inside", "inside", "inside", "bytes", "name", "compressed", "bomb", "drop", "twice"])):
-        case "inside":
-            changed = (
-                changed_npy if name.endswith(".npy") else changed_pickle if name.endswith(".pkl") else changed_bytes
-            )
-            entries[at] = name, draw(changed(inner)), method
-        case "bytes":
-            entries[at] = name, draw(changed_bytes(inner)), method
-        case "name":
-            other = draw(st.sampled_from(["../../x", "/tmp/x", name + "\n", name[:-4], name.upper(), "x" * 3000]))
-            entries[at] = other, inner, method
-        case "compressed":
-            method = draw(
-                st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-            )
-            entries[at] = name, inner, method
-        case "bomb":
-            entries[at] = name, inner + bytes(2**20), zipfile.ZIP_DEFLATED
-        case "drop":
-            del entries[at]
-        case _:
-            entries.insert(0, entries[at])
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, inner, method in entries:
-            archive.writestr(name, inner, method)
-    return target.getvalue()
-
-
-@st.composite
-def changed_safetensors(draw: st.DrawFn, content: bytes) -> bytes:
-    """Weights whose header says other shapes, types or places, or another length of itself."""
-    length = struct.unpack("<Q", content[:8])[0]
-    header = json.dumps(draw(changed_value(json.loads(content[8 : 8 + length]))))
-    length = draw(st.sampled_from([len(header)] * 9 + EDGES))
-    return struct.pack("<Q", length) + header.encode() + content[8 + struct.unpack("<Q", content[:8])[0] :]
-
-
-@st.composite
-def changed_png(draw: st.DrawFn, content: bytes) -> bytes:
-    """A PNG with right checksums in which one chunk is changed, left out, doubled or of another type."""
-    chunks, position = [], 8
-    while position < len(content):
-        length = struct.unpack(">I", content[position : position + 4])[0]
-        chunks.append((content[position + 4 : position + 8], content[position + 8 : position + 8 + length]))
-        position += 12 + length
-    at = draw(st.sampled_from(range(len(chunks))))
-    name, body = chunks[at]
-    match draw(st.sampled_from(["body", "size", "drop", "twice", "name"])):
-        case "body":
-            chunks[at] = name, draw(changed_bytes(body))
-        case "size":
-            sides = (draw(st.sampled_from([1, 6, 100, 4096, 4097, 9000, 13_000, 2**31 - 1])) for _ in range(2))
-            chunks[0] = b"IHDR", struct.pack(">II", *sides) + chunks[0][1][8:]
-        case "drop":
-            del chunks[at]
-        case "twice":
-            chunks.insert(at, chunks[at])
-        case _:
-            chunks[at] = (
-                draw(st.sampled_from([b"tRNS", b"PLTE", b"iCCP", b"zTXt", b"acTL", b"fdAT", b"eXIf", b"IEND"])),
-                body,
-            )
-    parts = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    ]
-    return content[:8] + b"".join(parts)
-
-
-@st.composite
-def changed_jpeg(draw: st.DrawFn, content: bytes) -> bytes:
-    """A JPEG of another size."""
-    start = content.index(b"\xff\xc0") + 5
-    sides = (draw(st.sampled_from([0, 1, 6, 4096, 4097, 65_535])) for _ in range(2))
-    return content[:start] + struct.pack(">HH", *sides) + content[start + 4 :]
-
-
-INSIDE = {
-    ".npz": changed_zip,
-    ".pt": changed_zip,
-    ".json": changed_json,
-    ".jsonl": changed_json,
-    ".safetensors": changed_safetensors,
-    ".png": changed_png,
-    ".jpg": changed_jpeg,
-}
-
-
-@st.composite
-def inputs(draw: st.DrawFn, good: dict[str, bytes]) -> tuple[str, bytes]:
-    """One of the good files, changed once within its format or up to three times as bytes."""
-    name = draw(st.sampled_from(sorted(good)))
-    content, inside = good[name], INSIDE.get(Path(name).suffix)
-    if inside is not None and draw(st.integers(0, 2)):
-        return name, draw(inside(content))
-    for _ in range(draw(st.integers(1, 3))):
-        content = draw(changed_bytes(content))
-    return name, content
-
-
 class Watch:
     """What a loading did that it may not: writing outside a folder, starting programs, unpickling, new packages."""
 
@@ -488,10 +240,10 @@ def work(kind: Kind, number: int, seed: int, replay: int | None, folder: Path, p
         return hypothesis.settings(max_examples=number, suppress_health_check=list(hypothesis.HealthCheck), **off)
 
     # once without being counted, so that what is imported late is there
-    settings(2)(hypothesis.seed(0)(hypothesis.given(inputs(good))(lambda drawn: None)))()
+    settings(2)(hypothesis.seed(0)(hypothesis.given(mutated(good))(lambda drawn: None)))()
     state["watch"] = Watch(folder)
     before = limit_memory()
-    settings(number)(hypothesis.seed(seed)(hypothesis.given(inputs(good))(one)))()
+    settings(number)(hypothesis.seed(seed)(hypothesis.given(mutated(good))(one)))()
     answer.send(
         {**counts, "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, "others": others}
     )
@@ -551,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
         "rows": rows,
     }
     if options.out is not None:
-        replace_file(options.out, lambda path: path.write_text(json.dumps(described, indent=2) + "\n"))
+        write_json(options.out, described)
     if any(row["other"] for row in rows):
         sys.exit(1)
 

@@ -14,7 +14,7 @@ import torch
 from guides import AIRGuide, MLPGuide
 from pplmodels import AIR, MLPVAE, ranks
 from pplmodels.data import scene_set
-from pplmodels.files import replace_file
+from pplmodels.files import write_json
 from pplmodels.infer import NVIL_ELBO, SVI, adam
 from pplmodels.training import cli
 from pplmodels.training.run import describe_device, versions
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(rows[-1]))
     card = {"device": describe_device(device), "versions": versions(), "steps": options.steps, "rows": rows}
     card["command"] = " ".join(["python", "scripts/scaling.py", *(argv or sys.argv[1:])])
-    replace_file(RESULT, lambda path: path.write_text(json.dumps(card, indent=2) + "\n"))
+    write_json(RESULT, card)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pplmodels import VQVAE, GatedPixelCNN, PixelCNN, inspect, plotting
 from pplmodels.data import Images, ImageSet, load_images
 from pplmodels.data.reading import MAPS
 from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels.files import write_json
 from pplmodels.infer import elbo_terms, log_probs
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import load_pair
@@ -128,7 +128,7 @@ def report_images(options: argparse.Namespace, folder: Path) -> str:
         found["image_bits_per_dim"] = per_dim
     result = json.loads((folder / "result.json").read_text())
     result["metrics"] |= found
-    replace_file(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    write_json(folder / "result.json", result)
     return "with this prior, of stage one's test images: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items())
 
 

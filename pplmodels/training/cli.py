@@ -125,9 +125,13 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
     run_import(options)
     if ranks.restarted() and options.out is not None:
         options.resume = options.resume or (Path(options.out) / "config.json").exists()
-    if not options.resume:
-        ranks.check_shares(options.batch_size)
-        return options, None
+    run = _resumed(parser, argv, options) if options.resume else None
+    ranks.check_shares(options.batch_size)
+    return options, run
+
+
+def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace) -> Run:
+    """The run in ``options.out``, locked; its options replace those that were not typed."""
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
     run = Run.open(options.out)
@@ -146,8 +150,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
             raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
         setattr(options, name, stored)
         run.config[name] = stored
-    ranks.check_shares(options.batch_size)
-    return options, run.lock()
+    return run.lock()
 
 
 def restore(parser: Parser, run: Run) -> dict:

@@ -1,13 +1,12 @@
 """Several short starts from different seeds, of which the best is trained to the end."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable
 
 from pplmodels import ranks
 from pplmodels.errors import InputError
-from pplmodels.files import read_json, replace_file
+from pplmodels.files import read_json, replace_file, write_json
 from pplmodels.training.checkpoint import FILE
 from pplmodels.training.run import Run
 
@@ -47,8 +46,7 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
         for name in (FILE, "metrics.jsonl"):
             source = run.folder / "starts" / str(kept) / name
             replace_file(run.folder / name, lambda path, source=source: shutil.copyfile(source, path))
-        content = json.dumps({"kept": kept, "success_rate": rate, "starts": starts}, indent=2)
-        replace_file(report, lambda path: path.write_text(content + "\n"))
+        write_json(report, {"kept": kept, "success_rate": rate, "starts": starts})
     ranks.wait()
     return kept
 

@@ -13,7 +13,15 @@ from filelock import FileLock, Timeout
 
 from pplmodels import ranks
 from pplmodels.errors import InputError, refused_as
-from pplmodels.files import TEMPORARY, append_line, read_json, remove_temporary_files, replace_file, whole_lines
+from pplmodels.files import (
+    TEMPORARY,
+    append_line,
+    read_json,
+    remove_temporary_files,
+    replace_file,
+    whole_lines,
+    write_json,
+)
 from pplmodels.training.events import Events
 
 LOCK = ".lock"
@@ -58,7 +66,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock()
             self._refuse_used()  # by somebody who was faster
-            _write_json(self.folder / "config.json", self.config)
+            write_json(self.folder / "config.json", self.config)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written to ({error.strerror}).") from error
 
@@ -155,7 +163,7 @@ class Run:
             **environment(device),
             "metrics": metrics,
         }
-        _write_json(self.folder / "result.json", result)
+        write_json(self.folder / "result.json", result)
         self.close()
 
     def close(self) -> None:
@@ -196,10 +204,6 @@ def commit() -> str | None:
 def _left_over(path: Path) -> bool:
     """Whether a process that was killed before it had written its configuration left this."""
     return path.name == LOCK or path.name.startswith(TEMPORARY)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def _refuse_links(folder: Path) -> None:

@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from starting import ROOT
 
 from pplmodels.errors import InputError, refused_as
 
-sys.path.insert(0, str(ROOT / "scripts"))
 fuzz = importlib.import_module("fuzz")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 NUMBER = 100

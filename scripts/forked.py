@@ -1,0 +1,110 @@
+"""Scripts in forked children, whose parent sees what they are doing: for scripts/faults.py."""
+
+import importlib
+import mmap
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import train_air
+import train_pixelcnn
+import vaes
+
+from pplmodels.training import cli, loop
+
+for slow in ("sklearn.datasets", "torch._dynamo"):  # to import: once here, not in each child
+    importlib.import_module(slow)
+
+SCENES = "--canvas 20 --object-size 8 --train-scenes 40 --test-scenes 30 --window 8 --what-dim 4 --batch-size 16"
+NET = "--channels 6 --layers 2 --size 3 --embedding 4 --hidden 8 --batch-size 16 --averaging 0.9 --lr 0.05"
+SYSTEMS: dict[str, tuple[ModuleType, str]] = {
+    "pixelcnn": (train_pixelcnn, f"{NET} --device cpu --steps 60 --eval-every 3 --patience 4 --no-compile"),
+    "air": (train_air, f"{SCENES} --device cpu --steps 12 --eval-every 4"),
+    "starts": (
+        train_air,
+        f"{SCENES} --device cpu --steps 8 --eval-every 4 --restarts 2 --count-steps 1 4 --no-compile",
+    ),
+}
+STARTING, TRAINING, EVALUATING, WRITING, FINISHING = range(5)
+PHASES = ("starting", "training", "evaluating", "writing a checkpoint or a line", "measuring and drawing at the end")
+PATIENCE = 300  # seconds that a child may take
+
+phase = mmap.mmap(-1, 1)  # of the child, seen by its parent
+
+
+def begin(script: ModuleType, arguments: list[str], log: Path, fault: Callable[[], object] = lambda: None) -> int:
+    """Run a script in a forked child, which has imported all it needs, after ``fault()``; its process id."""
+    phase[0] = STARTING
+    if pid := os.fork():
+        return pid
+    code = 70
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.argv = [f"scripts/{Path(script.__file__).name}", *arguments]
+        watch()
+        fault()
+        cli.run_script(script.main)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def watch() -> None:
+    """Note in ``phase`` what this process is doing."""
+
+    def noted(function: Callable, during: int, after: int) -> Callable:
+        def call(*args, **kwargs):
+            phase[0] = during
+            value = function(*args, **kwargs)
+            phase[0] = after
+            return value
+
+        return call
+
+    loop.save_checkpoint = noted(loop.save_checkpoint, WRITING, TRAINING)
+    loop.Run.log = noted(loop.Run.log, WRITING, TRAINING)
+    loop._undisturbed = noted(loop._undisturbed, EVALUATING, TRAINING)
+    train_air.fit = noted(train_air.fit, STARTING, FINISHING)
+    vaes.fit = noted(vaes.fit, STARTING, FINISHING)
+
+
+def end(pid: int) -> int:
+    """Wait for a child; its exit code, minus the signal's number where one killed it."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -signal.SIGALRM
+
+
+def run(script: ModuleType, arguments: str, log: Path, fault: Callable[[], object] = lambda: None) -> int:
+    """:func:`begin` and :func:`end`."""
+    return end(begin(script, shlex.split(arguments), log, fault))
+
+
+def until(condition: Callable[[], bool], pid: int) -> bool:
+    """Wait until the condition holds; False if the child ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+        time.sleep(0.001)
+    return True
