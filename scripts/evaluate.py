@@ -21,7 +21,7 @@ from pplmodels import AIR, inspect, ranks
 from pplmodels.data import Images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels.files import replace_file, write_json
 from pplmodels.infer import (
     SVI,
     SummedOut_ELBO,
@@ -105,12 +105,11 @@ def main(argv: list[str] | None = None) -> None:
         metrics["iw_bound_standard_error"] = float(found.bound.std() / len(images) ** 0.5)
         if "bits_per_dim" in metrics:
             metrics["iw_bits_per_dim"] = level_bits(images, metrics["iw_bound"])
-    text = json.dumps(metrics, indent=2)
     arrays = {name: array.cpu().numpy() for name, array in arrays.items()}
-    replace_file(run.folder / "evaluation.json", lambda path: path.write_text(text + "\n"))
+    write_json(run.folder / "evaluation.json", metrics)
     replace_file(run.folder / "evaluation.npz", lambda path: _savez(path, arrays))
     draw(model, guide, data, run)
-    print(text)
+    print(json.dumps(metrics, indent=2))
     print(f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}")
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import sys
@@ -105,7 +106,7 @@ def load_state(folder: Path) -> None:
     """Into a new training."""
     step, seconds, _ = load_checkpoint(folder, _svi())
     assert step >= 0 and seconds >= 0
-    np.random.default_rng().random(), np.random.random(), torch.rand(1)  # noqa: NPY002 - the one that was restored
+    random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002 - the generators that were restored
 
 
 def write_run(folder: Path) -> None:
