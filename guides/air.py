@@ -20,6 +20,12 @@ from pplmodels.pretrained import Half
 Glance = tuple[Tensor, Tensor]  # the image's share of the LSTM's gates, and of the baseline
 
 
+def held(logits: Tensor, limit: Tensor) -> Tensor:
+    """:func:`pplmodels.nn.leash` for logits that may carry Pyro's account of what they depend on."""
+    logits, provenance = extract_provenance(logits)
+    return track_provenance(leash(logits, limit), provenance)
+
+
 class AIRGuide(Half):
     """A recurrent network that looks at one object a step and decides after each whether to go on.
 
@@ -103,9 +109,8 @@ class AIRGuide(Half):
     @pyro_method
     def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
         """q(z_pres_t | h_t, z_pres_{t-1}) from ``features (..., B, predict_dim)`` of h_t and ``present (..., B)``."""
-        evidence, provenance = extract_provenance(self.presence(features).squeeze(-1))
-        logits = leash(evidence + self.log_k, self.presence_limit)
-        return bernoulli_while_present(track_provenance(logits, provenance), present)
+        evidence = self.presence(features).squeeze(-1)
+        return bernoulli_while_present(held(evidence + self.log_k, self.presence_limit), present)
 
     @pyro_method
     def q_z_where(self, features: Tensor) -> dist.Distribution:

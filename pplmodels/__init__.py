@@ -1,6 +1,7 @@
 """Generative models p(x, z) as Pyro modules, and the engine that trains them; their guides live in ``guides``."""
 
 from pplmodels.air import AIR
+from pplmodels.air3d import AIR3D
 from pplmodels.draw import DRAW
 from pplmodels.ladder_vae import LadderVAE
 from pplmodels.pixelcnn import GatedPixelCNN, PixelCNN
@@ -9,6 +10,7 @@ from pplmodels.vq_vae import VQVAE
 
 __all__ = [
     "AIR",
+    "AIR3D",
     "DRAW",
     "MLPVAE",
     "VAE",

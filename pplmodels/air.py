@@ -26,6 +26,12 @@ def bernoulli_while_present(logits: Tensor, present: Tensor) -> dist.Bernoulli:
     return dist.Bernoulli(logits=torch.where(present > 0, logits, NEVER))
 
 
+def count_logits(log_k: Tensor, num_steps: int) -> Tensor:
+    """Logits of rho_1..rho_T, (T): logit rho_t = log sum_{i=1..T-t+1} k^i, from p(n) proportional to k^n, n = 0..T."""
+    powers = torch.arange(1, num_steps + 1, device=log_k.device) * log_k
+    return torch.logcumsumexp(powers, 0).flip(0)
+
+
 class AIR(Half):
     """A scene is a sum of a few objects, each with a place and an appearance.
 
@@ -99,9 +105,8 @@ class AIR(Half):
 
     @pyro_method
     def presence_logits(self) -> Tensor:
-        """Logits of rho_1..rho_T, (T): logit rho_t = log sum_{i=1..T-t+1} k^i, from p(n) proportional to k^n."""
-        powers = torch.arange(1, self.num_steps + 1, device=self.log_k.device) * self.log_k
-        return torch.logcumsumexp(powers, 0).flip(0)
+        """Logits of rho_1..rho_T, (T), from :func:`count_logits`."""
+        return count_logits(self.log_k, self.num_steps)
 
     @pyro_method
     def p_z_pres(self, logits: Tensor, present: Tensor) -> dist.Distribution:

@@ -2,5 +2,6 @@
 
 from pplmodels.distributions.autoregressive import AutoregressiveCategorical
 from pplmodels.distributions.discretized import DiscretizedLogisticMixture
+from pplmodels.distributions.turn import Turn
 
-__all__ = ["AutoregressiveCategorical", "DiscretizedLogisticMixture"]
+__all__ = ["AutoregressiveCategorical", "DiscretizedLogisticMixture", "Turn"]

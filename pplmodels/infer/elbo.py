@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceGraph_ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.ops.provenance import detach_provenance, get_provenance
@@ -13,7 +14,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 
 from pplmodels import ranks
-from pplmodels.infer.stops import Stops, is_stop, trace_path
+from pplmodels.infer.stops import Stops, is_choice, is_stop, trace_path
 
 
 class NVIL_ELBO(TraceGraph_ELBO):
@@ -80,27 +81,25 @@ class FreeBits_ELBO(TraceGraph_ELBO):
 
 
 class SummedOut_ELBO(TraceGraph_ELBO):
-    """TraceGraph_ELBO with a chain of stops summed out instead of sampled (:mod:`pplmodels.infer.stops`).
+    """TraceGraph_ELBO with a chain of stops, and choices, summed out and not sampled (:mod:`pplmodels.infer.stops`).
 
     .. code-block:: text
 
         path ~ q(path),  the guide's run that never stops
         bound = E_path sum_{n=0..T} q(n | path) [log p(x, n, path_{<=n}) - log q(n | path) - log q(path_{<=n})]
 
-    The expectation over n of the sampled bound, term by term, so bound and gradient have the same means as
-    TraceGraph_ELBO's (Rao-Blackwell), with less variance and without a score function or baselines. The guide runs
-    once, along its path; the model runs once, with the T + 1 outcomes in a new leftmost batch dimension of its stops,
-    so it must broadcast over batch dimensions that it does not know. Everything else that the guide draws must be
-    reparameterised, and must not depend on a stop except by being masked after it: both are checked while Pyro's
-    validation is on.
+    The expectation over n, and over the choices made up to n, of the sampled bound, term by term, so bound and gradient
+    have the same means as TraceGraph_ELBO's (Rao-Blackwell), with less variance and without a score function or
+    baselines. The guide runs once, along its path; the model runs once, with the outcomes in a new leftmost batch
+    dimension of its stops and choices, so it must broadcast over batch dimensions that it does not know. Everything
+    else that the guide draws must be reparameterised, and must not depend on a choice, nor on a stop except by being
+    masked after it: this is checked while Pyro's validation is on.
     """
 
     def _get_trace(self, model, guide, args, kwargs) -> tuple[Trace, Trace]:
         path = prune_subsample_sites(trace_path(guide, *args, **kwargs))
         path.compute_score_parts()
-        outcomes = path.copy()
-        for site, code in zip((stops := Stops(path)).sites, stops.codes, strict=True):
-            outcomes.nodes[site["name"]] = {**site, "value": code}
+        outcomes = _with_values(path, (stops := Stops(path)).outcomes().values)
         model_trace = poutine.trace(poutine.replay(model, trace=outcomes)).get_trace(*args, **kwargs)
         model_trace = prune_subsample_sites(model_trace)
         model_trace.compute_log_prob()
@@ -111,15 +110,16 @@ class SummedOut_ELBO(TraceGraph_ELBO):
 
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         stops = Stops(guide_trace)
-        bound = -(stops.probs * stops.log_prob).sum()
+        _, probs, log_prob = stops.outcomes()
+        bound = -(probs * log_prob).sum()
         for site in model_trace.nodes.values():
             if site["type"] == "sample":
-                bound = bound + _weighted(site, stops.probs, stops)
+                bound = bound + _weighted(site, probs, stops)
         steps = 0
         for site in guide_trace.nodes.values():
             if is_stop(site):
                 steps += 1
-            elif site["type"] == "sample":
+            elif site["type"] == "sample" and not is_choice(site):
                 bound = bound - _weighted(site, stops.reached(steps), stops)
         return bound, -bound
 
@@ -138,11 +138,14 @@ def _weighted(site: dict, weight: Tensor, stops: Stops) -> Tensor:
 
 
 def _check_path(path: Trace, stops: Stops, guide, args: tuple, kwargs: dict) -> None:
-    """Compare the path with the guide's own account of each outcome; raises ValueError where they differ."""
+    """Compare the path with the guide's own account of each count, all choices being others than the path's.
+
+    Raises ValueError where they differ.
+    """
+    others = {site["name"]: _other(site) for _, site in stops.choices}
     for n, log_prob in enumerate(stops.log_prob):
-        outcome = path.copy()
-        for site, code in zip(stops.sites, stops.codes, strict=True):
-            outcome.nodes[site["name"]] = {**site, "value": code[n]}
+        codes = {site["name"]: code[n] for site, code in zip(stops.sites, stops.codes, strict=True)}
+        outcome = _with_values(path, codes | others)
         outcome = poutine.trace(poutine.replay(guide, trace=outcome)).get_trace(*args, **kwargs)
         outcome.compute_log_prob()
         steps, chain = 0, torch.zeros_like(log_prob)
@@ -153,15 +156,34 @@ def _check_path(path: Trace, stops: Stops, guide, args: tuple, kwargs: dict) -> 
             if is_stop(site):
                 steps, chain = steps + 1, chain + found
                 continue
-            if not site["fn"].has_rsample:
+            path_log_prob = site["log_prob"]
+            if is_choice(site):
+                path_log_prob = scale_and_mask(site["fn"].log_prob(others[name]), site["scale"], site["mask"])
+            elif not site["fn"].has_rsample:
                 raise ValueError(f"site {name} is neither a stop nor reparameterised: it cannot be summed out.")
-            if not torch.allclose(found, site["log_prob"] * (steps <= n), rtol=1e-4, atol=1e-3):
+            if not torch.allclose(found, path_log_prob * (steps <= n), rtol=1e-4, atol=1e-3):
+                cause = "a choice, or on the stops" if others else "the stops"
                 raise ValueError(
-                    f"site {name} of the guide depends on the stops other than by being masked after step {steps}: "
+                    f"site {name} of the guide depends on {cause} other than by being masked after step {steps}: "
                     "one path does not stand for all outcomes."
                 )
         if not torch.allclose(chain, log_prob, rtol=1e-4, atol=1e-3):
-            raise ValueError(f"after a stop the later stops do not stay at 0 for certain (looking at n = {n}).")
+            cause = " or the stops depend on a choice" if others else ""
+            raise ValueError(f"after a stop the later stops do not stay at 0 for certain{cause} (looking at n = {n}).")
+
+
+def _other(site: dict) -> Tensor:
+    """Another value of a choice than the one in a trace."""
+    number = site["fn"].enumerate_support(expand=False).shape[0]
+    return (site["value"] + 1) % number
+
+
+def _with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
+    """A copy of a trace with other values of some sites."""
+    copied = trace.copy()
+    for name, value in values.items():
+        copied.nodes[name] = {**copied.nodes[name], "value": value}
+    return copied
 
 
 def _downstream_costs(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:

@@ -1,0 +1,184 @@
+"""AIR in three dimensions: the inference half (Eslami et al. 2016, arXiv 1603.08575, section 4.3)."""
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from guides.air import held
+from guides.baselines import NeuralBaseline
+from pplmodels.air import bernoulli_while_present
+from pplmodels.distributions import Turn
+from pplmodels.nn import mlp, read_window
+from pplmodels.nn.folding import Folded
+from pplmodels.nn.renderer import KINDS, Renderer
+from pplmodels.plates import data_plate
+from pplmodels.pretrained import Half
+
+WINDOW, GLIMPSE = 0.45, 16  # a glimpse shows this fraction of the picture's sides, in so many pixels
+PATCH = 0.38  # radius in which a solid that has been found is cleared away, in halves of the table's side
+POOLED = 4  # the baselines see the whole picture in so many parts a side
+
+
+class AIR3DGuide(Half):
+    """A network that finds one solid a step, looks closer at it, and clears it from the picture.
+
+    .. code-block:: text
+
+        q(z | x) = prod_{t=1..T} q(z_pres_t | f_t, z_pres_{t-1}) [q(z_kind_t | f_t) q(z_place_t | f_t) q(z_yaw_t | f_t)]^{z_pres_t}
+
+        s_t     = attend(x_t), a point of the picture
+        f_t     = look(read(x_t, s_t), s_t)
+        x_{t+1} = clear(x_t, z_place_t),  x_1 = x
+
+    ==========  ============  ===========  ===========  ====================================
+    site        support       batch shape  event shape  factor
+    ==========  ============  ===========  ===========  ====================================
+    z_pres_t    {0, 1}        (B)          ()           Bernoulli, a stop; REINFORCE or summed out
+    z_kind_t    {0..3}        (B)          ()           Categorical, a choice; likewise
+    z_place_t   real          (B)          (2)          Normal, reparameterised
+    z_yaw_t     [-pi, pi]     (B)          ()           Turn, reparameterised
+    ==========  ============  ===========  ===========  ====================================
+
+    To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
+
+    Deviations. The paper's recurrent state remembers what has been explained; here it is cleared away, whatever its
+    kind, by a round patch of the empty table, so that each step solves the same problem and nothing that is drawn later
+    depends on a kind: both discrete sites can be summed out (:class:`pplmodels.infer.SummedOut_ELBO`). The logits of
+    z_pres contain the prior's ``log_k``, and both logits are held within bounds, as in :class:`guides.AIRGuide`.
+
+    Arguments:
+        image, num_steps: as the model's.
+        channels: of the maps in which solids are searched for and looked at.
+        hidden_dim: size of f_t.
+        place_scale, yaw_scale: initial standard deviations, in halves of the table's side and in radians.
+        presence_bias: initial logit of z_pres.
+        log_k: the model's, a buffer that training anneals together with the model's.
+        presence_limit, kind_limit: largest absolute logits of z_pres and of z_kind; buffers.
+    """
+
+    role = "guide"
+
+    def __init__(
+        self,
+        image: Sequence[int] = (32, 32),
+        num_steps: int = 3,
+        channels: int = 32,
+        hidden_dim: int = 128,
+        place_scale: float = 0.1,
+        yaw_scale: float = 1.0,
+        presence_bias: float = 2.0,
+        log_k: float = 0.0,
+        presence_limit: float = 4.6,
+        kind_limit: float = 5.0,
+    ):
+        super().__init__("air3d_guide")
+        self.num_steps = num_steps
+        self.renderer = Renderer(image)
+        self.see = Folded(
+            nn.Sequential(
+                *(nn.Conv2d(3, channels, 5, 2, 2), nn.ReLU()),
+                *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
+                *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
+            ),
+            3,
+        )
+        self.attention = Folded(nn.Conv2d(channels, 1, 1), 3)
+        self.pool = Folded(nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten()), 3)
+        self.look_at = Folded(
+            nn.Sequential(
+                *(nn.Conv2d(3, channels, 3, 1, 1), nn.ReLU()),
+                *(nn.Conv2d(channels, 2 * channels, 3, 2, 1), nn.ReLU()),
+                *(nn.Conv2d(2 * channels, 2 * channels, 3, 2, 1), nn.ReLU(), nn.Flatten()),
+            ),
+            3,
+        )
+        self.describe = mlp(2 * channels * (GLIMPSE // 4) ** 2 + 2, (hidden_dim, hidden_dim))
+        self.presence = nn.Linear(hidden_dim, 1)
+        self.kind = nn.Linear(hidden_dim, len(KINDS))
+        self.place = nn.Linear(hidden_dim, 4)
+        self.yaw = nn.Linear(hidden_dim, 3)
+        context_dim = channels * POOLED**2
+        self.baseline = NeuralBaseline(context_dim, hidden_dim)
+        self.kind_baseline = NeuralBaseline(context_dim, hidden_dim)
+        for name, value in {"log_k": log_k, "presence_limit": presence_limit, "kind_limit": kind_limit}.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.get_default_dtype()))
+        with torch.no_grad():
+            self.presence.bias.fill_(presence_bias - log_k)
+            self.place.weight.mul_(0.1)
+            raw = [math.log(math.expm1(scale)) for scale in (place_scale, place_scale, yaw_scale)]
+            self.place.bias.copy_(torch.tensor([0.0, 0.0, *raw[:2]]))
+            self.yaw.bias.copy_(torch.tensor([1.0, 0.0, raw[2]]))
+
+    @pyro_method
+    def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
+        """q(z_pres_t | f_t, z_pres_{t-1}) from ``features (..., B, hidden_dim)`` and ``present (..., B)``."""
+        evidence = self.presence(features).squeeze(-1)
+        return bernoulli_while_present(held(evidence + self.log_k, self.presence_limit), present)
+
+    @pyro_method
+    def q_z_kind(self, features: Tensor) -> dist.Distribution:
+        """q(z_kind_t | f_t), one of :data:`pplmodels.nn.renderer.KINDS`."""
+        return dist.Categorical(logits=held(self.kind(features), self.kind_limit))
+
+    @pyro_method
+    def q_z_place(self, features: Tensor, seen: Tensor) -> dist.Distribution:
+        """q(z_place_t | f_t), event shape (2): about the place that is seen at ``seen (..., B, 2)``."""
+        shift, raw = self.place(features).chunk(2, -1)
+        return dist.Normal(self.renderer.standing_at(seen) + shift, softplus(raw) + 1e-3).to_event(1)
+
+    @pyro_method
+    def q_z_yaw(self, features: Tensor) -> dist.Distribution:
+        """q(z_yaw_t | f_t)."""
+        cos, sin, raw = self.yaw(features).unbind(-1)
+        return Turn(torch.atan2(sin, cos), softplus(raw) + 1e-3)
+
+    @pyro_method
+    def attend(self, maps: Tensor) -> Tensor:
+        """Where to look, ``(..., B, 2)`` in [-1, 1] to the right and down: the mean of a softmax over the ``maps``."""
+        height, width = maps.shape[-2:]
+        logits = self.attention(maps).flatten(-3)
+        v, u = ((2 * torch.arange(n, dtype=maps.dtype, device=maps.device) + 1) / n - 1 for n in (height, width))
+        points = torch.stack(torch.meshgrid(u, v, indexing="xy"), -1).flatten(0, 1)  # (height * width, 2)
+        return logits.softmax(-1) @ points
+
+    @pyro_method
+    def look(self, picture: Tensor, seen: Tensor) -> Tensor:
+        """f_t, ``(..., B, hidden_dim)``, of what ``picture (..., B, 3, H, W)`` shows around ``seen (..., B, 2)``."""
+        where = torch.cat([torch.full_like(seen[..., :1], math.log(WINDOW)), seen], -1)
+        glimpse = read_window(picture, where, GLIMPSE)
+        return self.describe(torch.cat([self.look_at(glimpse), seen], -1))
+
+    @pyro_method
+    def clear(self, picture: Tensor, z_place: Tensor) -> Tensor:
+        """The picture with the empty table where a solid has been found, whatever its kind."""
+        return torch.lerp(picture, self.renderer.empty(), self.renderer.around(z_place, PATCH))
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
+        """Sample the latents of the pictures ``x (B, 3, H, W)``; ``n`` is the model's and unused here."""
+        if x is None:
+            raise ValueError("AIR3DGuide infers solids from pictures: x is required")
+        left, present = x, x.new_ones(len(x))
+        contexts = None
+        with data_plate(len(x)):
+            for t in range(1, self.num_steps + 1):
+                maps = self.see(left)
+                if contexts is None:
+                    context = self.pool(maps)
+                    contexts = self.baseline.context(context), self.kind_baseline.context(context)
+                seen = self.attend(maps)
+                features = self.look(left, seen)
+                infer = {"stop": True, **self.baseline.control(contexts[0], features, present)}
+                present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
+                there = present > 0
+                infer = {"choice": True, **self.kind_baseline.control(contexts[1], features, present)}
+                pyro.sample(f"z_kind_{t}", self.q_z_kind(features).mask(there), infer=infer)
+                z_place = pyro.sample(f"z_place_{t}", self.q_z_place(features, seen).mask(there))
+                pyro.sample(f"z_yaw_{t}", self.q_z_yaw(features).mask(there))
+                if t < self.num_steps:
+                    left = self.clear(left, z_place)
