@@ -14,9 +14,10 @@ from guides.air import held
 from guides.baselines import NeuralBaseline
 from pplmodels.air import bernoulli_while_present
 from pplmodels.distributions import Turn
+from pplmodels.distributions.turn import EVEN
 from pplmodels.nn import mlp, read_window
 from pplmodels.nn.folding import Folded
-from pplmodels.nn.renderer import KINDS, Renderer
+from pplmodels.nn.renderer import KINDS, PERIODS, Renderer
 from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
@@ -30,7 +31,8 @@ class AIR3DGuide(Half):
 
     .. code-block:: text
 
-        q(z | x) = prod_{t=1..T} q(z_pres_t | f_t, z_pres_{t-1}) [q(z_kind_t | f_t) q(z_place_t | f_t) q(z_yaw_t | f_t)]^{z_pres_t}
+        q(z | x) = prod_{t=1..T} q(z_pres_t | f_t, z_pres_{t-1})
+                                 [q(z_kind_t | f_t) q(z_place_t | f_t) q(z_yaw_t | f_t)]^{z_pres_t}
 
         s_t     = attend(x_t), a point of the picture
         f_t     = look(read(x_t, s_t), s_t)
@@ -59,7 +61,10 @@ class AIR3DGuide(Half):
         place_scale, yaw_scale: initial standard deviations, in halves of the table's side and in radians.
         presence_bias: initial logit of z_pres.
         log_k: the model's, a buffer that training anneals together with the model's.
-        presence_limit, kind_limit: largest absolute logits of z_pres and of z_kind; buffers.
+        presence_limit: largest absolute logit of z_pres; a buffer.
+        kind_limit: by how much two logits of z_kind can differ; a buffer.
+        yaw_limit: largest standard deviation of a yaw, in radians; a buffer. A wide distribution tells its mean nothing
+            of where to go.
     """
 
     role = "guide"
@@ -76,6 +81,7 @@ class AIR3DGuide(Half):
         log_k: float = 0.0,
         presence_limit: float = 4.6,
         kind_limit: float = 5.0,
+        yaw_limit: float = EVEN,
     ):
         super().__init__("air3d_guide")
         self.num_steps = num_steps
@@ -102,18 +108,21 @@ class AIR3DGuide(Half):
         self.presence = nn.Linear(hidden_dim, 1)
         self.kind = nn.Linear(hidden_dim, len(KINDS))
         self.place = nn.Linear(hidden_dim, 4)
-        self.yaw = nn.Linear(hidden_dim, 3)
+        self.yaw = nn.Linear(hidden_dim, 5)
         context_dim = channels * POOLED**2
         self.baseline = NeuralBaseline(context_dim, hidden_dim)
         self.kind_baseline = NeuralBaseline(context_dim, hidden_dim)
-        for name, value in {"log_k": log_k, "presence_limit": presence_limit, "kind_limit": kind_limit}.items():
+        limits = {"presence_limit": presence_limit, "kind_limit": kind_limit, "yaw_limit": yaw_limit}
+        for name, value in {"log_k": log_k, **limits}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.get_default_dtype()))
+        repeats = [period / (2 * math.pi) or 1.0 for period in PERIODS]
+        self.register_buffer("repeats", torch.tensor(repeats, dtype=torch.get_default_dtype()), persistent=False)
         with torch.no_grad():
             self.presence.bias.fill_(presence_bias - log_k)
             self.place.weight.mul_(0.1)
             raw = [math.log(math.expm1(scale)) for scale in (place_scale, place_scale, yaw_scale)]
             self.place.bias.copy_(torch.tensor([0.0, 0.0, *raw[:2]]))
-            self.yaw.bias.copy_(torch.tensor([1.0, 0.0, raw[2]]))
+            self.yaw.bias.copy_(torch.tensor([1.0, 0.0, 1.0, 0.0, raw[2]]))
 
     @pyro_method
     def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
@@ -124,7 +133,9 @@ class AIR3DGuide(Half):
     @pyro_method
     def q_z_kind(self, features: Tensor) -> dist.Distribution:
         """q(z_kind_t | f_t), one of :data:`pplmodels.nn.renderer.KINDS`."""
-        return dist.Categorical(logits=held(self.kind(features), self.kind_limit))
+        logits = self.kind(features)
+        below = logits - logits.max(-1, keepdim=True).values
+        return dist.Categorical(logits=held(below, self.kind_limit))
 
     @pyro_method
     def q_z_place(self, features: Tensor, seen: Tensor) -> dist.Distribution:
@@ -134,9 +145,11 @@ class AIR3DGuide(Half):
 
     @pyro_method
     def q_z_yaw(self, features: Tensor) -> dist.Distribution:
-        """q(z_yaw_t | f_t)."""
-        cos, sin, raw = self.yaw(features).unbind(-1)
-        return Turn(torch.atan2(sin, cos), softplus(raw) + 1e-3)
+        """q(z_yaw_t | f_t), on a circle that stands for the turn after which the likeliest kind looks the same."""
+        *whole, cos, sin, raw = self.yaw(features).unbind(-1)
+        share = self.repeats[self.kind(features).argmax(-1)]
+        loc = torch.where(share < 1, torch.atan2(sin, cos), torch.atan2(*whole))
+        return Turn(share * loc, share * held(softplus(raw) + 1e-3, self.yaw_limit))
 
     @pyro_method
     def attend(self, maps: Tensor) -> Tensor:

@@ -128,4 +128,3 @@ class AIR3D(Half):
         with data_plate(batch):
             latents = self.latents(batch)
             return pyro.sample("x", self.p_x(*latents), obs=x)
-

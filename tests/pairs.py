@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from guides import (
+    AIR3DGuide,
     AIRGuide,
     ConvGuide,
     DAIRGuide,
@@ -19,7 +20,7 @@ from guides import (
     VAEGuide,
     VQGuide,
 )
-from pplmodels import AIR, DRAW, MLPVAE, VAE, VQVAE, ConvVAE, GatedPixelCNN, LadderVAE, PixelCNN, PlaneVAE
+from pplmodels import AIR, AIR3D, DRAW, MLPVAE, VAE, VQVAE, ConvVAE, GatedPixelCNN, LadderVAE, PixelCNN, PlaneVAE
 from pplmodels.likelihoods import DiagonalNormal
 from pplmodels.pretrained import Half
 from pplmodels.priors import StandardNormal
@@ -69,6 +70,12 @@ PAIRS = {
         model=lambda: AIR(canvas=(3, 8, 12), num_steps=2, what_dim=3, window=5),
         guide=lambda model: AIRGuide(canvas=(3, 8, 12), num_steps=2, what_dim=3, window=5, **AIR_WIDTHS),
         batch=lambda n: torch.rand(n, 3, 8, 12),
+        stops=True,
+    ),
+    "air in 3-d": Pair(
+        model=lambda: AIR3D(image=(8, 10), num_steps=2),
+        guide=lambda model: AIR3DGuide(image=(8, 10), num_steps=2, channels=2, hidden_dim=8),
+        batch=lambda n: torch.rand(n, 3, 8, 10),
         stops=True,
     ),
     "vae, of parts": Pair(

@@ -4,11 +4,13 @@ from pplmodels.data.images import Images, ImageSet
 from pplmodels.data.reading import as_they_are, bernoulli, dequantised, intensities, thresholded
 from pplmodels.data.scenes import SceneSet, load_scenes, make_scenes, scene_set
 from pplmodels.data.sources import load_images
+from pplmodels.data.tables import Tables, make_tables
 
 __all__ = [
     "ImageSet",
     "Images",
     "SceneSet",
+    "Tables",
     "as_they_are",
     "bernoulli",
     "dequantised",
@@ -16,6 +18,7 @@ __all__ = [
     "load_images",
     "load_scenes",
     "make_scenes",
+    "make_tables",
     "scene_set",
     "thresholded",
 ]

@@ -43,10 +43,15 @@ class Turn(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest angle."""
+        return wrapped(self.loc)
+
     def rsample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008 - as in torch
         """A sample, ``(*sample_shape, *batch_shape)``, whose slope in ``loc`` is 1."""
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-        return wrapped(self.loc + self.scale.clamp(max=EVEN) * noise)
+        zeros = self.loc.new_zeros(self._extended_shape(sample_shape))
+        return wrapped(self.loc + self.scale.clamp(max=EVEN) * torch.normal(zeros, zeros + 1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats a radian."""

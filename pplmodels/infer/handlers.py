@@ -1,7 +1,9 @@
 """What changes a pair's bound from outside: the model and the guide need not know."""
 
 import torch
+from pyro.distributions import Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 
@@ -33,3 +35,15 @@ class _LatentScale(Messenger):
     def _pyro_sample(self, msg) -> None:
         if not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.scale
+
+
+class Likeliest(Messenger):
+    """Gives every latent site of a program the mode of its distribution."""
+
+    def _pyro_sample(self, msg) -> None:
+        if msg["is_observed"] or msg["done"] or site_is_subsample(msg):
+            return
+        function = msg["fn"]
+        while isinstance(function, Independent | MaskedDistribution):
+            function = function.base_dist
+        msg["value"], msg["done"] = function.mode.expand(msg["fn"].shape()), True

@@ -25,11 +25,21 @@ from pplmodels.inspect.scenes import (
     sample_scenes,
     view_scenes,
 )
+from pplmodels.inspect.tables import (
+    Solids,
+    find_solids,
+    render_solids,
+    sample_yaws,
+    solid_metrics,
+    true_solids,
+    yaw_errors,
+)
 
 __all__ = [
     "Graph",
     "Painting",
     "SceneView",
+    "Solids",
     "centre",
     "check_pair",
     "code_clouds",
@@ -37,6 +47,7 @@ __all__ = [
     "count_objects",
     "count_posterior",
     "decided_counts",
+    "find_solids",
     "graph",
     "infer_codes",
     "interpolate",
@@ -48,11 +59,16 @@ __all__ = [
     "redraw",
     "sample_images",
     "sample_scenes",
+    "render_solids",
+    "sample_yaws",
     "samples",
     "site_table",
+    "solid_metrics",
     "steps",
     "traverse",
+    "true_solids",
     "view_scenes",
     "watch",
     "watch_reconstruction",
+    "yaw_errors",
 ]

@@ -1,10 +1,10 @@
 """A small differentiable renderer: solids that stand on a table, seen by a fixed camera.
 
 The camera sends one ray through each pixel. Every solid is an intersection of slabs and round columns, of which a ray
-knows where it enters and where it leaves; the entrance lies before the exit where the ray meets the solid. The length in
-between, negative for a ray that misses, decides softly whether a pixel is covered, and the entrances decide softly which
-face is seen and which solid is in front. So a picture has gradients with respect to places and turns, and is computed
-by element-wise operations for any number of scenes at once.
+knows where it enters and where it leaves; the entrance lies before the exit where the ray meets the solid. The length
+in between, negative for a ray that misses, decides softly whether a pixel is covered, and the entrances decide softly
+which face is seen and which solid is in front. So a picture has gradients with respect to places and turns, and is
+computed by element-wise operations for any number of scenes at once.
 """
 
 import math
@@ -119,7 +119,7 @@ class Renderer(nn.Module):
         return self._lit_table(self.light if light is None else light).unflatten(-1, self.size)
 
     def seen_at(self, place: Tensor, height: float = STANDING) -> Tensor:
-        """Where the camera sees the point so high above ``place (..., 2)``: (x, y) in [-1, 1], to the right and down."""
+        """Where the point so high above ``place (..., 2)`` is seen: (x, y) in [-1, 1], to the right and down."""
         up = torch.full_like(place[..., :1], height)
         right, down, ahead = ((torch.cat([place, up], -1) - self.eye) @ self.frame.T).unbind(-1)
         return torch.stack([right / ahead, down / ahead], -1)

@@ -21,6 +21,7 @@ LOSSES = {"nvil": NVIL_ELBO, "summed out": SummedOut_ELBO, "free bits": lambda: 
 CASES = {
     **{name: (name, "nvil") for name in PAIRS},
     "air, summed out": ("air", "summed out"),
+    "air in 3-d, summed out": ("air in 3-d", "summed out"),
     "ladder vae, free bits": ("ladder vae", "free bits"),
 }
 
