@@ -94,7 +94,7 @@ class AIR3DGuide(Half):
             ),
             3,
         )
-        self.attention = Folded(nn.Conv2d(channels, 1, 1), 3)
+        self.attention = Folded(nn.Conv2d(channels, 1, 1, bias=False), 3)  # a softmax knows no bias
         self.pool = Folded(nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten()), 3)
         self.look_at = Folded(
             nn.Sequential(

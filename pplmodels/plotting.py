@@ -181,6 +181,25 @@ def clouds(
     return figure
 
 
+def turns(images: np.ndarray, angles: np.ndarray, true: np.ndarray, titles: Sequence[str]) -> Figure:
+    """Images ``(B, C, H, W)`` above histograms round the circle of ``angles (B, S)``; a line shows the ``true (B)``.
+
+    Angles are in radians, anticlockwise from the right.
+    """
+    figure = Figure(figsize=(1.5 * len(images), 3.2), layout="constrained")
+    for column, (image, drawn, truth, title) in enumerate(zip(images, angles, true, titles, strict=True), start=1):
+        axis = figure.add_subplot(2, len(images), column)
+        _show_image(axis, image)
+        axis.set_title(title, fontsize=8)
+        axis = figure.add_subplot(2, len(images), len(images) + column, projection="polar")
+        bins = np.linspace(-np.pi, np.pi, 37)
+        heights, _ = np.histogram(drawn, bins)
+        axis.bar(bins[:-1], heights / max(1, heights.max()), width=np.diff(bins), align="edge")
+        axis.plot([truth, truth], [0, 1], color="tab:red", linewidth=1)
+        axis.set(xticks=np.arange(4) * np.pi / 2, xticklabels=[], yticks=[])
+    return figure
+
+
 def shares(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
     """A small bar chart a row of ``probabilities (B, K)``: of 0, 1, ... K - 1 of something."""
     figure, axes = _grid(1, len(probabilities), 1.3 * len(probabilities), 1.6, sharey=True)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pplmodels import inspect, plotting, ranks
-from pplmodels.data import Images, SceneSet, dequantised, intensities
+from pplmodels.data import Images, SceneSet, Tables, dequantised, intensities
 from pplmodels.files import replace_file
 from pplmodels.infer import (
     SVI,
@@ -25,8 +26,10 @@ from pplmodels.infer import (
     usage,
 )
 from pplmodels.infer.bounds import LogProbs, without_step
+from pplmodels.nn.renderer import KINDS, Renderer
 
 BATCH = 500  # images evaluated at a time
+ASIDE = 1.0  # radians by which the other camera of a picture of solids has gone round the table
 UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
 
 
@@ -62,11 +65,22 @@ def _collapse(decided: Tensor) -> str | None:
     none, every = float(decided[0]), float(decided[-1] / (1 - decided[0]))
     if none > UNANIMOUS:
         return f"collapsing: {none:.0%} of the scenes get no object, whatever they show."
-    if every > UNANIMOUS:
+    if len(decided) > 2 and every > UNANIMOUS:
         return (
             f"collapsing: of the scenes that get an object {every:.0%} get all {len(decided) - 1}, whatever they show."
         )
     return None
+
+
+def table_metrics(run: Callable[[Tensor], LogProbs], guide, tables: Tables) -> dict:
+    """:func:`scene_metrics` of pictures of solids, and how the likeliest solids match the true ones.
+
+    The names are those of :func:`pplmodels.inspect.solid_metrics`.
+    """
+    found = [inspect.find_solids(guide, x) for x in _batches(tables)]
+    gathered = [ranks.gathered(torch.cat(parts)) for parts in zip(*map(astuple, found), strict=True)]
+    matched = inspect.solid_metrics(inspect.true_solids(tables), inspect.Solids(*gathered))
+    return scene_metrics(run, guide, tables) | matched
 
 
 def held_out_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: SceneSet) -> dict:
@@ -243,4 +257,30 @@ def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Pa
     samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
     save_picture(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
     groups = [["elbo", "train_elbo"], ["count_accuracy"], ["kl/z_pres", "kl/z_where", "kl/z_what"]]
+    save_picture(plotting.curves(metrics, groups), folder / "curves.png")
+
+
+def table_pictures(model, guide, tables: Tables, metrics: list[dict], folder: Path) -> None:
+    """Write solids.png (what is found, from two sides), yaws.png (samples of turns, for each kind) and curves.png."""
+    shown = tables.head(12)
+    found = inspect.find_solids(guide, shown[:])
+    aside = Renderer(shown.shape[1:], azimuth=ASIDE).to(shown.pixels.device)
+    rows = [
+        shown[:],
+        inspect.render_solids(model, found),
+        inspect.render_solids(model, found, aside),
+        inspect.render_solids(model, inspect.true_solids(shown), aside),
+    ]
+    labels = ["picture", "inferred", "from aside", "true, from aside"]
+    save_picture(plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in rows], labels), folder / "solids.png")
+    alone = (tables.counts == 1).nonzero().squeeze(1)
+    kinds = tables.kind[alone, 0]
+    chosen = torch.cat([alone[kinds == kind][:2] for kind in range(len(KINDS))])
+    if len(chosen):
+        examples = tables.part(chosen)
+        yaws = inspect.sample_yaws(model, guide, examples[:]).cpu().numpy()
+        arrays = examples[:].cpu().numpy(), yaws, examples.yaw[:, 0].cpu().numpy()
+        titles = [KINDS[kind] for kind in examples.kind[:, 0]]
+        save_picture(plotting.turns(*arrays, titles), folder / "yaws.png")
+    groups = [["elbo", "train_elbo"], ["count_accuracy", "kind_accuracy"], ["place_error_percent", "yaw_error_degrees"]]
     save_picture(plotting.curves(metrics, groups), folder / "curves.png")

@@ -29,14 +29,12 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
         raise InputError(otherwise)
     starts = []
     for seed in seeds:
-        folder = run.folder / "starts" / str(seed)
-        known = ranks.from_all((folder / "config.json").exists())[0]
-        start = Run.open(folder).lock() if known else Run.create(folder, {**run.config, "seed": seed})
-        begin(start, seed, (folder / FILE).exists())
+        start = run.within(f"starts/{seed}", seed=seed)
+        begin(start, seed, (start.folder / FILE).exists())
         start.close()
         last = {"train_elbo": None, **(start.metrics or [{}])[-1]}
         if last["train_elbo"] is None:
-            raise InputError(f"{folder} does not say how well the start of seed {seed} went.")
+            raise InputError(f"{start.folder} does not say how well the start of seed {seed} went.")
         starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
         _say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
     kept = max(starts, key=lambda start: start["train_elbo"])["seed"]

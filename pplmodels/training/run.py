@@ -93,6 +93,15 @@ class Run:
             raise InputError(otherwise)
         return cls(folder, config)
 
+    def within(self, name: str, **changed) -> "Run":
+        """A run in a folder of this one's, locked: the one that an earlier sitting began, or a new one.
+
+        Its configuration is this run's, but for what is ``changed``.
+        """
+        folder = self.folder / name
+        known = ranks.from_all((folder / "config.json").exists())[0]
+        return Run.open(folder).lock() if known else Run.create(folder, {**self.config, **changed})
+
     def lock(self) -> "Run":
         """Keep every other process from training in this folder until this one closes the run, or is gone.
 

@@ -1,0 +1,198 @@
+"""Train AIR in three dimensions to find the solids on a table: how many, which, where, and turned how far."""
+
+import argparse
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor
+
+from guides import AIR3DGuide
+from pplmodels import AIR3D, ranks
+from pplmodels.data import ImageSet, make_tables
+from pplmodels.distributions.turn import EVEN
+from pplmodels.errors import InputError
+from pplmodels.infer import (
+    NVIL_ELBO,
+    SVI,
+    Annealed,
+    SummedOut_ELBO,
+    adam,
+    compiled_log_probs,
+    cosine,
+    learning_rates,
+    linear,
+    log_probs,
+)
+from pplmodels.infer.bounds import LogProbs
+from pplmodels.report import table_metrics, table_pictures
+from pplmodels.training import Run, cli, fit
+from pplmodels.training.checkpoint import FILE
+
+SHOWN = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
+EVALUATED = 500  # held-out pictures that are looked at while training
+CLIP_NORM = 300.0  # of a gradient, nats an image and unit
+# What is annealed while the network learns to find and to tell one solid, by thirds of the steps: see docs/air3d.md
+UNSURE, SURE = math.log(7 / 3), math.log(1 / 0.003 - 1)  # largest logits of z_pres: at least 0.3, at least 0.003
+KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # by how much two logits of z_kind can differ
+YAW_NARROW = 1.0  # largest deviation of a yaw, in radians
+BLURRED = 3.0  # the likelihood's deviation begins so many times wider
+
+
+def parser() -> cli.Parser:
+    """The script's options."""
+    known = "tables: scenes are drawn, half the sides of the table 1 long"
+    parser = cli.training_parser(__doc__, steps=None, batch_size=64, lr=1e-3, data="tables", known=known)
+    scenes = parser.add_argument_group("scenes")
+    scenes.add_argument(
+        "--counts", type=cli.natural_int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="numbers of solids"
+    )
+    scenes.add_argument("--size", type=cli.positive_int, default=32, help="side of a picture in pixels")
+    scenes.add_argument("--train-scenes", type=cli.positive_int, default=40_000, help="number to train on")
+    scenes.add_argument("--test-scenes", type=cli.positive_int, default=2000, help="number held out")
+    learning = parser.add_argument_group("learning")
+    learning.add_argument(
+        "--first-steps",
+        type=cli.positive_int,
+        default=3000,
+        metavar="N",
+        help="steps of the first part, in which one solid of each scene is to be found, its kind summed out",
+    )
+    learning.add_argument("--channels", type=cli.positive_int, default=32, help="of the guide's feature maps")
+    learning.add_argument("--hidden", type=cli.positive_int, default=128, help="width of what it knows of a solid")
+    learning.add_argument("--baseline-lr", type=cli.positive_float, default=1e-3, help="the baselines' learning rate")
+    learning.add_argument(
+        "--pixel-scale", type=cli.positive_float, default=0.05, help="the likelihood's deviation at the end"
+    )
+    learning.add_argument(
+        "--count-ratio", type=cli.positive_float, default=1e-6, help="the prior's p(n+1)/p(n) at the end"
+    )
+    return parser
+
+
+def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
+    """Training and held-out scenes, none of one the other's."""
+    if options.data != "tables":
+        raise InputError(f"there is no set of solids {options.data!r}: leave out --data, scenes are drawn.")
+    if options.size < 16 or options.size % 4:
+        raise InputError("--size: pictures have a side of 16 pixels at least, and a multiple of 4.")
+    if max(options.counts) == 0:
+        raise InputError("--counts: there must be scenes with a solid.")
+    made = partial(make_tables, counts=options.counts, size=(options.size, options.size))
+    train = made(options.train_scenes, seed=2 * options.seed)
+    test = made(options.test_scenes, seed=2 * options.seed + 1)
+    cli.check_images(options, run, train.shape)
+    device = cli.find_device(options.device)
+    return ImageSet(train.to(device), test.to(device))
+
+
+def measure(bound: Callable[[Tensor], LogProbs], model: AIR3D, guide: AIR3DGuide, tables: ImageSet) -> dict:
+    """The metrics of the held-out scenes."""
+    return table_metrics(bound, guide, tables.test)
+
+
+def draw(model: AIR3D, guide: AIR3DGuide, tables: ImageSet, run: Run) -> None:
+    """The pictures of a run."""
+    table_pictures(model, guide, tables.test, run.metrics, run.folder)
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Defaults that depend on other options; what cannot be is refused before there is a folder."""
+    cli.yours(options, AIR3D, AIR3DGuide)
+    options.steps = options.steps or (options.first_steps if max(options.counts) == 1 else 3000)
+    options.eval_every = options.eval_every or max(1, options.steps // 10)
+
+
+def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> SVI:
+    """The pair for so many solids, and what trains it: one is summed out, several are sampled."""
+    model_class, guide_class = cli.yours(options, AIR3D, AIR3DGuide)
+    sizes = {"image": (options.size, options.size), "num_steps": num_steps}
+    model = model_class(**sizes, pixel_scale=options.pixel_scale).to(device)
+    guide = guide_class(**sizes, channels=options.channels, hidden_dim=options.hidden).to(device)
+    rates = {guide.baseline: options.baseline_lr, guide.kind_baseline: options.baseline_lr}
+    elbo = SummedOut_ELBO() if num_steps == 1 else NVIL_ELBO()
+    settings = {"clip_norm": CLIP_NORM, "compile": options.compile and "auto"}
+    optim = adam(model, guide, options.lr, rates)
+    return SVI(model, guide, optim, elbo, **settings, precision=cli.PRECISIONS[options.precision])
+
+
+def schedules(options: argparse.Namespace, svi: SVI, steps: int) -> list[Annealed]:
+    """What changes in the course of a part's training."""
+    model, guide = svi.model, svi.guide
+    third, two_thirds = steps // 3, 2 * steps // 3
+    rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr, options.baseline_lr), strict=True)
+    decaying = [Annealed(tensor, cosine(rate, rate / 100, steps // 2, steps)) for tensor, rate in rates]
+    if model.num_steps > 1:
+        log_k = linear(0.0, math.log(options.count_ratio), 0, third)
+        limit = linear(math.log(9), SURE, 0, 3 * steps // 4)
+        return [
+            *decaying,
+            *(Annealed(half.log_k, log_k) for half in (model, guide)),
+            Annealed(guide.presence_limit, limit),
+        ]
+    return [
+        *decaying,
+        Annealed(model.pixel_scale, linear(BLURRED * options.pixel_scale, options.pixel_scale, 0, third)),
+        Annealed(guide.presence_limit, linear(UNSURE, SURE, third, two_thirds)),
+        Annealed(guide.kind_limit, linear(KINDS_OPEN, KINDS_SETTLED, third, two_thirds)),
+        Annealed(guide.yaw_limit, linear(YAW_NARROW, EVEN, two_thirds, 5 * steps // 6)),
+    ]
+
+
+def train(
+    options: argparse.Namespace, tables: ImageSet, run: Run, num_steps: int, steps: int, start: AIR3DGuide | None
+) -> tuple[SVI, Callable[[Tensor], LogProbs], float]:
+    """Train a pair for so many solids, from the weights of another guide; the SVI, the bound and the seconds."""
+    pyro.set_rng_seed(options.seed)
+    svi = build(options, num_steps, tables.train.pixels.device)
+    if start is not None:
+        svi.guide.load_state_dict(start.state_dict())
+    pair = svi.model, svi.guide
+    bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
+    few = tables.test.head(EVALUATED)
+    seconds = fit(
+        svi,
+        tables.train,
+        run,
+        steps=steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        annealed=schedules(options, svi, steps),
+        evaluate=lambda: table_metrics(bound, svi.guide, few),
+        eval_every=options.eval_every,
+        shown=SHOWN,
+        resume=(run.folder / FILE).exists(),
+    )
+    return svi, bound, seconds
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, draw the scenes, learn to find one solid, then all of them, report."""
+    options, run = cli.parse(parser(), argv)
+    complete(options)
+    tables = load(options, run)
+    run = run or cli.open_run(options, "air3d")
+    start, earlier, most = None, 0.0, max(options.counts)
+    if most > 1:
+        first = run.within("one")
+        svi, _, earlier = train(options, tables, first, 1, options.first_steps, None)
+        first.close()
+        start = svi.guide
+    svi, bound, seconds = train(options, tables, run, most, options.steps, start)
+    torch.manual_seed(options.seed + ranks.index())
+    metrics = measure(bound, svi.model, svi.guide, tables) | {"seconds_of_first_part": round(earlier, 1)}
+    if ranks.index() > 0:
+        return
+    for half in (svi.model, svi.guide):
+        half.save_pretrained(run.folder)
+    draw(svi.model, svi.guide, tables, run)
+    run.finish(earlier + seconds, tables.train.pixels.device, metrics)
+    figures = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    print(f"held out, {len(tables.test)} scenes: {figures}")
+    print(f"everything is in {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run_script(main)
