@@ -90,11 +90,11 @@ class AIR3DGuide(Half):
             nn.Sequential(
                 *(nn.Conv2d(3, channels, 5, 2, 2), nn.ReLU()),
                 *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
-                *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
+                *(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.ReLU()),
             ),
             3,
         )
-        self.attention = Folded(nn.Conv2d(channels, 1, 1, bias=False), 3)  # a softmax knows no bias
+        self.attention = Folded(nn.Conv2d(channels, 1, 1, bias=False), 3)  # a softmax does not see what is added to all
         self.pool = Folded(nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten()), 3)
         self.look_at = Folded(
             nn.Sequential(
