@@ -2,6 +2,7 @@
 
 import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from guides import AIRGuide, DRAWGuide, EmptyGuide, MLPGuide, VQGuide
 from pplmodels import AIR, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
 from pplmodels.files import write_json
 from pplmodels.infer import SVI, adam
+from pplmodels.nn.renderer import KINDS, Renderer
 from pplmodels.training import cli
 from pplmodels.training.run import describe_device, versions
 
@@ -204,6 +206,27 @@ def sampling(device: torch.device) -> dict[str, float]:
     return seconds
 
 
+def rendering(device: torch.device, scenes: int = 64, solids: int = 3) -> dict:
+    """Milliseconds to render scenes of 32 x 32 pixels, and to render them and send a gradient back."""
+    renderer = Renderer().to(device)
+    place, yaw = torch.randn(scenes, solids, 2, device=device), torch.randn(scenes, solids, device=device)
+    kind, present = (
+        torch.randint(len(KINDS), (scenes, solids), device=device),
+        torch.ones(scenes, solids, device=device),
+    )
+    pose = [value.requires_grad_() for value in (place, yaw)]
+
+    def forward() -> torch.Tensor:
+        return renderer(present, kind, *pose).square().sum()
+
+    return {
+        "scenes": scenes,
+        "solids": solids,
+        "forward_ms": 1e3 * _seconds(forward, device),
+        "forward_backward_ms": 1e3 * _seconds(lambda: torch.autograd.grad(forward(), pose), device),
+    }
+
+
 def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     """Milliseconds that a step cannot go below: its matrix arithmetic at the rate of a large product, its parameters'
     traffic (read twice, gradient written, Adam's seven passes) at the bandwidth of a large copy."""
@@ -274,8 +297,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=cli.positive_int, default=6, help="turns of each way")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="pairs to measure")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
+    parser.add_argument("--renderer", action="store_true", help="the renderer of solids instead, into renderer.json")
     options = parser.parse_args(argv)
     device = cli.find_device(options.device)
+    if options.renderer:
+        command = " ".join(["python", *sys.argv])
+        row = rendering(device)
+        described = {"command": command, "device": describe_device(device), "versions": versions(), "rows": [row]}
+        write_json(options.out.with_name("renderer.json"), described)
+        print(row)
+        return
     rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case].batches]
     described = {"device": describe_device(device), "versions": versions(), "rounds": options.rounds, "rows": rows}
     if "draw" in options.cases:

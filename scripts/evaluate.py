@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import train_air
+import train_air3d
 import train_draw
 import train_pixelcnn
 import train_vae_2d
@@ -40,6 +41,7 @@ TOGETHER = 100  # images for which samples of the importance-weighted bound are 
 IMAGES = (vaes.image_parser, vaes.load, vaes.measure, vaes.draw)
 KINDS = {  # by the script of a run; those that are not here are of images
     "air": (train_air.parser, train_air.load, train_air.measure, train_air.draw),
+    "air3d": (train_air3d.parser, train_air3d.load, train_air3d.measure, train_air3d.draw),
     "draw": (vaes.image_parser, vaes.load, vaes.measure, train_draw.draw),
     "pixelcnn": (train_pixelcnn.parser, train_pixelcnn.load, train_pixelcnn.measure, train_pixelcnn.draw),
     "vae-2d": (train_vae_2d.parser, train_vae_2d.load, vaes.measure, train_vae_2d.draw),

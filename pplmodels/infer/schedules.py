@@ -33,7 +33,9 @@ def delayed(schedule: Schedule, begin: int) -> Schedule:
 
 
 def _progress(step: int, begin: int, finish: int) -> float:
-    return 1.0 if step >= finish else max(0.0, (step - begin) / (finish - begin))
+    if step >= finish:
+        return 1.0
+    return 0.0 if step <= begin else (step - begin) / (finish - begin)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""Compare three ways to infer the solids of a trained run's held-out pictures: the guide, supervision, and search.
+
+The guide's network is trained a second time on the true latents, for as many steps. The search optimises the latents of
+each picture on their own from random starts, under the same model. Accuracy and milliseconds a picture go into one
+table, which ``scripts/results.py tables`` puts into the page.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import torch
+import train_air3d
+from torch import Tensor
+from tqdm import tqdm
+
+from guides import AIR3DGuide
+from pplmodels import inspect
+from pplmodels.data import Tables
+from pplmodels.distributions.turn import wrapped
+from pplmodels.errors import InputError
+from pplmodels.files import write_json
+from pplmodels.infer import Annealed, cosine
+from pplmodels.inspect import Solids
+from pplmodels.nn.renderer import KINDS, PERIODS
+from pplmodels.pretrained import load_pair
+from pplmodels.training import Run, cli
+from pplmodels.training.run import environment
+
+REFINED = (5, 20)  # gradient steps after the guide
+METRICS = ("count_accuracy_argmax", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
+NOWHERE = 1e3  # distance of a solid that is not there, or has been found
+
+
+def parser() -> cli.Parser:
+    """The script's options."""
+    parser = cli.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", metavar="RUN", type=Path, help="a folder that train_air3d.py has filled")
+    parser.add_argument("--out", metavar="FILE.json", type=Path, help="default: RUN/comparison.json")
+    parser.add_argument("--pictures", type=cli.positive_int, default=100, help="held-out pictures, the same for all")
+    parser.add_argument("--starts", type=cli.positive_int, default=32, help="random starts of the search, a picture")
+    parser.add_argument(
+        "--search-steps", type=cli.positive_int, nargs="+", default=[50, 200], metavar="N", help="gradient steps"
+    )
+    parser.add_argument("--steps", type=cli.positive_int, help="of the supervised training (default: the run's)")
+    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of starts, weights and order")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    return parser
+
+
+def supervised_loss(guide: AIR3DGuide, tables: Tables, indices: Tensor) -> Tensor:
+    """-log q(true z | x) in nats a picture.
+
+    A step's target is the nearest solid, to where the guide looks, of those that no step has had; its turn is the
+    equivalent one nearest to the guide's, and spheres have none. Cleared away is what is truly there.
+    """
+    left, there = tables[indices], 0
+    batch = tables.part(indices)
+    there = torch.arange(batch.kind.shape[1], device=left.device) < batch.counts[:, None]
+    rows, loss = torch.arange(len(left), device=left.device), 0.0
+    periods = torch.tensor(PERIODS, device=left.device)
+    present = left.new_ones(len(left))
+    for _ in range(guide.num_steps):
+        seen = guide.attend(guide.see(left))
+        features = guide.look(left, seen)
+        looked_at = guide.renderer.standing_at(seen.detach())
+        distance = (batch.place - looked_at[:, None]).norm(dim=-1).masked_fill(~there, NOWHERE)
+        target = distance.argmin(1)
+        value, before = there.any(1).to(left.dtype), present
+        loss = loss - guide.q_z_pres(features, before).log_prob(value)
+        present = value
+        kind, place, yaw = batch.kind[rows, target], batch.place[rows, target], batch.yaw[rows, target]
+        q_yaw, period = guide.q_z_yaw(features), periods[kind]
+        times = 2 * math.pi / period.where(period > 0, torch.ones_like(period))
+        nearest = wrapped(q_yaw.loc.detach() + wrapped((yaw - q_yaw.loc.detach()) * times) / times)
+        log_q = guide.q_z_kind(features).log_prob(kind) + guide.q_z_place(features, seen).log_prob(place)
+        log_q = log_q + q_yaw.log_prob(nearest).where(period > 0, torch.zeros_like(yaw))
+        loss = loss - present * log_q
+        there = there & ~torch.nn.functional.one_hot(target, there.shape[1]).bool()
+        left = guide.clear(left, place).where(present[:, None, None, None] > 0, left)
+    return loss.mean()
+
+
+def train_supervised(guide: AIR3DGuide, tables: Tables, steps: int, batch_size: int, lr: float, seed: int) -> float:
+    """Train a guide on the true latents, with the rates of the other training; returns the seconds."""
+    rate = torch.tensor(lr, device=tables.pixels.device)
+    optim = torch.optim.Adam([p for p in guide.parameters() if p.requires_grad], lr=rate, fused=True)
+    falling = Annealed(optim.param_groups[0]["lr"], cosine(lr, lr / 100, steps // 2, steps))
+    generator = torch.Generator().manual_seed(seed)
+    begun = time.perf_counter()
+    for step in tqdm(range(steps), desc="supervised", unit="step", mininterval=1 if sys.stderr.isatty() else 30):
+        falling.set(step)
+        indices = torch.randint(len(tables), (batch_size,), generator=generator).to(tables.pixels.device)
+        optim.zero_grad(set_to_none=True)
+        supervised_loss(guide, tables, indices).backward()
+        optim.step()
+    return time.perf_counter() - begun
+
+
+def timed(infer: Callable[[Tensor], Solids], tables: Tables, at_once: int) -> tuple[Solids, float]:
+    """The solids of all pictures, and milliseconds a picture."""
+    infer(tables.head(2)[:])  # what is set up once is not a picture's cost
+    begun = time.perf_counter()
+    found = [infer(x) for x in tables.batches(at_once)]
+    _ = [float(part.count.sum()) for part in found]  # waits for the device
+    milliseconds = 1000 * (time.perf_counter() - begun) / len(tables)
+    together = [torch.cat([getattr(part, name) for part in found]) for name in ("count", "kind", "place", "yaw")]
+    return Solids(*together), milliseconds
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, rebuild the pair, train its twin, infer in each way, write the table."""
+    options = parser().parse_args(argv)
+    run, device = Run.open(options.run), cli.find_device(options.device)
+    if run.config.get("script") != "air3d":
+        raise InputError(f"{options.run} holds no run of train_air3d.py.")
+    trained = argparse.Namespace(**cli.restore(train_air3d.parser(), run) | {"device": options.device})
+    model, guide = (half.to(device) for half in load_pair(options.run))
+    tables = train_air3d.load(trained, run)
+    test = tables.test.head(options.pictures)
+    true = inspect.true_solids(test)
+    pyro.set_rng_seed(options.seed)
+    sizes = {"image": model.renderer.size, "num_steps": model.num_steps}
+    twin = AIR3DGuide(**sizes, channels=trained.channels, hidden_dim=trained.hidden).to(device)
+    steps = options.steps or trained.steps + (trained.first_steps if model.num_steps > 1 else 0)
+    seconds = train_supervised(twin, tables.train, steps, trained.batch_size, trained.lr, options.seed)
+    rows = []
+
+    def add(way: str, infer: Callable[[Tensor], Solids], at_once: int = 64) -> None:
+        found, milliseconds = timed(infer, test, at_once)
+        metrics = inspect.solid_metrics(true, found)
+        rows.append({"inference": way, **{name: metrics.get(name) for name in METRICS}, "ms_a_picture": milliseconds})
+        print(
+            "  ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in rows[-1].items()
+            )
+        )
+
+    add("guide", lambda x: inspect.find_solids(guide, x))
+    for number in REFINED:
+        add(
+            f"guide, then {number} gradient steps",
+            lambda x, number=number: inspect.refine_solids(model, x, inspect.find_solids(guide, x), number)[0],
+        )
+    add(f"guide trained on the true latents, {steps} steps", lambda x: inspect.find_solids(twin.eval(), x))
+    for number in options.search_steps:
+        add(
+            f"search from {options.starts} starts, {number} steps",
+            lambda x, number=number: inspect.search_solids(model, x, options.starts, number),
+            at_once=4,
+        )
+    for row in rows:
+        row["times_the_guide"] = row["ms_a_picture"] / rows[0]["ms_a_picture"]
+    report = {
+        "command": " ".join(["python", *sys.argv]),
+        "pictures": len(test),
+        "seed": options.seed,
+        "supervised_seconds": round(seconds, 1),
+        **environment(device),
+        "kinds": KINDS,
+        "rows": rows,
+    }
+    write_json(options.out or options.run / "comparison.json", report)
+
+
+if __name__ == "__main__":
+    cli.run_script(main)

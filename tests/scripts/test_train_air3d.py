@@ -1,0 +1,118 @@
+"""AIR in three dimensions from the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from starting import start
+
+from pplmodels.errors import InputError
+
+TINY = [
+    *("--size", "16", "--channels", "4", "--hidden", "8", "--train-scenes", "60", "--test-scenes", "40"),
+    *("--batch-size", "8", "--device", "cpu", "--no-compile"),
+]
+PARTS = ["--first-steps", "6", "--steps", "4", "--eval-every", "2"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_trained_in_two_parts_drawn_evaluated_and_compared(script, tmp_path, capsys):
+    run = tmp_path / "run"
+    script("train_air3d")([*TINY, *PARTS, "--out", str(run)])
+    assert {"solids.png", "yaws.png", "curves.png", "model.json", "guide.safetensors"} <= {
+        p.name for p in run.iterdir()
+    }
+    steps = [
+        [json.loads(line)["step"] for line in (run / part / "metrics.jsonl").read_text().splitlines()]
+        for part in ("one", "")
+    ]
+    assert steps == [[2, 4, 6], [2, 4]]
+    result = json.loads((run / "result.json").read_text())
+    assert np.sum(result["metrics"]["confusion"]) == 40 and result["metrics"]["seconds_of_first_part"] > 0
+    assert json.loads((run / "guide.json").read_text())["arguments"]["num_steps"] == 3
+    capsys.readouterr()
+    script("evaluate")([str(run)])
+    again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
+    assert {**again, "seconds_of_first_part": result["metrics"]["seconds_of_first_part"]}.items() >= result[
+        "metrics"
+    ].items()
+    script("compare_air3d")(
+        [str(run), "--pictures", "6", "--starts", "3", "--search-steps", "2", "--steps", "3", "--device", "cpu"]
+    )
+    rows = json.loads((run / "comparison.json").read_text())["rows"]
+    assert len(rows) == 5 and all(row["ms_a_picture"] > 0 for row in rows)
+    assert rows[0]["times_the_guide"] == 1
+
+
+@pytest.mark.filterwarnings("default")
+def test_one_solid_needs_one_part(script, tmp_path):
+    run = tmp_path / "run"
+    script("train_air3d")([*TINY, "--counts", "1", "--steps", "2", "--out", str(run)])
+    assert not (run / "one").exists()
+    assert json.loads((run / "guide.json").read_text())["arguments"]["num_steps"] == 1
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("part", ["one", "."])
+def test_stopped_in_either_part_and_resumed_is_the_same_as_never_stopped(script, tmp_path, monkeypatch, part):
+    """An exception in place of kill -9: what is on disk then is what a killed run leaves."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    script("train_air3d")([*TINY, *PARTS, "--out", str(straight)])
+
+    from pplmodels.training import Run
+
+    log, wanted = Run.log, stopped / part
+
+    def failing(self, step, *arguments):
+        log(self, step, *arguments)
+        if self.folder == wanted and step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", failing)
+        with pytest.raises(KeyboardInterrupt):
+            script("train_air3d")([*TINY, *PARTS, "--out", str(stopped)])
+    for folder in (stopped, stopped / "one"):
+        (folder / ".lock").unlink(missing_ok=True)
+    script("train_air3d")(["--out", str(stopped), "--resume"])
+    first, second = (torch.load(run / "one/checkpoint.pt", weights_only=True)["guide"] for run in (straight, stopped))
+    assert [name for name in first if not first[name].equal(second[name])] == []
+    first, second = (load_file(run / "guide.safetensors") for run in (straight, stopped))
+    for name in first | second:  # autograd adds up in another order after a part that was resumed
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_guide_of_yours_is_trained(script, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import pyro.distributions as dist\nfrom pyro.nn import pyro_method\nfrom guides import AIR3DGuide\n\n\n"
+        "class Even(AIR3DGuide):\n    @pyro_method\n    def q_z_kind(self, features):\n"
+        "        return dist.Categorical(logits=0 * self.kind(features))\n"
+    )
+    script("train_air3d")([*TINY, *PARTS, "--import", str(file), "--out", str(tmp_path / "run")])
+    assert json.loads((tmp_path / "run/guide.json").read_text())["class"] == "Even"
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--data", "mnist"], "scenes are drawn"),
+        (["--counts", "0"], "there must be scenes with a solid"),
+        (["--counts", "40"], "do not fit on the table"),
+        (["--size", "18"], "a multiple of 4"),
+    ],
+)
+def test_bad_input_is_one_sentence(script, tmp_path, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        script("train_air3d")([*TINY, *options, "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_exit_code_of_bad_input_is_2(tmp_path):
+    for name, arguments in (("train_air3d", ("--data", "cups")), ("compare_air3d", (tmp_path / "nothing",))):
+        process = start(name, *arguments)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2 and errors.count("\n") == 1, errors
