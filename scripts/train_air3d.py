@@ -35,7 +35,7 @@ SHOWN = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_
 EVALUATED = 500  # held-out pictures that are looked at while training
 CLIP_NORM = 300.0  # of a gradient, nats an image and unit
 # What is annealed while the network learns to find and to tell one solid, by thirds of the steps: see docs/air3d.md
-UNSURE, SURE = math.log(7 / 3), math.log(1 / 0.003 - 1)  # largest logits of z_pres: at least 0.3, at least 0.003
+UNSURE, TRYING, SURE = (math.log(1 / p - 1) for p in (0.3, 0.1, 0.003))  # logits of z_pres: at least p either way
 KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # by how much two logits of z_kind can differ
 YAW_NARROW = 1.0  # largest deviation of a yaw, in radians
 BLURRED = 3.0  # the likelihood's deviation begins so many times wider
@@ -66,9 +66,7 @@ def parser() -> cli.Parser:
     learning.add_argument(
         "--pixel-scale", type=cli.positive_float, default=0.05, help="the likelihood's deviation at the end"
     )
-    learning.add_argument(
-        "--count-ratio", type=cli.positive_float, default=1e-6, help="the prior's p(n+1)/p(n) at the end"
-    )
+    learning.add_argument("--count-ratio", type=cli.positive_float, default=1e-6, help="the prior's p(n+1)/p(n)")
     return parser
 
 
@@ -108,7 +106,8 @@ def complete(options: argparse.Namespace) -> None:
 def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> SVI:
     """The pair for so many solids, and what trains it: one is summed out, several are sampled."""
     model_class, guide_class = cli.yours(options, AIR3D, AIR3DGuide)
-    sizes = {"image": (options.size, options.size), "num_steps": num_steps}
+    log_k = math.log(options.count_ratio)
+    sizes = {"image": (options.size, options.size), "num_steps": num_steps, "log_k": log_k}
     model = model_class(**sizes, pixel_scale=options.pixel_scale).to(device)
     guide = guide_class(**sizes, channels=options.channels, hidden_dim=options.hidden).to(device)
     rates = {guide.baseline: options.baseline_lr, guide.kind_baseline: options.baseline_lr}
@@ -125,13 +124,7 @@ def schedules(options: argparse.Namespace, svi: SVI, steps: int) -> list[Anneale
     rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr, options.baseline_lr), strict=True)
     decaying = [Annealed(tensor, cosine(rate, rate / 100, steps // 2, steps)) for tensor, rate in rates]
     if model.num_steps > 1:
-        log_k = linear(0.0, math.log(options.count_ratio), 0, third)
-        limit = linear(math.log(9), SURE, 0, 3 * steps // 4)
-        return [
-            *decaying,
-            *(Annealed(half.log_k, log_k) for half in (model, guide)),
-            Annealed(guide.presence_limit, limit),
-        ]
+        return [*decaying, Annealed(guide.presence_limit, linear(TRYING, SURE, 0, 3 * steps // 4))]
     return [
         *decaying,
         Annealed(model.pixel_scale, linear(BLURRED * options.pixel_scale, options.pixel_scale, 0, third)),

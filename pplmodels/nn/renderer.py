@@ -87,7 +87,7 @@ class Renderer(nn.Module):
         frame = torch.stack([right / reach, -up * (width / height) / reach, ahead])
         table = self._table(eye, rays)
         for name, value in {"eye": eye, "rays": rays, "frame": frame, "table": table}.items():
-            self.register_buffer(name, value.to(torch.get_default_dtype()), persistent=False)
+            self.register_buffer(name, value.to(torch.get_default_dtype()).contiguous(), persistent=False)
         self.register_buffer("light", torch.tensor(LIGHT, dtype=torch.get_default_dtype()), persistent=False)
 
     @staticmethod
