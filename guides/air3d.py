@@ -60,7 +60,7 @@ class AIR3DGuide(Half):
         hidden_dim: size of f_t.
         place_scale, yaw_scale: initial standard deviations, in halves of the table's side and in radians.
         presence_bias: initial logit of z_pres.
-        log_k: the model's, a buffer that training anneals together with the model's.
+        log_k: the model's; a buffer.
         presence_limit: largest absolute logit of z_pres; a buffer.
         kind_limit: by how much two logits of z_kind can differ; a buffer.
         yaw_limit: largest standard deviation of a yaw, in radians; a buffer. A wide distribution tells its mean nothing
@@ -176,22 +176,20 @@ class AIR3DGuide(Half):
         """Sample the latents of the pictures ``x (B, 3, H, W)``; ``n`` is the model's and unused here."""
         if x is None:
             raise ValueError("AIR3DGuide infers solids from pictures: x is required")
-        left, present = x, x.new_ones(len(x))
-        contexts = None
+        left, maps, present = x, self.see(x), x.new_ones(len(x))
+        whole = self.pool(maps)
+        context, kind_context = self.baseline.context(whole), self.kind_baseline.context(whole)
         with data_plate(len(x)):
             for t in range(1, self.num_steps + 1):
-                maps = self.see(left)
-                if contexts is None:
-                    context = self.pool(maps)
-                    contexts = self.baseline.context(context), self.kind_baseline.context(context)
                 seen = self.attend(maps)
                 features = self.look(left, seen)
-                infer = {"stop": True, **self.baseline.control(contexts[0], features, present)}
+                infer = {"stop": True, **self.baseline.control(context, features, present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
                 there = present > 0
-                infer = {"choice": True, **self.kind_baseline.control(contexts[1], features, present)}
+                infer = {"choice": True, **self.kind_baseline.control(kind_context, features, present)}
                 pyro.sample(f"z_kind_{t}", self.q_z_kind(features).mask(there), infer=infer)
                 z_place = pyro.sample(f"z_place_{t}", self.q_z_place(features, seen).mask(there))
                 pyro.sample(f"z_yaw_{t}", self.q_z_yaw(features).mask(there))
                 if t < self.num_steps:
                     left = self.clear(left, z_place)
+                    maps = self.see(left)

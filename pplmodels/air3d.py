@@ -53,8 +53,8 @@ class AIR3D(Half):
         image: (height, width) of the pictures in pixels.
         num_steps: T, the largest number of solids.
         place_scale: standard deviation of a place, in halves of the table's side.
-        pixel_scale: standard deviation of a channel of a pixel around the rendering; a buffer.
-        log_k: log of the prior's ratio p(n+1)/p(n). A buffer: training anneals it in place.
+        pixel_scale: standard deviation of a channel of a pixel around the rendering. A buffer: training anneals it.
+        log_k: log of the prior's ratio p(n+1)/p(n); a buffer.
     """
 
     role = "model"

@@ -85,7 +85,8 @@ class Stops:
         chain = list(zip(self.sites, ones, strict=True))
         go_on, stop = ([site["fn"].log_prob(one * value) for site, one in chain] for value in (1, 0))
         self.go_on = torch.stack(go_on).exp()
-        self.probs = _chain(go_on, stop).exp()
+        self._plain = _chain(go_on, stop)
+        self.probs = self._plain.exp()
         scaled = (
             [scale_and_mask(term, site["scale"], site["mask"]) for site, term in zip(self.sites, terms, strict=True)]
             for terms in (go_on, stop)
@@ -98,18 +99,23 @@ class Stops:
 
     def outcomes(self) -> Outcomes:
         """Each n with each combination of the choices up to the n-th stop; those after it are 0."""
-        tables = {site["name"]: _choice(site) for _, site in self.choices}
+        tables = [_choice(site) for _, site in self.choices]
         rows = list(self._combinations())
-        counts = [n for n, _ in rows]
-        values = {site["name"]: code[counts] for site, code in zip(self.sites, self.codes, strict=True)}
-        log_prob, scaled = (terms[counts] for terms in (self.probs.log(), self.log_prob))
-        for (t, site), picked in zip(self.choices, zip(*(picked for _, picked in rows), strict=True), strict=True):
-            plain, weighed = (table[list(picked)] for table in tables[site["name"]])
-            made = torch.tensor([n >= t for n in counts], device=plain.device).view(-1, *[1] * (plain.dim() - 1))
-            log_prob, scaled = log_prob + plain * made, scaled + weighed * made
-            chosen = torch.tensor(picked, device=plain.device).view(-1, *[1] * (plain.dim() - 1))
-            values[site["name"]] = chosen.expand(plain.shape)
-        return Outcomes(values, log_prob.exp(), scaled)
+
+        def log_probs(chain: Tensor, scaled: bool) -> Tensor:
+            made = [
+                [table[scaled][k] for (t, _), table, k in zip(self.choices, tables, picked, strict=True) if n >= t]
+                for n, picked in rows
+            ]
+            return torch.stack([sum(terms, chain[n]) for (n, _), terms in zip(rows, made, strict=True)])
+
+        values = {
+            site["name"]: torch.stack([code[n] for n, _ in rows])
+            for site, code in zip(self.sites, self.codes, strict=True)
+        }
+        for number, (_, site) in enumerate(self.choices):
+            values[site["name"]] = torch.stack([torch.full_like(site["value"], picked[number]) for _, picked in rows])
+        return Outcomes(values, log_probs(self._plain, False).exp(), log_probs(self.log_prob, True))
 
     def _combinations(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """n and the value of each choice, for each outcome."""

@@ -85,8 +85,8 @@ class Renderer(nn.Module):
         rays = ahead + reach * (u[None, :, None] * right - v[:, None, None] * up)
         rays = (rays / rays.norm(dim=-1, keepdim=True)).flatten(0, 1).T  # (3, P)
         frame = torch.stack([right / reach, -up * (width / height) / reach, ahead])
-        table = self._table(eye, rays)
-        for name, value in {"eye": eye, "rays": rays, "frame": frame, "table": table}.items():
+        buffers = {"eye": eye, "rays": rays, "frame": frame, "unframe": torch.linalg.inv(frame)}
+        for name, value in {**buffers, "table": self._table(eye, rays)}.items():
             self.register_buffer(name, value.to(torch.get_default_dtype()).contiguous(), persistent=False)
         self.register_buffer("light", torch.tensor(LIGHT, dtype=torch.get_default_dtype()), persistent=False)
 
@@ -126,7 +126,7 @@ class Renderer(nn.Module):
 
     def standing_at(self, seen: Tensor, height: float = STANDING) -> Tensor:
         """The place ``(..., 2)`` whose point so high above it is seen at ``seen (..., 2)``: undoes :meth:`seen_at`."""
-        ray = torch.cat([seen, torch.ones_like(seen[..., :1])], -1) @ torch.linalg.inv(self.frame).T
+        ray = torch.cat([seen, torch.ones_like(seen[..., :1])], -1) @ self.unframe.T
         return self.eye[:2] + ray[..., :2] * ((height - self.eye[2]) / ray[..., 2:])
 
     def around(self, place: Tensor, radius: float) -> Tensor:
@@ -184,7 +184,7 @@ def _covered(enter: Tensor, leave: Tensor) -> Tensor:
 
 
 def _plain(shade: Tensor) -> Tensor:
-    return shade.unsqueeze(-2) * shade.new_tensor(PLAIN)[:, None]
+    return torch.stack([channel * shade for channel in PLAIN], -2)
 
 
 def _half_chord(square: Tensor) -> Tensor:
