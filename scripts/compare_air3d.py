@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     pyro.set_rng_seed(options.seed)
     sizes = {"image": model.renderer.size, "num_steps": model.num_steps}
     twin = AIR3DGuide(**sizes, channels=trained.channels, hidden_dim=trained.hidden).to(device)
-    steps = options.steps or trained.steps + (trained.first_steps if model.num_steps > 1 else 0)
+    steps = options.steps or trained.steps + (2 * trained.first_steps if model.num_steps > 1 else 0)
     seconds = train_supervised(twin, tables.train, steps, trained.batch_size, trained.lr, options.seed)
     rows = []
 

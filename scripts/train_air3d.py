@@ -34,7 +34,7 @@ from pplmodels.training.checkpoint import FILE
 SHOWN = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
 EVALUATED = 500  # held-out pictures that are looked at while training
 CLIP_NORM = 300.0  # of a gradient, nats an image and unit
-# What is annealed while the network learns to find and to tell one solid, by thirds of the steps: see docs/air3d.md
+# What is annealed while the network learns what a solid is, by thirds of the steps: see docs/air3d.md
 UNSURE, TRYING, SURE = (math.log(1 / p - 1) for p in (0.3, 0.1, 0.003))  # logits of z_pres: at least p either way
 KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # by how much two logits of z_kind can differ
 YAW_NARROW = 1.0  # largest deviation of a yaw, in radians
@@ -43,7 +43,7 @@ BLURRED = 3.0  # the likelihood's deviation begins so many times wider
 
 def parser() -> cli.Parser:
     """The script's options."""
-    known = "tables: scenes are drawn, half the sides of the table 1 long"
+    known = "tables, which are drawn"
     parser = cli.training_parser(__doc__, steps=None, batch_size=64, lr=1e-3, data="tables", known=known)
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument(
@@ -56,9 +56,9 @@ def parser() -> cli.Parser:
     learning.add_argument(
         "--first-steps",
         type=cli.positive_int,
-        default=3000,
+        default=2000,
         metavar="N",
-        help="steps of the first part, in which one solid of each scene is to be found, its kind summed out",
+        help="steps of each of the two parts before the last, where there are several solids",
     )
     learning.add_argument("--channels", type=cli.positive_int, default=32, help="of the guide's feature maps")
     learning.add_argument("--hidden", type=cli.positive_int, default=128, help="width of what it knows of a solid")
@@ -78,12 +78,17 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
         raise InputError("--size: pictures have a side of 16 pixels at least, and a multiple of 4.")
     if max(options.counts) == 0:
         raise InputError("--counts: there must be scenes with a solid.")
-    made = partial(make_tables, counts=options.counts, size=(options.size, options.size))
-    train = made(options.train_scenes, seed=2 * options.seed)
-    test = made(options.test_scenes, seed=2 * options.seed + 1)
-    cli.check_images(options, run, train.shape)
-    device = cli.find_device(options.device)
-    return ImageSet(train.to(device), test.to(device))
+    tables = drawn(options, options.counts)
+    cli.check_images(options, run, tables.train.shape)
+    return tables
+
+
+def drawn(options: argparse.Namespace, counts: list[int]) -> ImageSet:
+    """Scenes of some counts."""
+    numbers, device = (options.train_scenes, options.test_scenes), cli.find_device(options.device)
+    shape = {"counts": counts, "size": (options.size, options.size)}
+    halves = (make_tables(n, **shape, seed=2 * options.seed + half) for half, n in enumerate(numbers))
+    return ImageSet(*(half.to(device) for half in halves))
 
 
 def measure(bound: Callable[[Tensor], LogProbs], model: AIR3D, guide: AIR3DGuide, tables: ImageSet) -> dict:
@@ -99,7 +104,7 @@ def draw(model: AIR3D, guide: AIR3DGuide, tables: ImageSet, run: Run) -> None:
 def complete(options: argparse.Namespace) -> None:
     """Defaults that depend on other options; what cannot be is refused before there is a folder."""
     cli.yours(options, AIR3D, AIR3DGuide)
-    options.steps = options.steps or (options.first_steps if max(options.counts) == 1 else 3000)
+    options.steps = options.steps or 3000
     options.eval_every = options.eval_every or max(1, options.steps // 10)
 
 
@@ -117,13 +122,13 @@ def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> 
     return SVI(model, guide, optim, elbo, **settings, precision=cli.PRECISIONS[options.precision])
 
 
-def schedules(options: argparse.Namespace, svi: SVI, steps: int) -> list[Annealed]:
-    """What changes in the course of a part's training."""
+def schedules(options: argparse.Namespace, svi: SVI, steps: int, anew: bool) -> list[Annealed]:
+    """What changes in the course of a part's training, which begins ``anew`` or with what another part has learnt."""
     model, guide = svi.model, svi.guide
     third, two_thirds = steps // 3, 2 * steps // 3
     rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr, options.baseline_lr), strict=True)
     decaying = [Annealed(tensor, cosine(rate, rate / 100, steps // 2, steps)) for tensor, rate in rates]
-    if model.num_steps > 1:
+    if not anew:
         return [*decaying, Annealed(guide.presence_limit, linear(TRYING, SURE, 0, 3 * steps // 4))]
     return [
         *decaying,
@@ -152,7 +157,7 @@ def train(
         steps=steps,
         batch_size=options.batch_size,
         seed=options.seed,
-        annealed=schedules(options, svi, steps),
+        annealed=schedules(options, svi, steps, start is None),
         evaluate=lambda: table_metrics(bound, svi.guide, few),
         eval_every=options.eval_every,
         shown=SHOWN,
@@ -162,20 +167,21 @@ def train(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, draw the scenes, learn to find one solid, then all of them, report."""
+    """Parse, draw the scenes, learn to see a solid alone, to find one of several, to find all of them; report."""
     options, run = cli.parse(parser(), argv)
     complete(options)
     tables = load(options, run)
     run = run or cli.open_run(options, "air3d")
     start, earlier, most = None, 0.0, max(options.counts)
     if most > 1:
-        first = run.within("one")
-        svi, _, earlier = train(options, tables, first, 1, options.first_steps, None)
-        first.close()
-        start = svi.guide
+        for name, scenes in (("alone", drawn(options, [1])), ("one", tables)):
+            part = run.within(name)
+            svi, _, seconds = train(options, scenes, part, 1, options.first_steps, start)
+            part.close()
+            start, earlier = svi.guide, earlier + seconds
     svi, bound, seconds = train(options, tables, run, most, options.steps, start)
     torch.manual_seed(options.seed + ranks.index())
-    metrics = measure(bound, svi.model, svi.guide, tables) | {"seconds_of_first_part": round(earlier, 1)}
+    metrics = measure(bound, svi.model, svi.guide, tables) | {"seconds_before": round(earlier, 1)}
     if ranks.index() > 0:
         return
     for half in (svi.model, svi.guide):

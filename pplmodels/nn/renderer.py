@@ -56,9 +56,6 @@ class Renderer(nn.Module):
     ``place (x, y)`` is the middle of its foot, its ``yaw`` the angle in radians by which it is turned anticlockwise
     seen from above. Solids are shaded by one distant light without shadows. Leading dimensions are free.
 
-    Maintained packages render meshes (PyTorch3D, nvdiffrast, Kaolin: no wheels for a plain CPU build, or CUDA only) or
-    one scene at a time (Mitsuba); thousands of small pictures a second on any device need less than a mesh.
-
     Arguments:
         size: (height, width) of the pictures in pixels.
         azimuth: radians by which the camera has gone round the table, anticlockwise seen from above.

@@ -18,7 +18,7 @@ PARTS = ["--first-steps", "6", "--steps", "4", "--eval-every", "2"]
 
 
 @pytest.mark.filterwarnings("default")
-def test_trained_in_two_parts_drawn_evaluated_and_compared(script, tmp_path, capsys):
+def test_trained_in_three_parts_drawn_evaluated_and_compared(script, tmp_path, capsys):
     run = tmp_path / "run"
     script("train_air3d")([*TINY, *PARTS, "--out", str(run)])
     assert {"solids.png", "yaws.png", "curves.png", "model.json", "guide.safetensors"} <= {
@@ -26,18 +26,16 @@ def test_trained_in_two_parts_drawn_evaluated_and_compared(script, tmp_path, cap
     }
     steps = [
         [json.loads(line)["step"] for line in (run / part / "metrics.jsonl").read_text().splitlines()]
-        for part in ("one", "")
+        for part in ("alone", "one", "")
     ]
-    assert steps == [[2, 4, 6], [2, 4]]
+    assert steps == [[2, 4, 6], [2, 4, 6], [2, 4]]
     result = json.loads((run / "result.json").read_text())
-    assert np.sum(result["metrics"]["confusion"]) == 40 and result["metrics"]["seconds_of_first_part"] > 0
+    assert np.sum(result["metrics"]["confusion"]) == 40 and result["metrics"]["seconds_before"] > 0
     assert json.loads((run / "guide.json").read_text())["arguments"]["num_steps"] == 3
     capsys.readouterr()
     script("evaluate")([str(run)])
     again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
-    assert {**again, "seconds_of_first_part": result["metrics"]["seconds_of_first_part"]}.items() >= result[
-        "metrics"
-    ].items()
+    assert {**again, "seconds_before": result["metrics"]["seconds_before"]}.items() >= result["metrics"].items()
     script("compare_air3d")(
         [str(run), "--pictures", "6", "--starts", "3", "--search-steps", "2", "--steps", "3", "--device", "cpu"]
     )
@@ -50,13 +48,13 @@ def test_trained_in_two_parts_drawn_evaluated_and_compared(script, tmp_path, cap
 def test_one_solid_needs_one_part(script, tmp_path):
     run = tmp_path / "run"
     script("train_air3d")([*TINY, "--counts", "1", "--steps", "2", "--out", str(run)])
-    assert not (run / "one").exists()
+    assert not (run / "one").exists() and not (run / "alone").exists()
     assert json.loads((run / "guide.json").read_text())["arguments"]["num_steps"] == 1
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("part", ["one", "."])
-def test_stopped_in_either_part_and_resumed_is_the_same_as_never_stopped(script, tmp_path, monkeypatch, part):
+@pytest.mark.parametrize("part", ["alone", "one", "."])
+def test_stopped_in_any_part_and_resumed_is_the_same_as_never_stopped(script, tmp_path, monkeypatch, part):
     """An exception in place of kill -9: what is on disk then is what a killed run leaves."""
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     script("train_air3d")([*TINY, *PARTS, "--out", str(straight)])
@@ -74,13 +72,11 @@ def test_stopped_in_either_part_and_resumed_is_the_same_as_never_stopped(script,
         patch.setattr(Run, "log", failing)
         with pytest.raises(KeyboardInterrupt):
             script("train_air3d")([*TINY, *PARTS, "--out", str(stopped)])
-    for folder in (stopped, stopped / "one"):
+    for folder in (stopped, stopped / "alone", stopped / "one"):
         (folder / ".lock").unlink(missing_ok=True)
     script("train_air3d")(["--out", str(stopped), "--resume"])
-    first, second = (torch.load(run / "one/checkpoint.pt", weights_only=True)["guide"] for run in (straight, stopped))
-    assert [name for name in first if not first[name].equal(second[name])] == []
     first, second = (load_file(run / "guide.safetensors") for run in (straight, stopped))
-    for name in first | second:  # autograd adds up in another order after a part that was resumed
+    for name in first | second:  # autograd may add up in another order after a part that was resumed
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
 
 
