@@ -22,7 +22,7 @@ from pplmodels.plates import data_plate
 from pplmodels.pretrained import Half
 
 WINDOW, GLIMPSE = 0.45, 16  # a glimpse shows this fraction of the picture's sides, in so many pixels
-PATCH = 0.38  # radius in which a solid that has been found is cleared away, in halves of the table's side
+PATCH = 0.43  # radius in which a solid that has been found is cleared away, in halves of the table's side
 POOLED = 4  # the baselines see the whole picture in so many parts a side
 
 

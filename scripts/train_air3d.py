@@ -38,6 +38,7 @@ CLIP_NORM = 300.0  # of a gradient, nats an image and unit
 UNSURE, TRYING, SURE = (math.log(1 / p - 1) for p in (0.3, 0.1, 0.003))  # logits of z_pres: at least p either way
 KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # by how much two logits of z_kind can differ
 YAW_NARROW = 1.0  # largest deviation of a yaw, in radians
+SLOWER = 0.3  # the last part's share of the guide's learning rate: sampled decisions have noisier gradients
 BLURRED = 3.0  # the likelihood's deviation begins so many times wider
 
 
@@ -118,7 +119,7 @@ def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> 
     rates = {guide.baseline: options.baseline_lr, guide.kind_baseline: options.baseline_lr}
     elbo = SummedOut_ELBO() if num_steps == 1 else NVIL_ELBO()
     settings = {"clip_norm": CLIP_NORM, "compile": options.compile and "auto"}
-    optim = adam(model, guide, options.lr, rates)
+    optim = adam(model, guide, options.lr if num_steps == 1 else SLOWER * options.lr, rates)
     return SVI(model, guide, optim, elbo, **settings, precision=cli.PRECISIONS[options.precision])
 
 
@@ -126,8 +127,8 @@ def schedules(options: argparse.Namespace, svi: SVI, steps: int, anew: bool) -> 
     """What changes in the course of a part's training, which begins ``anew`` or with what another part has learnt."""
     model, guide = svi.model, svi.guide
     third, two_thirds = steps // 3, 2 * steps // 3
-    rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr, options.baseline_lr), strict=True)
-    decaying = [Annealed(tensor, cosine(rate, rate / 100, steps // 2, steps)) for tensor, rate in rates]
+    begun = [(tensor, float(tensor)) for tensor in learning_rates(svi.optim)]
+    decaying = [Annealed(tensor, cosine(rate, rate / 100, steps // 2, steps)) for tensor, rate in begun]
     if not anew:
         return [*decaying, Annealed(guide.presence_limit, linear(TRYING, SURE, 0, 3 * steps // 4))]
     return [
