@@ -77,7 +77,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
         raise InputError(f"there is no set of solids {options.data!r}: leave out --data, scenes are drawn.")
     if options.size < 16 or options.size % 4:
         raise InputError("--size: pictures have a side of 16 pixels at least, and a multiple of 4.")
-    if max(options.counts) == 0:
+    if max(options.counts, default=0) == 0:
         raise InputError("--counts: there must be scenes with a solid.")
     tables = drawn(options, options.counts)
     cli.check_images(options, run, tables.train.shape)
