@@ -1,14 +1,15 @@
 """AIR in three dimensions from the command line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from starting import start
 
 from pplmodels.errors import InputError
+from pplmodels.training import Run
 
 TINY = [
     *("--size", "16", "--channels", "4", "--hidden", "8", "--train-scenes", "60", "--test-scenes", "40"),
@@ -53,31 +54,31 @@ def test_one_solid_needs_one_part(script, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("part", ["alone", "one", "."])
-def test_stopped_in_any_part_and_resumed_is_the_same_as_never_stopped(script, tmp_path, monkeypatch, part):
+def test_stopped_in_the_first_or_last_part_and_resumed_is_the_same_as_never_stopped(script, tmp_path, monkeypatch):
     """An exception in place of kill -9: what is on disk then is what a killed run leaves."""
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    script("train_air3d")([*TINY, *PARTS, "--out", str(straight)])
 
-    from pplmodels.training import Run
+    def weights(run):
+        script("train_air3d")([*run, "--out", str(tmp_path / "run")])
+        found = load_file(tmp_path / "run/guide.safetensors")
+        shutil.rmtree(tmp_path / "run")
+        return found
 
-    log, wanted = Run.log, stopped / part
+    straight, log = weights([*TINY, *PARTS]), Run.log
+    for part in ("alone", "."):
+        wanted = tmp_path / "run" / part
 
-    def failing(self, step, *arguments):
-        log(self, step, *arguments)
-        if self.folder == wanted and step == 4:
-            raise KeyboardInterrupt
+        def failing(self, step, *arguments, wanted=wanted):
+            log(self, step, *arguments)
+            if self.folder == wanted and step == 4:
+                raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", failing)
-        with pytest.raises(KeyboardInterrupt):
-            script("train_air3d")([*TINY, *PARTS, "--out", str(stopped)])
-    for folder in (stopped, stopped / "alone", stopped / "one"):
-        (folder / ".lock").unlink(missing_ok=True)
-    script("train_air3d")(["--out", str(stopped), "--resume"])
-    first, second = (load_file(run / "guide.safetensors") for run in (straight, stopped))
-    for name in first | second:  # autograd may add up in another order after a part that was resumed
-        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Run, "log", failing)
+            script("train_air3d")([*TINY, *PARTS, "--out", str(tmp_path / "run")])
+        for folder in (tmp_path / "run", wanted):
+            (folder / ".lock").unlink(missing_ok=True)
+        resumed = weights(["--resume", "--no-compile", "--device", "cpu"])
+        assert [name for name in straight | resumed if not straight[name].equal(resumed[name])] == []
 
 
 @pytest.mark.filterwarnings("default")
