@@ -136,7 +136,7 @@ def schedules(options: argparse.Namespace, svi: SVI, steps: int, anew: bool) -> 
         Annealed(model.pixel_scale, linear(BLURRED * options.pixel_scale, options.pixel_scale, 0, third)),
         Annealed(guide.presence_limit, linear(UNSURE, SURE, third, two_thirds)),
         Annealed(guide.kind_limit, linear(KINDS_OPEN, KINDS_SETTLED, third, two_thirds)),
-        Annealed(guide.yaw_limit, linear(YAW_NARROW, EVEN, two_thirds, 5 * steps // 6)),
+        Annealed(guide.yaw_limit, linear(YAW_NARROW, EVEN, steps // 2, two_thirds)),
     ]
 
 
