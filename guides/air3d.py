@@ -115,7 +115,7 @@ class AIR3DGuide(Half):
         limits = {"presence_limit": presence_limit, "kind_limit": kind_limit, "yaw_limit": yaw_limit}
         for name, value in {"log_k": log_k, **limits}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.get_default_dtype()))
-        repeats = [period / (2 * math.pi) or 1.0 for period in PERIODS]
+        repeats = [period / (2 * math.pi) for period in PERIODS]  # a share of the circle
         self.register_buffer("repeats", torch.tensor(repeats, dtype=torch.get_default_dtype()), persistent=False)
         with torch.no_grad():
             self.presence.bias.fill_(presence_bias - log_k)
@@ -145,11 +145,15 @@ class AIR3DGuide(Half):
 
     @pyro_method
     def q_z_yaw(self, features: Tensor) -> dist.Distribution:
-        """q(z_yaw_t | f_t), on a circle that stands for the turn after which the likeliest kind looks the same."""
+        """q(z_yaw_t | f_t), on a circle that stands for the turn after which the likeliest kind looks the same.
+
+        Even for a kind that looks the same after any turn.
+        """
         *whole, cos, sin, raw = self.yaw(features).unbind(-1)
         share = self.repeats[self.kind(features).argmax(-1)]
         loc = torch.where(share < 1, torch.atan2(sin, cos), torch.atan2(*whole))
-        return Turn(share * loc, share * held(softplus(raw) + 1e-3, self.yaw_limit))
+        scale = share * held(softplus(raw) + 1e-3, self.yaw_limit)
+        return Turn(share * loc, torch.where(share > 0, scale, EVEN))
 
     @pyro_method
     def attend(self, maps: Tensor) -> Tensor:
