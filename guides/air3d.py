@@ -119,6 +119,7 @@ class AIR3DGuide(Half):
         self.register_buffer("repeats", torch.tensor(repeats, dtype=torch.get_default_dtype()), persistent=False)
         with torch.no_grad():
             self.presence.bias.fill_(presence_bias - log_k)
+            self.kind.bias.sub_((self.repeats == 0).float())  # were all taken for spheres, no turn would be learnt
             self.place.weight.mul_(0.1)
             raw = [math.log(math.expm1(scale)) for scale in (place_scale, place_scale, yaw_scale)]
             self.place.bias.copy_(torch.tensor([0.0, 0.0, *raw[:2]]))
