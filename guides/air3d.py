@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 from guides.air import held
 from guides.baselines import NeuralBaseline
 from pplmodels.air import bernoulli_while_present
-from pplmodels.distributions import Turn
+from pplmodels.distributions import Masked, Turn
 from pplmodels.distributions.turn import EVEN
 from pplmodels.nn import mlp, read_window
 from pplmodels.nn.folding import Folded
@@ -192,7 +192,7 @@ class AIR3DGuide(Half):
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
                 there = present > 0
                 infer = {"choice": True, **self.kind_baseline.control(kind_context, features, present)}
-                pyro.sample(f"z_kind_{t}", self.q_z_kind(features).mask(there), infer=infer)
+                pyro.sample(f"z_kind_{t}", Masked(self.q_z_kind(features), there), infer=infer)
                 z_place = pyro.sample(f"z_place_{t}", self.q_z_place(features, seen).mask(there))
                 pyro.sample(f"z_yaw_{t}", self.q_z_yaw(features).mask(there))
                 if t < self.num_steps:

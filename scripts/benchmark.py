@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pyro
 import torch
-from handwritten import HandwrittenStep, air_losses, draw_losses, map_losses, vae_losses, vq_losses
+from handwritten import HandwrittenStep, air3d_losses, air_losses, draw_losses, map_losses, vae_losses, vq_losses
 from pyro.infer import TraceGraph_ELBO
 from torch.utils.flop_counter import FlopCounterMode
 
-from guides import AIRGuide, DRAWGuide, EmptyGuide, MLPGuide, VQGuide
-from pplmodels import AIR, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
+from guides import AIR3DGuide, AIRGuide, DRAWGuide, EmptyGuide, MLPGuide, VQGuide
+from pplmodels import AIR, AIR3D, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
+from pplmodels.data import make_tables
 from pplmodels.files import write_json
 from pplmodels.infer import SVI, adam
 from pplmodels.nn.renderer import KINDS, Renderer
@@ -55,6 +56,10 @@ class Case:
     batches: tuple[int, ...]
 
 
+def _scenes(n: int) -> torch.Tensor:
+    return make_tables(n)[:]
+
+
 def _codes(n: int) -> torch.Tensor:
     return torch.randint(128, (n, 8, 8))
 
@@ -66,6 +71,7 @@ CASES = {
         lambda n: torch.rand(n, 1, 50, 50) * (torch.rand(n, 1, 50, 50) > 0.9),
         (64, 256),
     ),
+    "air3d": Case(lambda: (AIR3D(), AIR3DGuide()), air3d_losses, _scenes, (64,)),
     "vae": Case(_pair_of_nets, vae_losses, lambda n: _bits(n, 1, 28, 28), (128, 512)),
     "draw": Case(_draw_pair, draw_losses, lambda n: _bits(n, 1, 28, 28), (128,)),
     "vq-vae": Case(_vq_pair, vq_losses, lambda n: torch.rand(n, 3, 32, 32).mul(255).round() / 255, (64,)),

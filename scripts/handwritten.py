@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
 
-from pplmodels.air import NEVER
+from pplmodels.air import NEVER, count_logits
+from pplmodels.distributions import Turn
+from pplmodels.distributions.turn import EVEN
 from pplmodels.nn import leash, read_window
+from pplmodels.nn.renderer import KINDS
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -66,6 +69,68 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     surrogate = -log_x.sum() - sum(term.sum() for term in reparameterised)
     downstream = log_x.detach()
     for own, score, baseline in reversed(list(zip(own_costs, scores, baselines, strict=True))):
+        downstream = downstream + own
+        surrogate = surrogate - (score * (downstream - baseline.detach())).sum()
+        surrogate = surrogate + (downstream - baseline).square().sum()
+    return -downstream.sum(), surrogate
+
+
+def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the bound of a batch, and the surrogate with REINFORCE and baselines for presences and kinds."""
+    left, maps, present = x, guide.see(x), x.new_ones(len(x))
+    whole = guide.pool(maps)
+    context, kind_context = guide.baseline.context(whole), guide.kind_baseline.context(whole)
+    solids, costs, kind_costs, reparameterised, scores, kind_scores, baselines, kind_baselines = ([] for _ in range(8))
+    for prior_logit in count_logits(model.log_k, model.num_steps).unbind():
+        seen = guide.attend(maps)
+        features = guide.look(left, seen)
+        baselines.append(guide.baseline(context, features, present))
+        logits = leash(guide.presence(features).squeeze(-1) + guide.log_k, guide.presence_limit)
+        logits = torch.where(present > 0, logits, NEVER)
+        prior_logits = torch.where(present > 0, prior_logit, NEVER)
+        present = torch.bernoulli(logits.detach().sigmoid())
+        log_q = -binary_cross_entropy_with_logits(logits, present, reduction="none")
+        log_p = -binary_cross_entropy_with_logits(prior_logits, present, reduction="none")
+        kind_baselines.append(guide.kind_baseline(kind_context, features, present))
+        logits = guide.kind(features)
+        likeliest = logits.argmax(-1)
+        log_kinds = leash(logits - logits.max(-1, keepdim=True).values, guide.kind_limit).log_softmax(-1)
+        kind = torch.multinomial(log_kinds.detach().exp(), 1)
+        log_q_kind = torch.where(present > 0, log_kinds.gather(-1, kind).squeeze(-1), 0.0)
+        kind_cost = (-math.log(len(KINDS)) * present - log_q_kind).detach()
+        shift, raw = guide.place(features).chunk(2, -1)
+        loc, scale = guide.renderer.standing_at(seen) + shift, softplus(raw) + 1e-3
+        place = _draw(loc, scale)
+        kl = _normal_log_prob(place, loc, scale)
+        kl = kl - _normal_log_prob(place, x.new_zeros(()), x.new_tensor(model.place_scale))
+        *turn, cos, sin, raw = guide.yaw(features).unbind(-1)
+        share = guide.repeats[likeliest]
+        loc = share * torch.where(share < 1, torch.atan2(sin, cos), torch.atan2(*turn))
+        scale = share * leash(softplus(raw) + 1e-3, guide.yaw_limit)
+        q_yaw = Turn(loc, torch.where(share > 0, scale, EVEN), validate_args=False)
+        yaw = q_yaw.rsample()
+        kl = torch.where(present > 0, kl + q_yaw.log_prob(yaw) + LOG_2PI, 0.0)
+        costs.append((log_p - log_q - kl).detach() + kind_cost)
+        kind_costs.append(kind_cost)
+        reparameterised.append(log_p - kl)
+        scores.append(log_q)
+        kind_scores.append(log_q_kind)
+        solids.append((present, kind.squeeze(-1), place, yaw))
+        if len(solids) < model.num_steps:
+            left = guide.clear(left, place)
+            maps = guide.see(left)
+    pres, kind, place, yaw = zip(*solids, strict=True)
+    picture = model.render(
+        *(torch.stack(part, -1) for part in (pres, kind)), torch.stack(place, 1), torch.stack(yaw, -1)
+    )
+    constant = model.pixel_scale.log() + LOG_2PI / 2
+    log_x = (-((x - picture) ** 2) / (2 * model.pixel_scale**2) - constant).flatten(1).sum(-1)
+    surrogate = -log_x.sum() - sum(term.sum() for term in reparameterised)
+    for own, score, baseline in zip(kind_costs, kind_scores, kind_baselines, strict=True):
+        signal = log_x.detach() + own - baseline
+        surrogate = surrogate - (score * signal.detach()).sum() + signal.square().sum()
+    downstream = log_x.detach()
+    for own, score, baseline in reversed(list(zip(costs, scores, baselines, strict=True))):
         downstream = downstream + own
         surrogate = surrogate - (score * (downstream - baseline.detach())).sum()
         surrogate = surrogate + (downstream - baseline).square().sum()

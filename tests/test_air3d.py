@@ -129,6 +129,14 @@ def test_a_choice_that_something_depends_on_is_refused():
         SummedOut_ELBO().loss(model, guide, torch.rand(3, 3, 8, 8))
 
 
+@pytest.mark.parametrize("loss", [TraceGraph_ELBO, NVIL_ELBO])
+def test_the_kind_of_what_is_not_there_has_no_gradient(loss):
+    model, guide = AIR3D(**SIZES), AIR3DGuide(**SIZES, presence_bias=-30.0, presence_limit=60.0)
+    loss().loss_and_grads(model, guide, torch.rand(5, 3, 8, 8))
+    assert guide.presence.weight.grad.abs().max() > 0
+    assert guide.kind.weight.grad.abs().max() == 0
+
+
 def test_stopped_steps_add_nothing(float64):
     model, guide = AIR3D(**SIZES), AIR3DGuide(**SIZES, channels=2, hidden_dim=8)
     x = torch.rand(1, 3, 8, 8)

@@ -2,6 +2,7 @@
 
 from pplmodels.distributions.autoregressive import AutoregressiveCategorical
 from pplmodels.distributions.discretized import DiscretizedLogisticMixture
+from pplmodels.distributions.masked import Masked
 from pplmodels.distributions.turn import Turn
 
-__all__ = ["AutoregressiveCategorical", "DiscretizedLogisticMixture", "Turn"]
+__all__ = ["AutoregressiveCategorical", "DiscretizedLogisticMixture", "Masked", "Turn"]
