@@ -67,7 +67,7 @@ def parser() -> cli.Parser:
     learning.add_argument(
         "--pixel-scale", type=cli.positive_float, default=0.05, help="the likelihood's deviation at the end"
     )
-    learning.add_argument("--count-ratio", type=cli.positive_float, default=1e-40, help="the prior's p(n+1)/p(n)")
+    learning.add_argument("--count-ratio", type=cli.positive_float, default=1e-6, help="the prior's p(n+1)/p(n)")
     return parser
 
 
