@@ -69,8 +69,9 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
     """What would go wrong in training this pair on ``x (B, ...)``, each finding in a sentence; none is an empty list.
 
     Looked at are the halves' names, sites that only one of them has, plates, shapes, supports, log-probabilities that
-    are not finite, parameters that no step would move, and dependencies on discrete values that Pyro has lost sight
-    of, which would bias the gradient of TraceGraph_ELBO. The pair and the random state stay as they are.
+    are not finite, scores of masked values, parameters that no step would move, and dependencies on discrete values
+    that Pyro has lost sight of, which would bias the gradient of TraceGraph_ELBO. The pair and the random state stay
+    as they are.
 
     >>> from guides import MLPGuide
     >>> from pplmodels import MLPVAE
@@ -89,7 +90,7 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
                 return findings
             running = "model, given the guide's samples,"
             guide_trace, model_trace = _run(model, guide, x)
-            findings = list(_values(guide_trace, model_trace))
+            findings = [*_values(guide_trace, model_trace), *_scores(guide_trace)]
             running = "gradient"
             findings += _parameters(model, guide, x)
         except Exception as error:  # whatever a user's program raises is the finding
@@ -141,6 +142,17 @@ def _values(guide_trace: Trace, model_trace: Trace) -> Iterator[str]:
                 yield f"{name} of the {half} has values outside of the support of the model's distribution."
             elif not site["fn"].log_prob(site["value"]).isfinite().all():
                 yield f"{name} of the {half} has log-probabilities that are not finite."
+
+
+def _scores(guide_trace: Trace) -> Iterator[str]:
+    for name, site in random_sites(guide_trace):
+        if not site["fn"].has_rsample:
+            parts = site["fn"].score_parts(site["value"])
+            if ((parts.log_prob == 0) & (parts.score_function != 0)).any():
+                yield (
+                    f"{name} of the guide is masked, but its score function is not, and multiplies all costs "
+                    "downstream: use pplmodels.distributions.Masked instead of .mask()."
+                )
 
 
 def _is_in(distribution, value: Tensor) -> bool:

@@ -46,7 +46,8 @@ class Guide(PyroModule):
         change = self.changes.get
         out = self.linear(x)
         with pyro.plate("images" if change("plate") else "data", len(x), dim=-1):
-            pyro.sample("k", dist.Bernoulli(logits=out[:, 0]))
+            q_k = dist.Bernoulli(logits=out[:, 0])
+            pyro.sample("k", q_k.mask(x[:, 0] > 0) if change("masked") else q_k)
             if change("event"):
                 pyro.sample("z", dist.LogNormal(out[:, 1:], 1.0).to_event(1))
             elif change("support"):
@@ -108,6 +109,7 @@ def test_ours_have_none_either_and_stay_as_they_are(name):
         ({}, {"event": True}, r"z has event shape \(1,\) in the guide and \(\) in the model"),
         ({}, {"support": True}, "z of the guide has values outside of the support"),
         ({}, {"wide": True}, r"z of the guide has batch shape \(4, 4\) for 4 images"),
+        ({}, {"masked": True}, "k of the guide is masked, but its score function is not"),
         ({}, {"unused": True}, "No step would move guide.spare.weight"),
         ({}, {"raises": True}, "The guide cannot be computed: AttributeError"),
         ({"lost": True}, {}, "z of the model depends on k, but Pyro has lost sight of it"),
