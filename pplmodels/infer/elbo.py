@@ -94,12 +94,22 @@ class SummedOut_ELBO(TraceGraph_ELBO):
     dimension of its stops and choices, so it must broadcast over batch dimensions that it does not know. Everything
     else that the guide draws must be reparameterised, and must not depend on a choice, nor on a stop except by being
     masked after it: this is checked while Pyro's validation is on.
+
+    Arguments:
+        choices: whether choices are summed out too. K of them a step make of T steps' T + 1 outcomes 1 + K + ... + K^T.
+            Otherwise they are drawn on the path, and their score functions meet the expected cost over n, with the
+            baselines and learning signals of :class:`NVIL_ELBO`; then what is drawn later may depend on them.
+        ...: Pyro's, by keyword.
     """
+
+    def __init__(self, *, choices: bool = True, **settings):
+        super().__init__(**settings)
+        self.choices = choices
 
     def _get_trace(self, model, guide, args, kwargs) -> tuple[Trace, Trace]:
         path = prune_subsample_sites(trace_path(guide, *args, **kwargs))
         path.compute_score_parts()
-        outcomes = _with_values(path, (stops := Stops(path)).outcomes().values)
+        outcomes = _with_values(path, (stops := Stops(path, self.choices)).outcomes().values)
         model_trace = poutine.trace(poutine.replay(model, trace=outcomes)).get_trace(*args, **kwargs)
         model_trace = prune_subsample_sites(model_trace)
         model_trace.compute_log_prob()
@@ -109,19 +119,34 @@ class SummedOut_ELBO(TraceGraph_ELBO):
         return model_trace, path
 
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
-        stops = Stops(guide_trace)
+        stops = Stops(guide_trace, self.choices)
         _, probs, log_prob = stops.outcomes()
-        bound = -(probs * log_prob).sum()
+        worth, bound = -log_prob, 0.0  # of each outcome, image by image; and of what always counts
         for site in model_trace.nodes.values():
             if site["type"] == "sample":
-                bound = bound + _weighted(site, probs, stops)
-        steps = 0
+                if (term := _by_image(site, stops)) is None:
+                    bound = bound + site["log_prob_sum"]
+                else:
+                    worth = worth + term
+        bound = bound + (probs * worth).sum()
+        summed = {site["name"] for _, site in stops.choices}
+        drawn, steps = [], 0
         for site in guide_trace.nodes.values():
             if is_stop(site):
                 steps += 1
-            elif site["type"] == "sample" and not is_choice(site):
-                bound = bound - _weighted(site, stops.reached(steps), stops)
-        return bound, -bound
+            elif site["type"] == "sample" and site["name"] not in summed:
+                if (term := _by_image(site, stops)) is None:
+                    bound = bound - site["log_prob_sum"]
+                else:
+                    drawn.append((steps, site, stops.reached(steps) * term))
+                    bound = bound - drawn[-1][2].sum()
+        surrogate = bound
+        for number, (step, site, _) in enumerate(drawn):
+            if is_choice(site):
+                later = sum(term for _, _, term in drawn[number:])
+                downstream = (probs[step:] * worth[step:]).sum(0) - later
+                surrogate = surrogate + _score(site, downstream.detach(), stops.reached(step).detach())
+        return bound, -surrogate
 
     def loss(self, model, guide, *args, **kwargs) -> float:
         """Minus the bound, from one path (``num_particles`` of them)."""
@@ -129,12 +154,26 @@ class SummedOut_ELBO(TraceGraph_ELBO):
             return -self._loss_and_surrogate_loss(model, guide, args, kwargs)[0].item()
 
 
-def _weighted(site: dict, weight: Tensor, stops: Stops) -> Tensor:
-    """A site's log-probability times the probability, image by image, of the outcomes in which it counts."""
+def _by_image(site: dict, stops: Stops) -> Tensor | None:
+    """A site's log-probability image by image; None outside of the stops' plates, where it always counts."""
     frames = [frame for frame in stops.sites[0]["cond_indep_stack"] if frame.vectorized]
-    if not set(frames) <= set(site["cond_indep_stack"]):  # outside the stops' plates: it always counts
-        return site["log_prob_sum"]
-    return (weight * MultiFrameTensor((site["cond_indep_stack"], site["log_prob"])).sum_to(frames)).sum()
+    if not set(frames) <= set(site["cond_indep_stack"]):
+        return None
+    return MultiFrameTensor((site["cond_indep_stack"], site["log_prob"])).sum_to(frames)
+
+
+def _score(site: dict, downstream: Tensor, reached: Tensor) -> Tensor:
+    """The surrogate of a choice made with the probability ``reached``; ``downstream`` is what it meets, times that."""
+    cost = downstream / reached.clamp(min=torch.finfo(reached.dtype).tiny)
+    prediction = site["infer"].get("baseline", {}).get("baseline_value", torch.zeros_like(cost))
+    prediction = _shaped_as(cost, prediction)
+    signal = cost - prediction
+    score = site["score_parts"].score_function
+    if "learning_signal" in site["infer"]:
+        keeper = site["infer"]["learning_signal"]["keeper"]
+        keeper.observe(cost, signal.detach(), reached)
+        score = score / keeper.signal_scale()
+    return (reached * (score * signal.detach() - signal.square())).sum()
 
 
 def _check_path(path: Trace, stops: Stops, guide, args: tuple, kwargs: dict) -> None:
@@ -157,9 +196,9 @@ def _check_path(path: Trace, stops: Stops, guide, args: tuple, kwargs: dict) -> 
                 steps, chain = steps + 1, chain + found
                 continue
             path_log_prob = site["log_prob"]
-            if is_choice(site):
+            if name in others:
                 path_log_prob = scale_and_mask(site["fn"].log_prob(others[name]), site["scale"], site["mask"])
-            elif not site["fn"].has_rsample:
+            elif not (site["fn"].has_rsample or is_choice(site)):
                 raise ValueError(f"site {name} is neither a stop nor reparameterised: it cannot be summed out.")
             if not torch.allclose(found, path_log_prob * (steps <= n), rtol=1e-4, atol=1e-3):
                 cause = "a choice, or on the stops" if others else "the stops"

@@ -6,7 +6,8 @@ depend on what is decided there, so one run that never stops, the *path*, passes
 
 A categorical site after a stop, masked like everything there, may be a *choice*, ``infer={"choice": True}``, provided
 that nothing else in the guide depends on it: then the path stands for each of its K values as well, and the chain has
-an outcome for each n and each combination of the choices made up to then.
+an outcome for each n and each combination of the choices made up to then. Where these are too many, choices can be
+left as they have been drawn on the path.
 """
 
 import itertools
@@ -67,15 +68,16 @@ class Stops:
     log_prob        (T+1, *batch)        log q(n | path), scaled and masked as the sites are
     ==============  ===================  ===========================================================
 
-    The chain's sites share a batch shape, usually one plate over the images.
+    The chain's sites share a batch shape, usually one plate over the images. Without ``choices`` there are none, and
+    such sites are like any other that is drawn on the path.
     """
 
-    def __init__(self, path: Trace):
+    def __init__(self, path: Trace, choices: bool = True):
         self.sites, self.choices = [], []
         for site in path.nodes.values():
             if is_stop(site):
                 self.sites.append(site)
-            elif is_choice(site):
+            elif choices and is_choice(site):
                 self.choices.append((len(self.sites), site))
         if not self.sites:
             raise ValueError('the guide marks no site as a stop: give the Bernoulli sites infer={"stop": True}')
