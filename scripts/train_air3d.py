@@ -32,13 +32,14 @@ from pplmodels.training import Run, cli, fit
 from pplmodels.training.checkpoint import FILE
 
 SHOWN = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
+ESTIMATORS = ("summed-out", "reinforce")
 EVALUATED = 500  # held-out pictures that are looked at while training
 CLIP_NORM = 300.0  # of a gradient, nats an image and unit
 # What is annealed while the network learns what a solid is, by thirds of the steps: see docs/air3d.md
 UNSURE, TRYING, SURE = (math.log(1 / p - 1) for p in (0.3, 0.1, 0.003))  # logits of z_pres: at least p either way
 KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # by how much two logits of z_kind can differ
 YAW_NARROW = 1.0  # largest deviation of a yaw, in radians
-SLOWER = 0.3  # the last part's share of the guide's learning rate: sampled decisions have noisier gradients
+SLOWER = 0.3  # the last part's share of the guide's learning rate: sampled kinds have noisier gradients
 BLURRED = 3.0  # the likelihood's deviation begins so many times wider
 
 
@@ -60,6 +61,12 @@ def parser() -> cli.Parser:
         default=2000,
         metavar="N",
         help="steps of each of the two parts before the last, where there are several solids",
+    )
+    learning.add_argument(
+        "--estimator",
+        choices=ESTIMATORS,
+        default=ESTIMATORS[0],
+        help="of the last part, where there are several solids: counts summed out, or sampled as kinds are",
     )
     learning.add_argument("--channels", type=cli.positive_int, default=32, help="of the guide's feature maps")
     learning.add_argument("--hidden", type=cli.positive_int, default=128, help="width of what it knows of a solid")
@@ -110,14 +117,15 @@ def complete(options: argparse.Namespace) -> None:
 
 
 def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> SVI:
-    """The pair for so many solids, and what trains it: one is summed out, several are sampled."""
+    """The pair for so many solids, and what trains it: of one, all is summed out; of several, the kinds are sampled."""
     model_class, guide_class = cli.yours(options, AIR3D, AIR3DGuide)
     log_k = math.log(options.count_ratio)
     sizes = {"image": (options.size, options.size), "num_steps": num_steps, "log_k": log_k}
     model = model_class(**sizes, pixel_scale=options.pixel_scale).to(device)
     guide = guide_class(**sizes, channels=options.channels, hidden_dim=options.hidden).to(device)
     rates = {guide.baseline: options.baseline_lr, guide.kind_baseline: options.baseline_lr}
-    elbo = SummedOut_ELBO() if num_steps == 1 else NVIL_ELBO()
+    sampled = num_steps > 1 and options.estimator == "reinforce"
+    elbo = NVIL_ELBO() if sampled else SummedOut_ELBO(choices=num_steps == 1)
     settings = {"clip_norm": CLIP_NORM, "compile": options.compile and "auto"}
     optim = adam(model, guide, options.lr if num_steps == 1 else SLOWER * options.lr, rates)
     return SVI(model, guide, optim, elbo, **settings, precision=cli.PRECISIONS[options.precision])

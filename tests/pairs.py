@@ -34,6 +34,7 @@ class Pair:
     guide: Callable[[Half], Half]
     batch: Callable[[int], Tensor]
     stops: bool = False  # whether the guide has a chain of stops, which SummedOut_ELBO sums out
+    choices: bool = False  # whether there are choices beside them, which it may sum out or leave
     saved: bool = True  # whether it is made of sizes; parts that a user brings cannot be written down
     # whether replays are equal to the bit: torch's LSTM has a kernel that cannot be traced, and where a tensor is
     # broadcast in several ways autograd may add its gradients up in another order
@@ -79,6 +80,7 @@ PAIRS = {
         guide=lambda model: AIR3DGuide(image=(8, 10), num_steps=2, channels=2, hidden_dim=8),
         batch=lambda n: torch.rand(n, 3, 8, 10),
         stops=True,
+        choices=True,
         exact=False,
     ),
     "vae, of parts": Pair(

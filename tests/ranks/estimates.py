@@ -17,11 +17,17 @@ from pplmodels import ranks
 from pplmodels.infer import NVIL_ELBO, SVI, FreeBits_ELBO, SummedOut_ELBO, adam
 
 IMAGES = 12
-LOSSES = {"nvil": NVIL_ELBO, "summed out": SummedOut_ELBO, "free bits": lambda: FreeBits_ELBO(2.0)}
+LOSSES = {
+    "nvil": NVIL_ELBO,
+    "summed out": SummedOut_ELBO,
+    "stops summed out": lambda: SummedOut_ELBO(choices=False),
+    "free bits": lambda: FreeBits_ELBO(2.0),
+}
 CASES = {
     **{name: (name, "nvil") for name in PAIRS},
     "air, summed out": ("air", "summed out"),
     "air in 3-d, summed out": ("air in 3-d", "summed out"),
+    "air in 3-d, stops summed out": ("air in 3-d", "stops summed out"),
     "ladder vae, free bits": ("ladder vae", "free bits"),
 }
 

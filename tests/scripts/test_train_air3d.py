@@ -15,6 +15,7 @@ TINY = [
     *("--size", "16", "--channels", "4", "--hidden", "8", "--train-scenes", "60", "--test-scenes", "40"),
     *("--batch-size", "8", "--device", "cpu", "--no-compile"),
 ]
+ESTIMATOR = ["--estimator", "reinforce"]
 PARTS = ["--first-steps", "6", "--steps", "4", "--eval-every", "2"]
 
 
@@ -82,14 +83,14 @@ def test_stopped_in_the_first_or_last_part_and_resumed_is_the_same_as_never_stop
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_guide_of_yours_is_trained(script, tmp_path):
+def test_a_guide_of_yours_is_trained_by_the_other_estimator(script, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "import pyro.distributions as dist\nfrom pyro.nn import pyro_method\nfrom guides import AIR3DGuide\n\n\n"
         "class Even(AIR3DGuide):\n    @pyro_method\n    def q_z_kind(self, features):\n"
         "        return dist.Categorical(logits=0 * self.kind(features))\n"
     )
-    script("train_air3d")([*TINY, *PARTS, "--import", str(file), "--out", str(tmp_path / "run")])
+    script("train_air3d")([*TINY, *PARTS, *ESTIMATOR, "--import", str(file), "--out", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run/guide.json").read_text())["class"] == "Even"
 
 
