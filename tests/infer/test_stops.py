@@ -1,5 +1,7 @@
 """Summing a chain of stops out: against enumeration, against sampling, and what is refused."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -8,6 +10,7 @@ from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from pyro.nn import PyroModule
 
+from pplmodels.distributions import Masked
 from pplmodels.infer import SVI, SummedOut_ELBO, gradient_variance
 from pplmodels.infer.stops import Stops, trace_path
 
@@ -106,6 +109,62 @@ def test_means_are_those_of_sampling_and_variances_smaller(float64):
     for loss in (TraceGraph_ELBO(), SummedOut_ELBO()):
         by_name[type(loss)] = gradient_variance(svi(model, guide, loss), (100,), [guide.logits], repeats=200)
     assert by_name[SummedOut_ELBO] < 0.5 * by_name[TraceGraph_ELBO]
+
+
+class Picky(PyroModule):
+    """A guide whose height depends on a choice."""
+
+    def __init__(self):
+        super().__init__("picky_guide")
+        self.go = torch.nn.Parameter(torch.tensor(0.4))
+        self.kind = torch.nn.Parameter(torch.tensor([0.2, -0.5, 0.3]))
+        self.height = torch.nn.Parameter(torch.tensor([0.3, 1.2, 2.2]))
+
+    def forward(self, n):
+        with pyro.plate("data", n):
+            there = pyro.sample("go_1", dist.Bernoulli(logits=self.go.expand(n)), infer={"stop": True}) > 0
+            q_kind = dist.Categorical(logits=self.kind.expand(n, 3))
+            kind = pyro.sample("kind_1", Masked(q_kind, there), infer={"choice": True})
+            pyro.sample("height_1", dist.Normal(self.height[kind], 0.2).mask(there))
+
+
+class Kinds(PyroModule):
+    """One step at most; of which kind it is decides how high."""
+
+    def __init__(self):
+        super().__init__("kinds_model")
+        self.height = torch.nn.Parameter(torch.tensor([0.5, 1.0, 2.0]))
+
+    def forward(self, n):
+        with pyro.plate("data", n):
+            present = pyro.sample("go_1", dist.Bernoulli(torch.full((n,), 0.4)))
+            kind = pyro.sample("kind_1", dist.Categorical(torch.ones(n, 3)).mask(present > 0))
+            height = pyro.sample("height_1", dist.Normal(self.height[kind], 0.3).mask(present > 0))
+            pyro.sample("x", dist.Normal(present * height, 0.5), obs=torch.full((n,), OBSERVED))
+
+
+def test_a_sampled_choice_may_be_depended_on(float64):
+    """Bound and gradient over 40 x 5,000 paths, within 4.5 standard errors of the closed form's."""
+    model, guide = Kinds(), Picky()
+
+    def expected(loc, scale):
+        """log N(h; loc, scale) of a height h of the guide's, for each kind."""
+        return dist.Normal(loc, scale).log_prob(guide.height) - 0.2**2 / (2 * scale**2)
+
+    q, log_pi = dist.Bernoulli(logits=guide.go), guide.kind.log_softmax(0)
+    there, log_p = torch.tensor([0.0, 1.0]), dist.Bernoulli(0.4)
+    chain = log_p.log_prob(there) - q.log_prob(there)
+    entropy = torch.tensor(0.2).log() + math.log(2 * math.pi * math.e) / 2
+    worth = expected(model.height, 0.3) + entropy + expected(torch.tensor(OBSERVED), 0.5) - math.log(3) - log_pi
+    nothing = dist.Normal(0.0, 0.5).log_prob(torch.tensor(OBSERVED))
+    exact = q.log_prob(there).exp() @ (chain + torch.stack([nothing, log_pi.exp() @ worth]))
+    wanted = torch.autograd.grad(exact, [model.height, guide.go, guide.kind, guide.height])
+    wanted = torch.cat([exact.detach()[None], *(g.reshape(-1) for g in wanted)])
+    bounds, gradients = estimates(model, guide, SummedOut_ELBO(choices=False), 5000, 40)
+    found = torch.cat([bounds[:, None], -gradients], 1)
+    error = found.std(0) / 40**0.5
+    assert ((found.mean(0) - wanted).abs() < 4.5 * error).all()
+    assert (wanted.abs() > 9 * error).all()
 
 
 def test_the_outcomes_are_a_distribution(float64):
