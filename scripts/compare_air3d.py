@@ -1,7 +1,8 @@
 """Compare three ways to infer the solids of a trained run's held-out pictures: the guide, supervision, and search.
 
 The guide's network is trained a second time on the true latents. The search optimises the latents of each picture on
-their own from random starts, under the same model. Accuracy and milliseconds a picture go into one table, which ``scripts/results.py tables`` puts into the page.
+their own from random starts, under the same model. Accuracy and milliseconds a picture go into one table, which
+``scripts/results.py tables`` puts into the page.
 """
 
 import argparse

@@ -10,7 +10,7 @@ class Masked(MaskedDistribution):
     """What ``base_dist.mask(mask)`` is, but where it is masked it has no score function either.
 
     Pyro masks the log-probability only. The mean gradient is right, as the score's mean is zero, but each masked value
-    adds its score times all costs downstream of it (of a picture: thousands of nats), which no baseline predicts.
+    adds its score times all costs downstream of it: of a picture, thousands of nats.
 
     Arguments:
         base_dist: a distribution without reparameterised samples.

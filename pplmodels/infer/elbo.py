@@ -163,7 +163,10 @@ def _by_image(site: dict, stops: Stops) -> Tensor | None:
 
 
 def _score(site: dict, downstream: Tensor, reached: Tensor) -> Tensor:
-    """The surrogate of a choice made with the probability ``reached``; ``downstream`` is what it meets, times that."""
+    """The surrogate of a choice, and of its baseline, image by image made with the probability ``reached``.
+
+    ``downstream`` is that times what the choice meets: its mean over the outcomes in which it is made.
+    """
     cost = downstream / reached.clamp(min=torch.finfo(reached.dtype).tiny)
     prediction = site["infer"].get("baseline", {}).get("baseline_value", torch.zeros_like(cost))
     prediction = _shaped_as(cost, prediction)
