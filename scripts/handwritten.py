@@ -27,6 +27,16 @@ def _draw(loc: Tensor, scale: Tensor) -> Tensor:
     return loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
 
 
+def _reinforced(surrogate, log_x, costs, scores, baselines) -> tuple[Tensor, Tensor]:
+    """Minus the bound, and the surrogate with the scores of presences: each meets all costs from its own on."""
+    downstream = log_x.detach()
+    for own, score, baseline in reversed(list(zip(costs, scores, baselines, strict=True))):
+        downstream = downstream + own
+        surrogate = surrogate - (score * (downstream - baseline.detach())).sum()
+        surrogate = surrogate + (downstream - baseline).square().sum()
+    return -downstream.sum(), surrogate
+
+
 def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     """Minus the bound of a batch, and the surrogate with REINFORCE and baselines."""
     embedding = guide.embed(x.flatten(-3))
@@ -67,12 +77,7 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     constant = math.log(model.pixel_scale) + LOG_2PI / 2
     log_x = (-((x - canvas) ** 2) / (2 * model.pixel_scale**2) - constant).flatten(1).sum(-1)
     surrogate = -log_x.sum() - sum(term.sum() for term in reparameterised)
-    downstream = log_x.detach()
-    for own, score, baseline in reversed(list(zip(own_costs, scores, baselines, strict=True))):
-        downstream = downstream + own
-        surrogate = surrogate - (score * (downstream - baseline.detach())).sum()
-        surrogate = surrogate + (downstream - baseline).square().sum()
-    return -downstream.sum(), surrogate
+    return _reinforced(surrogate, log_x, own_costs, scores, baselines)
 
 
 def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,12 +134,7 @@ def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     for own, score, baseline in zip(kind_costs, kind_scores, kind_baselines, strict=True):
         signal = log_x.detach() + own - baseline
         surrogate = surrogate - (score * signal.detach()).sum() + signal.square().sum()
-    downstream = log_x.detach()
-    for own, score, baseline in reversed(list(zip(costs, scores, baselines, strict=True))):
-        downstream = downstream + own
-        surrogate = surrogate - (score * (downstream - baseline.detach())).sum()
-        surrogate = surrogate + (downstream - baseline).square().sum()
-    return -downstream.sum(), surrogate
+    return _reinforced(surrogate, log_x, costs, scores, baselines)
 
 
 def vae_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
