@@ -27,6 +27,17 @@ def _draw(loc: Tensor, scale: Tensor) -> Tensor:
     return loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
 
 
+def _decided(guide, features: Tensor, present: Tensor, prior_logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z_pres, drawn from the guide where the last one was 1, and its log-probabilities in model and guide."""
+    logits = leash(guide.presence(features).squeeze(-1) + guide.log_k, guide.presence_limit)
+    logits = torch.where(present > 0, logits, NEVER)
+    prior_logits = torch.where(present > 0, prior_logit, NEVER)
+    present = torch.bernoulli(logits.detach().sigmoid())
+    log_q = -binary_cross_entropy_with_logits(logits, present, reduction="none")
+    log_p = -binary_cross_entropy_with_logits(prior_logits, present, reduction="none")
+    return present, log_p, log_q
+
+
 def _reinforced(surrogate, log_x, costs, scores, baselines) -> tuple[Tensor, Tensor]:
     """Minus the bound, and the surrogate with the scores of presences: each meets all costs from its own on."""
     downstream = log_x.detach()
@@ -49,12 +60,7 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
         state = guide.lstm(gates, z, state)
         features = guide.predict(state[0])
         baselines.append(guide.baseline(context, state[0], present))
-        logits = leash(guide.presence(features).squeeze(-1) + guide.log_k, guide.presence_limit)
-        logits = torch.where(present > 0, logits, NEVER)
-        prior_logits = torch.where(present > 0, prior_logit, NEVER)
-        present = torch.bernoulli(logits.detach().sigmoid())
-        log_q = -binary_cross_entropy_with_logits(logits, present, reduction="none")
-        log_p = -binary_cross_entropy_with_logits(prior_logits, present, reduction="none")
+        present, log_p, log_q = _decided(guide, features, present, prior_logit)
         loc, raw = guide.where(features).chunk(2, -1)
         scale = softplus(raw)
         where = _draw(loc, scale)
@@ -90,12 +96,7 @@ def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
         seen = guide.attend(maps)
         features = guide.look(left, seen)
         baselines.append(guide.baseline(context, features, present))
-        logits = leash(guide.presence(features).squeeze(-1) + guide.log_k, guide.presence_limit)
-        logits = torch.where(present > 0, logits, NEVER)
-        prior_logits = torch.where(present > 0, prior_logit, NEVER)
-        present = torch.bernoulli(logits.detach().sigmoid())
-        log_q = -binary_cross_entropy_with_logits(logits, present, reduction="none")
-        log_p = -binary_cross_entropy_with_logits(prior_logits, present, reduction="none")
+        present, log_p, log_q = _decided(guide, features, present, prior_logit)
         kind_baselines.append(guide.kind_baseline(kind_context, features, present))
         logits = guide.kind(features)
         likeliest = logits.argmax(-1)

@@ -1,6 +1,8 @@
 """Angles."""
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -27,7 +29,7 @@ class Turn(TorchDistribution):
         scale: deviation before wrapping, in radians.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012 - as in torch
+    arg_constraints: ClassVar[dict] = {"loc": constraints.real, "scale": constraints.positive}
     support = constraints.interval(-math.pi - 1e-6, math.pi + 1e-6)  # up to rounding
     has_rsample = True
 
@@ -48,9 +50,9 @@ class Turn(TorchDistribution):
         """The likeliest angle."""
         return wrapped(self.loc)
 
-    def rsample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008 - as in torch
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """A sample, ``(*sample_shape, *batch_shape)``, whose slope in ``loc`` is 1."""
-        zeros = self.loc.new_zeros(self._extended_shape(sample_shape))
+        zeros = self.loc.new_zeros(self._extended_shape(torch.Size(sample_shape)))
         return wrapped(self.loc + self.scale.clamp(max=EVEN) * torch.normal(zeros, zeros + 1))
 
     def log_prob(self, value: Tensor) -> Tensor:

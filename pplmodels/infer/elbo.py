@@ -38,15 +38,11 @@ class NVIL_ELBO(TraceGraph_ELBO):
             signal = site["infer"].get("learning_signal")
             if signal is None:
                 continue
-            options = dict(site["infer"].get("baseline", {}))
+            prediction, score = _normalised(site, cost, _shaped_as(cost, signal["active"]))
+            options = site["infer"].get("baseline", {})
             if "baseline_value" in options:  # one prediction may serve all particles
-                options["baseline_value"] = _shaped_as(cost, options["baseline_value"])
-                site["infer"] = {**site["infer"], "baseline": options}
-            prediction = options.get("baseline_value", torch.zeros_like(cost)).detach()
-            keeper = signal["keeper"]
-            keeper.observe(cost, cost - prediction, _shaped_as(cost, signal["active"]))
-            score = site["score_parts"]
-            site["score_parts"] = score._replace(score_function=score.score_function / keeper.signal_scale())
+                site["infer"] = {**site["infer"], "baseline": {**options, "baseline_value": prediction}}
+            site["score_parts"] = site["score_parts"]._replace(score_function=score)
         return super()._loss_and_surrogate_loss_particle(model_trace, guide_trace)
 
 
@@ -168,14 +164,8 @@ def _score(site: dict, downstream: Tensor, reached: Tensor) -> Tensor:
     ``downstream`` is that times what the choice meets: its mean over the outcomes in which it is made.
     """
     cost = downstream / reached.clamp(min=torch.finfo(reached.dtype).tiny)
-    prediction = site["infer"].get("baseline", {}).get("baseline_value", torch.zeros_like(cost))
-    prediction = _shaped_as(cost, prediction)
+    prediction, score = _normalised(site, cost, reached)
     signal = cost - prediction
-    score = site["score_parts"].score_function
-    if "learning_signal" in site["infer"]:
-        keeper = site["infer"]["learning_signal"]["keeper"]
-        keeper.observe(cost, signal.detach(), reached)
-        score = score / keeper.signal_scale()
     return (reached * (score * signal.detach() - signal.square())).sum()
 
 
@@ -239,6 +229,17 @@ def _downstream_costs(model_trace: Trace, guide_trace: Trace) -> dict[str, Tenso
                     costs[name].add((site["cond_indep_stack"], term))
     with torch.no_grad():
         return {name: cost.sum_to(guide_trace.nodes[name]["cond_indep_stack"]) for name, cost in costs.items()}
+
+
+def _normalised(site: dict, cost: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """A site's prediction of a cost, and its score over the running deviation of what the prediction misses."""
+    prediction = _shaped_as(cost, site["infer"].get("baseline", {}).get("baseline_value", torch.zeros_like(cost)))
+    score = site["score_parts"].score_function
+    if "learning_signal" in site["infer"]:
+        keeper = site["infer"]["learning_signal"]["keeper"]
+        keeper.observe(cost, cost - prediction.detach(), active)
+        score = score / keeper.signal_scale()
+    return prediction, score
 
 
 def _shaped_as(cost: Tensor, value: Tensor) -> Tensor:
