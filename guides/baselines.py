@@ -1,6 +1,7 @@
 """Control variates for discrete sites (NVIL: Mnih & Gregor 2014, arXiv 1402.0030, section 2.3)."""
 
 import torch
+from pyro.poutine.runtime import get_plates
 from torch import Tensor, nn
 
 from pplmodels.nn import mlp
@@ -54,7 +55,7 @@ class NeuralBaseline(nn.Module):
 
     def control(self, context: Tensor, state: Tensor, active: Tensor) -> dict:
         """The ``infer`` argument of the choice's ``pyro.sample``: the prediction, and who keeps the moments."""
-        value = self(context, state, active)
+        value = _in_plates(self(context, state, active))
         return {"baseline": {"baseline_value": value}, "learning_signal": {"keeper": self, "active": active}}
 
     @torch.no_grad()
@@ -77,3 +78,10 @@ class NeuralBaseline(nn.Module):
     def signal_scale(self) -> Tensor:
         """What a learning signal is divided by: its running deviation, at least 1 nat (NVIL, section 2.3.3)."""
         return self.signal_var.sqrt().clamp(min=1)
+
+
+def _in_plates(value: Tensor) -> Tensor:
+    """The value in the shape of the plates around it, of particles for one, which it need not depend on."""
+    sizes = {-plate.dim: plate.size for plate in get_plates() if plate.dim is not None}
+    shape = [sizes.get(place, 1) for place in range(max(sizes, default=0), 0, -1)]
+    return value.expand(torch.broadcast_shapes(value.shape, shape)) if len(shape) > value.dim() else value

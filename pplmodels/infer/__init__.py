@@ -7,9 +7,9 @@ from pplmodels.infer.elbo import NVIL_ELBO, FreeBits_ELBO, SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.normalisation import settle_batch_norm
 from pplmodels.infer.optim import adam, learning_rates
-from pplmodels.infer.replay import CannotCompile
 from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear
 from pplmodels.infer.svi import SVI
+from pplmodels.infer.tracing import CannotCompile
 
 __all__ = [
     "NVIL_ELBO",

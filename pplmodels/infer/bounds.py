@@ -49,7 +49,7 @@ def compiled_log_probs(
         with pyro.validation_enabled(False):
             return log_probs(model, guide, x, samples)
 
-    return Replay(program, (model, guide), fallback=fallback)
+    return Replay(program, lambda: {"model": model, "guide": guide}, fallback)
 
 
 def without_step(site: str) -> str:

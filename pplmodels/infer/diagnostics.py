@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pplmodels.infer.state import Snapshot, modules_of, state_of
+from pplmodels.infer.state import Snapshot, State
 from pplmodels.infer.svi import SVI
 
 
@@ -18,10 +18,12 @@ def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repea
     """
     learned = svi.parameters()
     chosen = [i for i, p in enumerate(learned) if any(p is q for q in parameters)]
-    before = Snapshot(state_of(modules_of((svi.model, svi.guide)), learned))
+    state = State({"model": svi.model, "guide": svi.guide, "parameters": learned})
+    before = Snapshot(state.tensors, state.generators)
     estimates = []
     for _ in range(repeats):
         _, images, gradients = svi.gradients(*args)
         estimates.append(torch.cat([(gradients[i] / images).flatten() for i in chosen if gradients[i] is not None]))
+    state.restore_bindings()
     before.restore()
     return float(torch.stack(estimates).var(0).sum())

@@ -12,25 +12,37 @@ FILLS = {  # of their argument they use the shape, which a graph fixes
     aten.new_ones.default: torch.ones,
     aten.ones_like.default: torch.ones,
 }
+LIFTS = (aten.lift_fresh.default, aten.lift_fresh_copy.default)
+# They write to the running mean and variance, their fourth and fifth argument, and their schemas do not say so.
+BATCH_NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
 RESHAPES = (aten.expand.default, aten.view.default, aten._unsafe_view.default)
 
 
-def simplified(module: GraphModule) -> GraphModule:
-    """The same graph without no-ops, repeated operations, results nobody reads, and with constants computed once."""
+def simplified(module: GraphModule, inputs: list[torch.Tensor]) -> tuple[GraphModule, list[int]]:
+    """The same graph without no-ops, repeated operations, results nobody reads, and with constants computed once.
+
+    ``inputs`` are the tensors that it was traced with. Those that nothing reads or writes are removed from its inputs;
+    the places of the others are returned too.
+    """
     graph = module.graph
     for node in list(graph.nodes):
         if (same := _equal_argument(node)) is not None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
-    written = _written_storage(graph)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    written = _written_storage(graph, _same_memory(placeholders, inputs))
     _fold_constants(module, written)
     _share_repeated(graph, written)
     for node in reversed(list(graph.nodes)):
         if node.op in ("call_function", "get_attr") and not node.users and not _has_effect(node):
             graph.erase_node(node)
+    used = [index for index, node in enumerate(placeholders) if node.users]
+    for node in placeholders:
+        if not node.users:
+            graph.erase_node(node)
     graph.lint()
     module.recompile()
-    return module
+    return module, used
 
 
 def _equal_argument(node: Node) -> Node | None:
@@ -53,7 +65,18 @@ def _has_effect(node: Node) -> bool:
     """Whether a call changes one of its arguments or a random generator."""
     if node.op != "call_function" or _schema(node) is None:
         return node.op in ("placeholder", "output")
-    return _schema(node).is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags
+    return bool(_writes(node)) or torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _writes(node: Node) -> set[Node]:
+    """The arguments that a call writes to."""
+    if node.op != "call_function" or _schema(node) is None:
+        return set()
+    if node.target in BATCH_NORMS:
+        return _nodes_in(node.args[3:5]) if node.args[5] else set()
+    given = {a.name: value for a, value in zip(_schema(node).arguments, node.args, strict=False)} | node.kwargs
+    written = [a.name for a in _schema(node).arguments if a.alias_info is not None and a.alias_info.is_write]
+    return set().union(*(_nodes_in(given.get(name, ())) for name in written))
 
 
 def _may_alias(node: Node) -> bool:
@@ -65,22 +88,24 @@ def _may_alias(node: Node) -> bool:
     return any(result.alias_info is not None for result in _schema(node).returns)
 
 
-def _written_storage(graph: Graph) -> set[Node]:
+def _same_memory(placeholders: list[Node], inputs: list[torch.Tensor]) -> list[set[Node]]:
+    """The inputs that share memory, group by group."""
+    groups: dict[int, set[Node]] = {}
+    for node, tensor in zip(placeholders, inputs, strict=True):
+        groups.setdefault(tensor.untyped_storage().data_ptr(), set()).add(node)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _written_storage(graph: Graph, same_memory: list[set[Node]]) -> set[Node]:
     """Nodes whose storage some operation writes to: written nodes, what they are views of, and views of those."""
-    written: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and _schema(node) is not None and _schema(node).is_mutable:
-            for argument, value in zip(_schema(node).arguments, node.args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    written |= _nodes_in(value)
+    written: set[Node] = set().union(*map(_writes, graph.nodes))
     size = -1
     while size != len(written):
         size = len(written)
-        for node in graph.nodes:
-            if _may_alias(node):
-                family = {node, *node.all_input_nodes}
-                if family & written:
-                    written |= family
+        families = [{node, *node.all_input_nodes} for node in graph.nodes if _may_alias(node)]
+        for family in (*families, *same_memory):
+            if family & written:
+                written |= family
     return written
 
 
@@ -91,12 +116,16 @@ def _nodes_in(value) -> set[Node]:
 
 
 def _fold_constants(module: GraphModule, written: set[Node]) -> None:
-    """Compute once, now, what depends on no input, no random generator and no storage that is written to."""
+    """Compute once, now, what depends on no input, no random generator and no storage that is written to.
+
+    A tensor that was met while tracing and is no input is a constant only where the program made it from Python
+    numbers; torch then "lifts" it. Any other belongs to somebody who may write to it.
+    """
     graph = module.graph
     values: dict[Node, object] = {}
     for node in graph.nodes:
-        if node.op == "get_attr" and node not in written:
-            values[node] = getattr(module, node.target)
+        if node.target in LIFTS and node.args[0].op == "get_attr" and not {node, node.args[0]} & written:
+            values[node] = getattr(module, node.args[0].target).clone()
             continue
         fixed = node.op == "call_function" and not _has_effect(node) and node not in written
         if fixed and node.target in FILLS and "val" in node.meta:

@@ -1,35 +1,101 @@
-"""An ELBO's value and its gradient estimator as tensors, for every ELBO of Pyro that has them."""
+"""An objective's value and its gradient estimator as tensors, for every one that Pyro's SVI takes."""
 
+from collections.abc import Callable
 from unittest.mock import patch
 
+import torch
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    ReweightedWakeSleep,
+)
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-
-def is_differentiable(elbo: ELBO) -> bool:
-    """Whether :func:`loss_and_surrogate` knows the ELBO."""
-    return any(hasattr(elbo, name) for name in ("_loss_and_surrogate_loss", "differentiable_loss"))
-
-
-def stays_on_device(elbo: ELBO) -> bool:
-    """Whether its value and surrogate are computed without reading numbers back, as compiling needs."""
-    return any(hasattr(elbo, name) for name in ("_loss_and_surrogate_loss", "_differentiable_loss_particle"))
+JITTED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
+# The methods that give gradients. Where a class and its base class have different ones, the class's own are meant.
+SURROGATE = ("_loss_and_surrogate_loss", "_loss_and_surrogate_loss_particle")  # TraceGraph_ELBO and its kind
+PARTICLE = ("_differentiable_loss_particle",)  # Trace_ELBO and its kind
+DIFFERENTIABLE = ("differentiable_loss",)
+OWN = ("loss_and_grads",)
 
 
-def loss_and_surrogate(elbo: ELBO, model, guide, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+def check_objective(objective) -> None:
+    """Raise ValueError for what SVI has no use for."""
+    name = type(objective).__name__
+    if isinstance(objective, JITTED):
+        raise ValueError(
+            f"{name} keeps its parameters in Pyro's store: use {name.removeprefix('Jit')}, and compile=True"
+        )
+    if isinstance(objective, ReweightedWakeSleep):
+        raise ValueError(f"{name} has two losses, and a step returns one: use it with pyro.infer.SVI")
+    if not (isinstance(objective, ELBO) and _kind(objective)) and (
+        isinstance(objective, ELBO) or not callable(objective)
+    ):
+        raise ValueError(
+            f"{name} has no gradients: loss is an ELBO of Pyro or a function of model, guide and arguments"
+        )
+
+
+def stays_on_device(objective) -> bool:
+    """Whether value and surrogate are computed without reading numbers back, as compiling needs."""
+    return not isinstance(objective, ELBO) or _kind(objective) in (SURROGATE, PARTICLE)
+
+
+def has_own_gradients(objective) -> bool:
+    """Whether the objective accumulates gradients by itself (:func:`loss_of_own_gradients`)."""
+    return isinstance(objective, ELBO) and _kind(objective) is OWN
+
+
+def loss_and_surrogate(objective, model, guide, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
     """Minus the bound, and a scalar whose gradients are the estimator's."""
-    if hasattr(elbo, "_loss_and_surrogate_loss"):  # TraceGraph_ELBO
-        bound, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
+    kind = _kind(objective) if isinstance(objective, ELBO) else None
+    if kind is SURROGATE:
+        bound, surrogate = objective._loss_and_surrogate_loss(model, guide, args, kwargs)
         return -bound, surrogate
-    if hasattr(elbo, "_differentiable_loss_particle"):  # Trace_ELBO, TraceMeanField_ELBO
+    if kind is PARTICLE:
         loss, surrogate = 0.0, 0.0
-        particle = elbo._differentiable_loss_particle
+        particle = objective._differentiable_loss_particle
         # Trace_ELBO reads every site's value back to the host only to add it up: let it add tensors
         with patch.dict(particle.__func__.__globals__, torch_item=lambda value: value):
-            for traces in elbo._get_traces(model, guide, args, kwargs):
+            for traces in objective._get_traces(model, guide, args, kwargs):
                 terms = particle(*traces)
-                loss = loss + terms[0].detach() / elbo.num_particles
-                surrogate = surrogate + terms[1] / elbo.num_particles
+                loss = loss + _detached(terms[0]) / objective.num_particles
+                surrogate = surrogate + terms[1] / objective.num_particles
         return loss, surrogate
-    loss = elbo.differentiable_loss(model, guide, *args, **kwargs)
+    call: Callable = objective if kind is None else objective.differentiable_loss
+    loss = call(model, guide, *args, **kwargs)
     return loss, loss
+
+
+def value_of(objective, model, guide, args: tuple, kwargs: dict) -> Tensor | float:
+    """Minus the bound, without gradients."""
+    if isinstance(objective, ELBO) and _kind(objective) not in (SURROGATE, PARTICLE):
+        return objective.loss(model, guide, *args, **kwargs)
+    return loss_and_surrogate(objective, model, guide, args, kwargs)[0]
+
+
+def _detached(value):
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def loss_of_own_gradients(
+    objective, model, guide, args: tuple, kwargs: dict, parameters: list[Tensor]
+) -> tuple[float, tuple[Tensor | None, ...]]:
+    """The loss of an objective that calls ``backward`` by itself, and the gradients it left at the parameters."""
+    for parameter in parameters:
+        parameter.grad = None
+    with torch.enable_grad():
+        loss = objective.loss_and_grads(model, guide, *args, **kwargs)
+    return loss, tuple(parameter.grad for parameter in parameters)
+
+
+def _kind(objective: ELBO) -> tuple[str, ...] | None:
+    """Which of its methods give the gradients: the ones of its most derived class that has any."""
+    for cls in type(objective).__mro__:
+        for names in (SURROGATE, PARTICLE, DIFFERENTIABLE, OWN):
+            if any(name in vars(cls) for name in names):
+                return names
+    return None

@@ -1,256 +1,462 @@
 """Tracing a program into a flat graph of tensor operations once, and replaying that."""
 
-import traceback
+import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import pyro
+import numpy as np
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pplmodels.generators import generator_states
 from pplmodels.infer.graph import simplified
-from pplmodels.infer.state import Snapshot, modules_of, state_of
+from pplmodels.infer.state import Snapshot, State
+from pplmodels.infer.tracing import CannotCompile, explained, line_that_draws, modules_that_run, refusing
 
 MANY = 16  # graphs kept, and traces after which one is told that tracing keeps happening
-SCALARS = (bool, int, float, str, type(None))
-
-
-class CannotCompile(RuntimeError):
-    """A program whose operations depend on values; the message names the line or the difference."""
+ARRAY = 64  # entries of an argument's NumPy array that may be part of a signature
+HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
 
 
 class Replay:
     """A program that runs as a flat graph after its first call with given shapes.
 
-    ``program(*args)`` may use Pyro, autograd and modules; it returns tensors, and values that the signature fixes, in
-    any nesting. The first call with a new *signature* runs it under
+    ``program(*args, **kwargs)`` may use Pyro, autograd and modules; it returns tensors, and values that the signature
+    fixes, in any nesting. The first call with a new *signature* runs the program itself, and then traces it under
     :func:`torch.fx.experimental.proxy_tensor.make_fx`, which records every tensor operation, those of autograd
-    included; from then on the operations run by themselves, without Python modules, Pyro, provenance or autograd.
-    Parameters, buffers and tensor arguments are the graph's inputs, read anew at each call; random operations draw from
-    the global generators, in the order of the program; in-place changes of buffers are operations like others.
+    included; from the second call on the operations run by themselves, without Python modules, Pyro, provenance or
+    autograd. Every tensor that can be reached from the arguments and ``roots``
+    (:class:`pplmodels.infer.state.State`) is an input of the graph, read anew at each call. Random operations draw from
+    the generators, in the order of the program. In-place changes of tensors are operations like others; where the
+    program puts another tensor in the place of one, the graph writes into that one.
 
-    The signature holds whatever would change the graph: shape, dtype and device of every tensor argument, parameter
-    and buffer; the value of every other argument; which parameters are frozen; for every module its identity,
-    its train/eval mode and its plain attributes (numbers, strings, tuples of them). A change makes a new graph.
+    The signature holds everything else that can be reached, the shape, dtype and device of every tensor, which tensors
+    are the same, and torch's global settings. A change makes a new graph.
 
-    Each new graph is run once against the program itself, from the same state and under another seed than it was
-    traced with, so that a value which was baked in shows. What differs, or cannot be traced, raises
-    :class:`CannotCompile`; with ``fallback`` the program then runs as it is, after one warning.
+    A new graph is compared with the program from the same state, under another seed than it was traced with; then again
+    at its second call, fourth, eighth and so on, each time with that call's arguments, so that what the signature does
+    not show (a generator, a file, an object of C) is found too. Results, changes of tensors and the numbers drawn must
+    agree up to rounding, which is tried under two seeds before it is said that they do not. What differs, or cannot be
+    traced, raises :class:`CannotCompile` with everything as it was before the call; with ``fallback`` the program runs
+    as it is from there on, after one warning.
 
     Arguments:
         program: what to replay.
-        modules: the modules whose parameters and buffers it reads, or callables that hold them.
-        tensors: further tensors that it reads, such as an optimizer's parameters.
+        roots: gives the objects that it reads, by name; what they are may change from call to call.
         fallback: run the program itself where it cannot be compiled.
         tolerance: by which graph and program may differ, of the largest entry (sums are taken in another order);
             None for what float32 and float64 round.
     """
 
     def __init__(
-        self, program: Callable, modules=(), tensors=(), fallback: bool = False, tolerance: float | None = None
+        self,
+        program: Callable,
+        roots: Callable[[], Mapping[str, object]],
+        fallback: bool = False,
+        tolerance: float | None = None,
     ):
-        self.program = program
-        self.tensors = tuple(tensors)
+        self.program, self.roots = program, roots
         self.fallback, self.tolerance = fallback, tolerance
-        self.roots = tuple(modules)
         self.graphs: dict[tuple, _Graph | None] = {}
         self.traces = 0
-        self._last_signature: tuple | None = None
+        self._found: list[nn.Module] = []  # modules that run and cannot be reached otherwise
+        self._rooted: dict[str, object] = {}
+        self._state: State | None = None
+        self._numbers: dict[tuple, int] = {}
+        self._numbered, self._number = None, 0
+        self._last: tuple[State, State] | None = None
+        self._warned = self._told = False
 
-    def __call__(self, *args):
-        """The program's result for ``args``, detached; on CUDA it is overwritten by the next call."""
-        leaves, spec = tree_flatten(args)
-        modules = modules_of(self.roots)
-        state = state_of(modules, self.tensors)
-        signature = self._signature(leaves, spec, state, modules)
-        if signature not in self.graphs:
-            self._tell_why(signature)
-            if len(self.graphs) >= MANY:
-                self.graphs.pop(next(iter(self.graphs)))
-            self.graphs[signature] = self._trace(args, leaves, state)
-        graph = self.graphs[signature]
-        return self.program(*args) if graph is None else graph(leaves, state)
+    def __call__(self, *args, **kwargs):
+        """The program's result, detached; on CUDA it is overwritten by the next call."""
+        if _PYRO_STACK or torch.is_anomaly_enabled():
+            return self._uncompiled(_surroundings_refused(), args, kwargs)
+        state = self._current()
+        arguments = State(_named(args, kwargs), known=state)
+        if arrays := arguments.large_arrays(ARRAY):
+            return self._uncompiled(_arrays_refused(arrays), args, kwargs)
+        key = self._key(state, arguments)
+        if key not in self.graphs:
+            return self._first(state, arguments, args, kwargs)
+        if (graph := self.graphs[key]) is None:
+            return self.program(*args, **kwargs)
+        graph.calls += 1
+        if graph.calls & (graph.calls - 1) == 0:
+            return self._compared(graph, key, state, arguments, args, kwargs)
+        return graph(state.tensors, arguments.tensors)
 
-    def _signature(self, leaves: list, spec, state: list[Tensor], modules: list[nn.Module]) -> tuple:
-        return (
-            ("arguments", repr(spec), *map(_kind, leaves)),
-            # a CUDA graph holds addresses: a tensor that has moved makes a new one
-            ("parameters and buffers", *((_kind(t), t.data_ptr() if t.is_cuda else 0) for t in state)),
-            ("modules", *map(_mode, modules)),
-            ("settings", torch.get_default_dtype(), torch.is_autocast_enabled()),
-        )
+    def _uncompiled(self, error: CannotCompile, args: tuple, kwargs: dict):
+        self._give_up(error)
+        return self.program(*args, **kwargs)
 
-    def _tell_why(self, signature: tuple) -> None:
-        """After many traces, name the part of the signature that keeps changing."""
-        self.traces += 1
-        if self.traces > MANY:
-            changed = [new[0] for new, old in zip(signature, self._last_signature, strict=True) if new != old]
-            warnings.warn(
-                f"this program has been traced {self.traces} times, now because of its {' and '.join(changed)}: "
-                "keep their shapes and plain values the same from call to call, and pass what varies as tensors.",
-                stacklevel=4,
-            )
-        self._last_signature = signature
+    def _give_up(self, error: CannotCompile) -> None:
+        """Raise, or warn once that the program runs as it is."""
+        if not self.fallback:
+            raise error
+        if not self._warned:
+            warnings.warn(f"{error} It runs uncompiled.", stacklevel=2)
+        self._warned = True
 
-    def _trace(self, args: tuple, leaves: list, state: list[Tensor]) -> "_Graph | None":
-        before = Snapshot(state)
+    def _current(self) -> State:
+        """The state of what the program reads, walked again only where something was rebound."""
+        roots = dict(self.roots())
+        same = self._state is not None and len(roots) == len(self._rooted)
+        same = same and all(roots[name] is self._rooted.get(name) for name in roots)
+        if not (same and self._state.unchanged()):
+            self._rooted, self._state = roots, self._walk(roots)
+        return self._state
+
+    def _walk(self, roots: Mapping[str, object] | None = None) -> State:
+        roots = dict(self.roots()) if roots is None else roots
+        hidden = {f"a hidden {type(module).__name__}": module for module in self._found}
+        return State({**roots, **hidden, "torch's global hooks": HOOKS})
+
+    def _key(self, state: State, arguments: State) -> tuple:
+        if state is not self._numbered:  # a number stands for a signature, which is long
+            self._numbered, self._number = state, self._numbers.setdefault(state.signature, len(self._numbers))
+        return self._number, arguments.signature, _settings()
+
+    def _first(self, state: State, arguments: State, args: tuple, kwargs: dict):
+        """Run the program itself, then make its graph, from the state in which the program leaves other objects alone.
+
+        A first run may make what later ones find: lazy parameters, caches, an AutoGuide's sites.
+        """
+        self._tell_why(state, arguments)
+        start = Snapshot([*state.tensors, *arguments.tensors], state.generators)
+        with modules_that_run() as ran:
+            results = _detached(self.program(*args, **kwargs))
+        known = {id(module) for module in self._found}
+        self._found += [m for m in ran if not state.holds(m) and id(m) not in known]
+        settled = self._walk()
+        end = Snapshot([*settled.tensors, *arguments.tensors], settled.generators)
+        base = settled
+        if settled.signature == state.signature:
+            base = state
+            state.restore_bindings()
+            start.restore()
+        else:
+            arguments = State(_named(args, kwargs), known=settled)
         try:
-            graph = _Graph(self.program, args, leaves, state)
-            before.restore()
-            _check(graph, self.program, args, leaves, state, self.tolerance)
-            if all(tensor.is_cuda for tensor in (*state, *graph._inputs(leaves))):
-                graph.capture(leaves, state)
+            graph = self._traced(base, arguments, args, kwargs)
         except CannotCompile as error:
             if not self.fallback:
+                state.restore_bindings()
+                start.restore()
                 raise
-            warnings.warn(f"{error} It runs uncompiled.", stacklevel=4)
-            return None
+            self._give_up(error)
+            graph = None
+        settled.restore_bindings()
+        end.restore()
+        self._state = settled
+        self._keep(self._key(base, arguments), graph)
+        return results
+
+    def _keep(self, key: tuple, graph: "_Graph | None") -> None:
+        if len(self.graphs) >= MANY:
+            self.graphs.pop(next(iter(self.graphs)))
+        if len(self._numbers) > 4 * MANY:
+            self._numbers = {state: number for state, number in self._numbers.items() if number >= key[0] - MANY}
+        self.graphs[key] = graph
+
+    def _traced(self, state: State, arguments: State, args: tuple, kwargs: dict) -> "_Graph":
+        """The graph from a state, compared with the program; the state is left as it was."""
+        before = Snapshot([*state.tensors, *arguments.tensors], state.generators)
+        try:
+            torch.manual_seed(torch.initial_seed() + 1)
+            self._outcome(state, arguments, args, kwargs)  # raises where a graph could not be right
+            state.restore_bindings()
+            before.restore()
+            torch.manual_seed(torch.initial_seed() + 1)
+            graph = _Graph(self.program, args, kwargs, state, arguments, self._walk)
+            state.restore_bindings()
+            before.restore()
+            self._compare(graph, state, arguments, args, kwargs, (2, 3))
+            if all(tensor.is_cuda for tensor in graph.chosen(state.tensors, arguments.tensors)):
+                graph.capture(state.tensors, arguments.tensors)
         finally:
+            state.restore_bindings()
             before.restore()
         return graph
 
+    def _compared(self, graph: "_Graph", key: tuple, state: State, arguments: State, args: tuple, kwargs: dict):
+        """A call at which graph and program are compared; returns the graph's results."""
+        try:
+            self._compare(graph, state, arguments, args, kwargs, (0, 1))
+        except CannotCompile as error:
+            if (since := graph.calls // 2) > 1:
+                error = CannotCompile(
+                    f"{str(error).removesuffix('.')}: found at call {graph.calls}, last compared at call {since}, so "
+                    f"calls {since + 1} to {graph.calls - 1} may have used a stale value."
+                )
+            self.graphs[key] = None
+            return self._uncompiled(error, args, kwargs)
+        return graph(state.tensors, arguments.tensors)
+
+    def _compare(self, graph: "_Graph", state: State, arguments: State, args: tuple, kwargs: dict, seeds) -> None:
+        """Run graph and program from the same state; raises if they differ under both seeds (offsets to the current).
+
+        A difference under one seed may be a choice that falls the other way by rounding.
+        """
+        before = Snapshot([*state.tensors, *arguments.tensors], state.generators)
+        found = []
+        for seed in seeds:
+            outcomes = []
+            for run in (None, graph):
+                if seed:
+                    torch.manual_seed(torch.initial_seed() + seed)
+                outcomes.append(self._outcome(state, arguments, args, kwargs, run))
+                state.restore_bindings()
+                before.restore()
+            found.append(self._difference(*outcomes, before, state))
+            if not found[-1]:
+                return
+        raise CannotCompile(
+            f"the replayed step differs from the program's own in {found[0]}: something that it reads is neither a "
+            "tensor nor in reach of model and guide, or a random choice decides which sites there are."
+        )
+
+    def _outcome(
+        self, state: State, arguments: State, args: tuple, kwargs: dict, graph: "_Graph | None" = None
+    ) -> "_Outcome":
+        """What one run, of the graph or the program, returns and leaves behind."""
+        if graph is not None:
+            results, tensors = graph(state.tensors, arguments.tensors), state.tensors
+        else:
+            drawn = _other_generators(state)
+            results = self.program(*args, **kwargs)
+            if _other_generators(state) != drawn:
+                place = line_that_draws(lambda: _other_generators(state), self.program, *args, **kwargs)
+                raise CannotCompile(
+                    "this step cannot be compiled: numbers are drawn from Python's or NumPy's random generator, "
+                    f"which a graph would keep{place}: use torch's."
+                )
+            after = self._walk()
+            if after.signature != state.signature:
+                raise CannotCompile(
+                    "this step cannot be compiled: the program changes something that is no tensor each time that it "
+                    f"runs, {state.difference(after)}, which a graph would not."
+                )
+            tensors = after.tensors
+        tensors = [tensor.detach().clone() for tensor in (*tensors, *arguments.tensors)]
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_flatten(_detached(results))[0]]
+        return _Outcome(leaves, tensors, generator_states())
+
+    def _difference(self, program: "_Outcome", graph: "_Outcome", before: Snapshot, state: State) -> str:
+        """What the graph gets wrong; "" if nothing."""
+        floating = [r for r in program.results[1:] if isinstance(r, Tensor) and r.is_floating_point()]
+        largest = max(map(_largest, floating), default=0.0)
+        for number, (expected, got) in enumerate(zip(program.results, graph.results, strict=True)):
+            # below the rounding of the largest a gradient is noise, such as that of a bias before batch normalisation
+            if not _close(got, expected, self.tolerance, largest if number else 0.0):
+                return f"result {number + 1}"
+        for number, (expected, got) in enumerate(zip(program.tensors, graph.tensors, strict=True)):
+            if not _changed_alike(got, expected, before.tensors[number][1], self.tolerance):
+                return state.tensor_name(number) if number < len(state.tensors) else "an argument"
+        if not _same_random(program.generators, graph.generators):
+            return "how many random numbers it draws"
+        return ""
+
+    def _tell_why(self, state: State, arguments: State) -> None:
+        """Name what keeps changing: a number at its second value, anything after many traces."""
+        self.traces += 1
+        if self._last is not None:
+            known, given = self._last
+            numbers = arguments.changed_numbers(given) if known.signature == state.signature else []
+            if numbers and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"this program is traced again because of another number, {', '.join(numbers)}. Pass a number that "
+                    "varies as a tensor: its value is read at each call and needs no new trace.",
+                    stacklevel=4,
+                )
+            elif self.traces > MANY:
+                changed = known.difference(state) or given.difference(arguments) or "torch's settings"
+                warnings.warn(
+                    f"this program has been traced {self.traces} times, now because of {changed}: "
+                    "keep shapes and plain values the same from call to call, and pass what varies as tensors.",
+                    stacklevel=4,
+                )
+        self._last = state, arguments
+
 
 class _Graph:
-    """One traced graph, called with the arguments' leaves and the state."""
+    """One traced graph, called with the tensors of state and arguments."""
 
-    def __init__(self, program: Callable, args: tuple, leaves: list, state: list[Tensor]):
-        self.is_input = [isinstance(leaf, Tensor) for leaf in leaves]
-        self.spec = None
+    def __init__(self, program: Callable, args: tuple, kwargs: dict, state: State, arguments: State, walk: Callable):
+        tensors = [*state.tensors, *arguments.tensors]
+        self.spec, self.calls = None, 1
 
         def flat(*inputs):  # the very tensors that the program will meet: make_fx knows them by identity
-            with _RefuseDataDependentShapes():
-                results, self.spec = tree_flatten(program(*args))
+            with refusing(tensors):
+                results, self.spec = tree_flatten(program(*args, **kwargs))
+            with torch.no_grad():
+                for tensor, found in zip(state.tensors, walk().tensors, strict=True):
+                    if found is not tensor:  # the program has put another in its place
+                        tensor.copy_(found.detach())
             self.constants = [None if isinstance(result, Tensor) else result for result in results]
             return [result.detach() if isinstance(result, Tensor) else None for result in results]
 
         try:
-            with _without_onednn():
-                module = make_fx(flat)(*state, *self._inputs(leaves))
+            module = make_fx(flat)(*tensors)
         except Exception as error:
-            raise CannotCompile(_explain(error)) from error
-        self.run = simplified(module).forward
+            raise explained(error) from error
+        module, self.used = simplified(module, tensors)
+        for index in self.used:
+            if tensors[index].grad_fn is not None and index < len(state.tensors) and _is_read(module, self.used, index):
+                raise CannotCompile(
+                    f"this step cannot be compiled: {state.tensor_name(index)} was computed outside of the step and "
+                    "requires a gradient, which would end at it: detach it."
+                )
+        self.run = module.forward
         self.captured: torch.cuda.CUDAGraph | None = None
 
-    def _inputs(self, leaves: list) -> list[Tensor]:
-        return [leaf for leaf, is_input in zip(leaves, self.is_input, strict=True) if is_input]
+    def chosen(self, state: list[Tensor], arguments: list[Tensor]) -> list[Tensor]:
+        """The tensors that the graph reads or writes."""
+        tensors = [*state, *arguments]
+        return [tensors[index] for index in self.used]
 
     @torch.no_grad()
-    def capture(self, leaves: list, state: list[Tensor]) -> None:
-        """Record the graph's kernels as one CUDA graph, with fixed buffers for arguments and results."""
-        self.buffers = [tensor.clone() for tensor in self._inputs(leaves)]
+    def capture(self, state: list[Tensor], arguments: list[Tensor]) -> None:
+        """Record the graph's kernels as one CUDA graph, with fixed buffers for arguments and results.
+
+        The state's tensors are read and written where they are; when one has moved, the kernels are recorded anew.
+        """
+        number = sum(index < len(state) for index in self.used)
+        tensors = self.chosen(state, arguments)
+        self.addresses = [tensor.data_ptr() for tensor in tensors[:number]]
+        self.buffers = [tensor.clone() for tensor in tensors[number:]]
+        inputs = [*tensors[:number], *self.buffers]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
+        before = Snapshot(inputs)  # the runs below change what the graph changes
         with torch.cuda.stream(side):  # libraries set themselves up outside the capture
-            self.run(*state, *self.buffers)
+            self.run(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
-            self.results = self.run(*state, *self.buffers)
+            self.results = self.run(*inputs)
+        before.restore()
         self.captured = captured
 
     @torch.no_grad()
-    def __call__(self, leaves: list, state: list[Tensor]):
+    def __call__(self, state: list[Tensor], arguments: list[Tensor]):
+        tensors = self.chosen(state, arguments)
         if self.captured is None:
-            results = self.run(*state, *self._inputs(leaves))
+            results = self.run(*tensors)
         else:
-            torch._foreach_copy_(self.buffers, self._inputs(leaves))
+            number = len(self.addresses)
+            if [tensor.data_ptr() for tensor in tensors[:number]] != self.addresses:
+                self.capture(state, arguments)
+            torch._foreach_copy_(self.buffers, tensors[number:])
             self.captured.replay()
             results = self.results
         results = [fixed if result is None else result for result, fixed in zip(results, self.constants, strict=True)]
         return tree_unflatten(results, self.spec)
 
 
-def _check(
-    graph: _Graph, program: Callable, args: tuple, leaves: list, state: list[Tensor], tolerance: float | None
-) -> None:
-    """Compare graph and program from the same state under one seed, which is not the one of the trace."""
-    start = Snapshot(state)
-    outcomes = []
-    for run in (lambda: program(*args), lambda: graph(leaves, state)):
-        torch.manual_seed(torch.initial_seed() + 1)
-        results, _ = tree_flatten(run())
-        buffers = [tensor.detach().clone() for tensor in state]
-        outcomes.append([*results, *buffers])
-        start.restore()
-    for expected, got in zip(*outcomes, strict=True):
-        if isinstance(expected, Tensor) and not _close(got, expected, tolerance):
-            raise CannotCompile(
-                "the replayed step differs from the program's own under the same seed: a value was baked in while "
-                "tracing, or a random choice decides which sites there are."
-            )
+@dataclass
+class _Outcome:
+    """What a run returned, the tensors it left behind, and the random generators."""
+
+    results: list
+    tensors: list[Tensor]
+    generators: dict
 
 
-def _close(got: Tensor | None, expected: Tensor, tolerance: float | None) -> bool:
-    """Equal up to the rounding of sums taken in another order, measured against the largest entry."""
+def _named(args: tuple, kwargs: dict) -> dict[str, object]:
+    numbered = {f"argument {number}": value for number, value in enumerate(args, 1)}
+    return {**numbered, **{f"argument {name}": value for name, value in kwargs.items()}}
+
+
+def _settings() -> tuple:
+    """What of torch's global state changes the operations of a program."""
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+    )
+
+
+def _surroundings_refused() -> CannotCompile:
+    if not _PYRO_STACK:
+        return CannotCompile("this step cannot be compiled under torch's anomaly detection, which looks at values.")
+    names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
+    return CannotCompile(
+        f"this step cannot be compiled inside of Pyro's handlers ({names}): put them around model and guide."
+    )
+
+
+def _arrays_refused(names: list[str]) -> CannotCompile:
+    return CannotCompile(
+        f"this step cannot be compiled: {', '.join(names)} is a NumPy array, whose values a graph would keep: pass "
+        "torch.from_numpy of it."
+    )
+
+
+def _is_read(module: torch.fx.GraphModule, used: list[int], index: int) -> bool:
+    """Whether the graph does more with an input than to write another tensor into it."""
+    node = [node for node in module.graph.nodes if node.op == "placeholder"][used.index(index)]
+    return any(user.target is not torch.ops.aten.copy_.default or user.args[0] is not node for user in node.users)
+
+
+def _detached(results):
+    leaves, spec = tree_flatten(results)
+    return tree_unflatten([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def _other_generators(state: State) -> tuple:
+    """The states of the generators that are not torch's, comparable."""
+    own = [repr(values) for values in state.generator_states() if not isinstance(values, Tensor)]
+    return random.getstate(), repr(np.random.get_state()), own  # noqa: NPY002 - the global one, if a guide draws from it
+
+
+def _same_random(one: dict, other: dict) -> bool:
+    same = zip([one["torch"], *one["cuda"]], [other["torch"], *other["cuda"]], strict=True)
+    return all(torch.equal(a, b) for a, b in same)
+
+
+def _rounding(tensor: Tensor, tolerance: float | None) -> float:
+    return tolerance or (1e-9 if tensor.dtype == torch.float64 else 1e-4)
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value that is a number; what is infinite or NaN has to be so in both."""
+    finite = torch.nan_to_num(tensor.detach(), 0.0, 0.0, 0.0)
+    return float(finite.abs().amax()) if tensor.numel() else 0.0
+
+
+def _close(got, expected, tolerance: float | None, largest: float = 0.0) -> bool:
+    """Equal up to the rounding of sums taken in another order, measured against the largest entry.
+
+    What is smaller than the rounding of ``largest`` counts as equal.
+    """
+    if not isinstance(expected, Tensor):
+        return got == expected
     if got is None or got.shape != expected.shape:
         return False
     if not expected.is_floating_point():
         return torch.equal(got, expected)
-    scale = expected.detach().abs().amax() if expected.numel() else 0
-    tolerance = tolerance or (1e-9 if expected.dtype == torch.float64 else 1e-3)
-    return bool(
-        torch.isclose(got, expected.detach(), rtol=tolerance, atol=tolerance * float(scale), equal_nan=True).all()
-    )
+    scale = _largest(expected)
+    allowed = _rounding(expected, tolerance) * max(scale, largest / 100)
+    same = (got == expected) | (got.isnan() & expected.isnan())
+    return bool((same | ((got - expected).abs() <= allowed)).all())
 
 
-class _RefuseDataDependentShapes(TorchDispatchMode):
-    """Raises where a result's shape depends on values: the graph would keep the shape of the trace."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        index_is_mask = func is torch.ops.aten.index.Tensor and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
-        varies = torch.Tag.dynamic_output_shape in func.tags and func is not torch.ops.aten.index.Tensor
-        if index_is_mask or varies:
-            raise CannotCompile(f"the shape of a result of {func.name()} depends on values")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Trace recurrent layers as their parts: oneDNN's fused ones hand their backward pass what cannot be traced.
-
-    (``torch.backends.mkldnn.flags`` sets more than this, and warns about it.)
-    """
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
-
-
-def _explain(error: Exception) -> str:
-    """One sentence with the reason and the innermost line that is neither torch's nor Pyro's."""
-    cause = str(error).splitlines()[0] if isinstance(error, CannotCompile) else _reason(error)
-    libraries = (torch.__path__[0], pyro.__path__[0], str(Path(__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(libraries)]
-    line = f' in {frames[-1].filename}, line {frames[-1].lineno} ("{frames[-1].line}")' if frames else ""
-    return f"this step cannot be compiled: {cause}{line}."
-
-
-def _reason(error: Exception) -> str:
-    if "_local_scalar_dense" in str(error) or "data-dependent" in str(error):
-        return "a Python value is taken from a tensor (control flow on a sampled value, .item() or float())"
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
-def _kind(leaf) -> tuple:
-    """What of an argument, parameter or buffer would change the graph."""
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
-    return type(leaf), leaf
-
-
-def _mode(module: nn.Module) -> tuple:
-    plain = tuple(
-        (name, value)
-        for name, value in vars(module).items()
-        if isinstance(value, SCALARS) or (isinstance(value, tuple) and all(isinstance(v, SCALARS) for v in value))
-    )
-    return id(module), *plain
+def _changed_alike(got: Tensor, expected: Tensor, before: Tensor, tolerance: float | None) -> bool:
+    """Whether two values are the same change of a third, up to rounding of the change and of the value."""
+    if torch.equal(got, expected):
+        return True
+    if not expected.is_floating_point():
+        return False
+    change = (expected - before).abs()
+    value = torch.finfo(expected.dtype).eps * expected.abs()
+    allowed = _rounding(expected, tolerance) * _largest(change) + 4 * value
+    same = (got == expected) | (got.isnan() & expected.isnan()) | ((got - expected).abs() <= allowed)
+    return bool(same.all()) and not torch.equal(expected, before)

@@ -1,62 +1,389 @@
-"""What a program reads and changes besides its arguments: modules, their parameters and buffers, random generators."""
+"""What a program reads and changes besides its arguments: everything that can be reached from its objects.
 
-from collections.abc import Iterator
-from contextlib import suppress
-from functools import partial
-from types import FunctionType, MethodType
+A model or guide reads more than tensors: attributes, modes, hooks, globals, the contents of lists and dicts.
+:class:`State` walks all of it and divides it into tensors, whose values are read anew whenever a graph runs, and a
+signature, hashable, which holds the rest. Two states of one signature differ in the values of their tensors alone.
+"""
 
+import copy
+import dis
+import random
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache, partial, partialmethod
+from types import CellType, FunctionType, MethodType, ModuleType
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pplmodels.generators import generator_states, restore_generators
+from pplmodels.infer.watched import MISSING, Watched, content_of
+
+LIMIT = 50_000  # objects looked at; what lies further away is not watched
+ARRAY = 1_000_000  # bytes up to which an array is compared by its content
+VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range)
+VALUES += (torch.dtype, torch.device, torch.layout, torch.memory_format)
+# Objects of these are told apart but not looked into; classes and functions of these are taken not to change.
+LIBRARIES = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "pyro", "numpy", "scipy", "pandas"}
+LIBRARIES |= {"matplotlib", "PIL", "tqdm", "tensorboard", "sklearn", "networkx", "xarray", "arviz", "IPython"}
+WALKED = ("torch.nn", "torch.distributions", "pyro", "argparse", "types", "collections", "dataclasses", "functools")
+CONTEXT = "pyro.nn.module._Context"  # a cache, empty between calls
+UNREAD = {  # hooks that no forward pass runs
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+    "_non_persistent_buffers_set",
+}
+
+
+class State:
+    """Everything that can be reached from some objects.
+
+    The walk enters modules, functions (what they close over, their defaults and the globals that they name), bound
+    methods, partials, lists, dicts, sets, classes and plain objects, and also distributions and handlers of torch and
+    Pyro. Objects of other libraries are compared by identity.
+
+    Arguments:
+        roots: the objects by name.
+        known: another state, what it holds is referred to and not walked again.
+
+    Attributes:
+        tensors: every tensor, once, in an order that the signature fixes.
+        signature: everything else, hashable: values with their types, structure, classes and functions, which objects
+            and tensors are the same, and each tensor's shape, strides, dtype, device and need of a gradient.
+    """
+
+    def __init__(self, roots: Mapping[str, object], known: "State | None" = None):
+        self.tensors: list[Tensor] = []
+        self.generators: list = []
+        self.arrays: list[tuple[np.ndarray, int]] = []
+        self._known = known
+        self._names: list[tuple[int, str]] = []  # of each part: its holder's place and its name there
+        self._held: list = []  # so that no other object gets the id of one in the signature
+        self._seen: dict[int, int] = {}
+        self._watched = Watched()
+        self._waiting: deque = deque((thing, -1, name) for name, thing in roots.items())
+        parts: list = [tuple(roots)]
+        self._names.append((-1, ""))
+        while self._waiting:
+            thing, holder, name = self._waiting.popleft()
+            self._names.append((holder, name))
+            parts.append(self._part(thing, len(parts)))
+        self.signature = (*parts, _shared_storage(self.tensors))
+        self._kinds = list(map(kind_of, self.tensors))
+        self._watched.remember()
+
+    def unchanged(self) -> bool:
+        """Whether a new walk would find the very same tensors and the same signature."""
+        return list(map(kind_of, self.tensors)) == self._kinds and self._watched.unchanged()
+
+    def restore_bindings(self) -> None:
+        """Give dicts, lists, sets, cells and attributes back the very objects that they held."""
+        self._watched.restore()
+
+    def holds(self, thing) -> bool:
+        """Whether the very object has been looked at."""
+        return id(thing) in self._seen
+
+    def large_arrays(self, size: int) -> list[str]:
+        """The names of NumPy arrays of more than so many entries."""
+        return [self.name(place) for array, place in self.arrays if array.size > size]
+
+    def generator_states(self) -> list:
+        """The states of the random generators that were found."""
+        return list(map(_state_of_generator, self.generators))
+
+    def difference(self, other: "State") -> str:
+        """The name of the first thing that differs in another state, and how; "" if nothing does."""
+        for place, (mine, its) in enumerate(zip(self.signature, other.signature, strict=False)):
+            if mine != its:
+                known = min(place, len(self._names) - 1)
+                return f"{self.name(known)}{_how(mine, its)}"
+        return "" if len(self.signature) == len(other.signature) else "their number"
+
+    def changed_numbers(self, other: "State") -> list[str]:
+        """The names of the plain numbers that differ in another state, if nothing else does."""
+        if len(self.signature) != len(other.signature):
+            return []
+        places = [i for i, (a, b) in enumerate(zip(self.signature, other.signature, strict=True)) if a != b]
+        numbers = all(_number(self.signature[i]) and _number(other.signature[i]) for i in places)
+        return [self.name(i) + _how(other.signature[i], self.signature[i]) for i in places] if numbers else []
+
+    def name(self, place: int) -> str:
+        """How a part is reached from the roots, such as ``model.net.weight``."""
+        holder, name = self._names[place]
+        return name if holder < 0 else self.name(holder) + name
+
+    def tensor_name(self, index: int) -> str:
+        """How a tensor is reached from the roots."""
+        return self.name(self._seen[id(self.tensors[index])])
+
+    def _part(self, thing, place: int):
+        """What a thing adds to the signature; what it holds waits to be looked at."""
+        kind = type(thing)
+        if kind in VALUES or issubclass(kind, np.generic):
+            return kind, thing if thing == thing else "nan", str(thing)  # which tells 0.0 from -0.0
+        if self._known is not None and (at := self._known._seen.get(id(thing))) is not None:
+            return "known", at
+        if (at := self._seen.get(id(thing))) is not None:
+            return "again", at
+        self._seen[id(thing)] = place
+        self._held.append(thing)
+        if isinstance(thing, Tensor):
+            if kind not in (Tensor, nn.Parameter) or thing.layout is not torch.strided:
+                return _Same(thing)
+            self.tensors.append(thing)
+            return kind_of(thing)
+        if len(self._seen) > LIMIT:
+            return _Same(thing)
+        look = _look(kind)
+        return look(self, thing, place) if look else _Same(thing)
+
+    def _enter(self, things, place: int, names) -> None:
+        self._waiting.extend((thing, place, name) for thing, name in zip(things, names, strict=True))
+
+    def _sequence(self, thing, place: int):
+        self._enter(thing, place, [f"[{i}]" for i in range(len(thing))])
+        if not isinstance(thing, tuple):
+            self._watched.sequences.append(thing)
+        return type(thing), len(thing)
+
+    def _dict(self, thing: dict, place: int, attributes: bool = False):
+        self._watched.dicts.append(thing)
+        for key, value in thing.items():
+            self._waiting.append((value, place, f".{key}" if attributes else f"[{key!r}]"))
+        return _Same(type(thing)), tuple(map(_key, thing))
+
+    def _slice(self, thing: slice, place: int):
+        self._enter((thing.start, thing.stop, thing.step), place, (".start", ".stop", ".step"))
+        return slice
+
+    def _set(self, thing: set | frozenset, place: int):
+        self._watched.sets.append((thing, frozenset(thing)))
+        return type(thing), frozenset(map(_key, thing))
+
+    def _array(self, thing: np.ndarray, place: int):
+        self.arrays.append((thing, place))
+        if thing.nbytes <= ARRAY:
+            self._watched.arrays.append((thing, thing.copy()))
+        content = _Same(thing) if thing.dtype == object or thing.nbytes > ARRAY else hash(thing.tobytes())
+        return np.ndarray, thing.dtype.str, thing.shape, content
+
+    def _function(self, thing: FunctionType, place: int):
+        self._watched.functions.append(thing)
+        self._enter((thing.__defaults__, thing.__kwdefaults__, vars(thing)), place, ("'s default ", "'s default ", ""))
+        for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
+            self._waiting.append((cell, place, f"'s {name}"))
+        if _is_library(thing):
+            return _Same(thing.__code__)
+        found = thing.__globals__
+        for name in _global_names(thing.__code__):
+            value = found.get(name, MISSING)
+            self._watched.names.append((found, name))
+            if isinstance(value, ModuleType) and not _is_library(value):
+                for attribute in thing.__code__.co_names:
+                    if attribute in vars(value):
+                        self._watched.names.append((vars(value), attribute))
+                        self._waiting.append((vars(value)[attribute], -1, f"{name}.{attribute}"))
+            self._waiting.append((value, -1, name))
+        return _Same(thing.__code__)
+
+    def _cell(self, thing: CellType, place: int):
+        self._watched.cells.append(thing)
+        self._waiting.append((content_of(thing), place, ""))
+        return CellType
+
+    def _method(self, thing: MethodType, place: int):
+        self._enter((thing.__self__, thing.__func__), place, ("'s object", ""))
+        return MethodType
+
+    def _partial(self, thing: partial, place: int):
+        self._enter((thing.func, thing.args, thing.keywords), place, ("", "'s arguments", "'s arguments"))
+        return type(thing)
+
+    def _wrapper(self, thing, place: int):
+        inner = getattr(thing, "__func__", None) or getattr(thing, "fget", None) or getattr(thing, "func", None)
+        self._waiting.append((inner, place, ""))
+        return type(thing)
+
+    def _reference(self, thing, place: int):
+        self._waiting.append((thing(), place, ""))
+        return weakref.ref
+
+    def _class(self, thing: type, place: int):
+        if not _is_library(thing):
+            self._watched.classes.append(thing)
+            self._waiting.extend((base, -1, base.__qualname__) for base in thing.__mro__[1:])
+            for key, value in vars(thing).items():
+                self._waiting.append((value, place, f".{key}"))
+        return _Same(thing)
+
+    def _random(self, thing, place: int):
+        self.generators.append(thing)
+        return _Same(thing)
+
+    def _module(self, thing: nn.Module, place: int):
+        self._watched.dicts.append(vars(thing))
+        keys = []
+        for key, value in vars(thing).items():
+            if key in UNREAD:
+                continue
+            if isinstance(value, dict) and key.startswith("_"):  # parameters, buffers, modules and hooks
+                self._watched.dicts.append(value)
+                keys.append((key, *map(_key, value)))
+                for name, held in value.items():
+                    self._waiting.append((held, place, f".{name}"))
+            else:
+                keys.append(key)
+                self._waiting.append((value, place, f".{key}"))
+        self._waiting.append((type(thing), -1, type(thing).__qualname__))
+        return _Same(type(thing)), *keys
+
+    def _instance(self, thing, place: int):
+        slots = [name for kind in type(thing).__mro__ for name in _slots(kind) if hasattr(thing, name)]
+        self._watched.slots.extend((thing, name) for name in slots)
+        self._enter([getattr(thing, name) for name in slots], place, [f".{name}" for name in slots])
+        attributes = getattr(thing, "__dict__", None)
+        keys = self._dict(attributes, place, attributes=True) if isinstance(attributes, dict) else None
+        self._waiting.append((type(thing), -1, type(thing).__qualname__))
+        return _Same(type(thing)), tuple(slots), keys
+
+
+_LOOKS = (  # the first that fits
+    (nn.Module, State._module),
+    ((tuple, list, deque), State._sequence),
+    (slice, State._slice),
+    (dict, State._dict),
+    ((set, frozenset), State._set),
+    (FunctionType, State._function),
+    (CellType, State._cell),
+    (MethodType, State._method),
+    ((partial, partialmethod), State._partial),
+    ((staticmethod, classmethod, property, cached_property), State._wrapper),
+    (np.ndarray, State._array),
+    (weakref.ref, State._reference),
+    (type, State._class),
+    ((torch.Generator, np.random.Generator, np.random.RandomState, random.Random), State._random),
+)
+
+
+@lru_cache(maxsize=10_000)
+def _look(kind: type) -> Callable | None:
+    """How an object of a class is looked into; None if it is only told apart."""
+    for base, look in _LOOKS:
+        if issubclass(kind, base):
+            return look
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    walked = not _is_library(kind) or name.startswith(WALKED)
+    return State._instance if walked and name != CONTEXT and not issubclass(kind, ModuleType) else None
 
 
 class Snapshot:
     """The values of some tensors and the random generators, to go back to."""
 
-    def __init__(self, tensors: list[Tensor]):
+    def __init__(self, tensors: list[Tensor], generators=()):
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
-        self.generators = generator_states()
+        self.states = generator_states()
+        self.own = [(generator, _state_of_generator(generator)) for generator in generators]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put them back."""
         for tensor, value in self.tensors:
-            tensor.copy_(value)
-        restore_generators(self.generators)
+            if not torch.equal(tensor, value):
+                tensor.copy_(value)
+        restore_generators(self.states)
+        for generator, state in self.own:
+            _restore_generator(generator, state)
 
 
-def modules_of(things) -> list[nn.Module]:
-    """All modules that some callables are, contain, wrap, are bound to, close over or name, each once."""
-    found: dict[int, nn.Module] = {}
-    waiting, seen = list(things), set()
-    while waiting:
-        thing = waiting.pop(0)
-        if id(thing) in seen:
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, nn.Module):
-            found |= {id(module): module for module in thing.modules()}
-        elif isinstance(thing, partial):
-            waiting += [thing.func, *thing.args, *thing.keywords.values()]
-        elif isinstance(thing, MethodType):
-            waiting += [thing.__self__, thing.__func__]
-        elif isinstance(thing, FunctionType):
-            waiting += [thing.__dict__.get("__wrapped__")]
-            waiting += _contents(thing.__closure__ or ())
-            waiting += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-            waiting += [thing.__globals__.get(name) for name in thing.__code__.co_names]
+def kind_of(tensor: Tensor) -> tuple:
+    """What of a tensor would change a graph: everything but its value."""
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def tensors_of(modules: list[nn.Module]) -> list[Tensor]:
+    """Every parameter and buffer of some modules and those within, each once."""
+    found = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
     return list(found.values())
 
 
-def state_of(modules: list[nn.Module], tensors=()) -> list[Tensor]:
-    """Every parameter and buffer of the very modules (:func:`modules_of`), and further tensors, each once."""
-    found = {id(t): t for module in modules for t in (*module._parameters.values(), *module._buffers.values())}
-    found |= {id(t): t for t in tensors}
-    return [tensor for tensor in found.values() if tensor is not None]
+class _Same:
+    """Stands for one very object, which it keeps alive."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
 
 
-def _contents(closure: tuple) -> Iterator:
-    for cell in closure:
-        with suppress(ValueError):  # of an empty cell, whose variable has no value yet
-            yield cell.cell_contents
+def _key(key):
+    return (type(key), key) if type(key) in VALUES else _Same(key)
+
+
+def _slots(kind: type) -> tuple:
+    slots = vars(kind).get("__slots__", ())
+    return tuple(s for s in ((slots,) if isinstance(slots, str) else slots) if s not in ("__dict__", "__weakref__"))
+
+
+def _is_library(thing) -> bool:
+    """Whether a class, function or module belongs to what is taken not to change."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
+    return (name or "").partition(".")[0] in LIBRARIES
+
+
+@lru_cache(maxsize=10_000)
+def _global_names(code) -> tuple[str, ...]:
+    """The globals that a function's code, and functions defined in it, read."""
+    names = {i.argval: None for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    for constant in code.co_consts:
+        if isinstance(constant, type(code)):
+            names |= dict.fromkeys(_global_names(constant))
+    return tuple(names)
+
+
+def _shared_storage(tensors: list[Tensor]) -> tuple:
+    """For each tensor the first that has the same memory."""
+    first: dict[int, int] = {}
+    pointers = [t.untyped_storage().data_ptr() for t in tensors] if len(tensors) > 1 else []
+    return tuple(first.setdefault(pointer, i) if pointer else i for i, pointer in enumerate(pointers))
+
+
+def _number(part) -> bool:
+    return isinstance(part, tuple) and len(part) == 3 and part[0] is not bool and isinstance(part[1], int | float)
+
+
+def _how(mine, its) -> str:
+    plain = all(isinstance(part, tuple) and len(part) == 3 and part[0] in VALUES for part in (mine, its))
+    return f" ({mine[1]!r}, then {its[1]!r})" if plain else ""
+
+
+def _state_of_generator(generator):
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.get_state()
+
+
+def _restore_generator(generator, state) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)

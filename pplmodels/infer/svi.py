@@ -1,22 +1,31 @@
 """Stochastic variational inference with module-owned parameters and a torch optimizer."""
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
 
 import pyro
 import torch
 from pyro.infer import TraceGraph_ELBO
-from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pplmodels import ranks
-from pplmodels.infer.losses import is_differentiable, loss_and_surrogate, stays_on_device
+from pplmodels.infer.losses import (
+    check_objective,
+    has_own_gradients,
+    loss_and_surrogate,
+    loss_of_own_gradients,
+    stays_on_device,
+    value_of,
+)
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
-from pplmodels.infer.state import Snapshot, modules_of, state_of
+from pplmodels.infer.state import Snapshot, State
 from pplmodels.sharing import sharing
 
 
@@ -29,11 +38,13 @@ class SVI(pyro.infer.SVI):
       in one process and a notebook cell can be run again;
     - the gradients are those of the stock class; with ``clip_norm`` each parameter group's gradient of the loss *per
       image* is scaled down to that norm;
-    - losses are returned per image (over the plate named "data"; in total where a pair has none), in nats, as
-      tensors on the device: the device is waited for only where a number is read with ``float``;
+    - losses are returned per image (over the plate named "data", of its full size where it subsamples; in total where a
+      pair has none), in nats, as tensors on the device: the device is waited for only where a number is read with
+      ``float``;
     - after a loss (with ``clip_norm`` also a gradient) that is not finite the parameters stop moving and
       :attr:`failed` is true, so the weights that led there can be looked at and the last good ones are not lost;
-    - the arguments of distributions are validated before the first step only: the checks read values back;
+    - the arguments of distributions are validated in the first step only: the checks read values back;
+    - a parameter that has an influence on the loss and that the optimizer does not have is an error of the first step;
     - with ``compile`` the loss and all gradients are traced once into a flat graph and replayed
       (:class:`pplmodels.infer.replay.Replay`, docs/engine.md): the same numbers without Pyro's and autograd's Python.
 
@@ -42,7 +53,9 @@ class SVI(pyro.infer.SVI):
     Arguments:
         model, guide: callables with Pyro primitives; with a torch optimizer, modules.
         optim: a torch optimizer or a PyroOptim.
-        loss: an ELBO, by default ``TraceGraph_ELBO()``.
+        loss: an ELBO, by default ``TraceGraph_ELBO()``, or as for the stock class a function of model, guide and
+            arguments that returns a loss with gradients. One that has its own ``loss_and_grads`` or
+            ``differentiable_loss`` is trained with these, uncompiled.
         clip_norm: largest gradient norm a parameter group, in nats per image per unit; None for no limit.
         compile: replay a traced graph; True raises where that cannot be done, "auto" warns once and goes on without.
         precision: bfloat16 for the operations that can be as rough in a step (:class:`torch.autocast`); parameters,
@@ -54,7 +67,7 @@ class SVI(pyro.infer.SVI):
         model,
         guide,
         optim,
-        loss: ELBO | None = None,
+        loss=None,
         *,
         clip_norm: float | None = None,
         compile: bool | str = False,
@@ -70,8 +83,11 @@ class SVI(pyro.infer.SVI):
             return
         if not isinstance(optim, torch.optim.Optimizer):
             raise ValueError(f"optim is a torch.optim.Optimizer or a pyro.optim.PyroOptim, not {optim!r}")
-        if not is_differentiable(loss):
-            raise ValueError(f"{type(loss).__name__} has no differentiable loss: use it with a pyro.optim optimizer")
+        if isinstance(optim, torch.optim.LBFGS):
+            raise ValueError(
+                "LBFGS evaluates the loss several times a step, which is random here: use another optimizer"
+            )
+        check_objective(loss)
         if compile and not stays_on_device(loss):
             refusal = f"{type(loss).__name__} cannot be compiled: it reads values back to the host."
             if compile is True:
@@ -81,22 +97,20 @@ class SVI(pyro.infer.SVI):
         super(pyro.infer.SVI, self).__init__()  # the stock constructor wants a PyroOptim
         self.model, self.guide, self.optim = model, guide, optim
         self.elbo = loss
-        self.loss, self.loss_and_grads = loss.loss, loss.loss_and_grads
+        self.loss = getattr(loss, "loss", loss)
+        self.loss_and_grads = getattr(loss, "loss_and_grads", None)
         self.clip_norm, self.precision = clip_norm, precision
         self.failed = torch.zeros((), dtype=torch.bool, device=optim.param_groups[0]["params"][0].device)
-        self._validated = False
+        self._checked = False
         self._run = self._differentiate
         if compile:
             tolerance = 8 * torch.finfo(precision).eps if precision else None
-            pair = model, guide
-            self._run = Replay(self._differentiate, pair, self.parameters(), compile == "auto", tolerance)
+            self._run = Replay(self._differentiate, self._read, compile == "auto", tolerance)
 
     def step(self, *args, **kwargs) -> Tensor | float:
         """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
         if isinstance(self.optim, PyroOptim):
             return super().step(*args, **kwargs)
-        if not self._validated:
-            self._validate(args, kwargs)
         # before the run, so that it finds the last gradients' memory free and still in the cache
         self.optim.zero_grad(set_to_none=True)
         loss, images, gradients = self.gradients(*args, **kwargs)
@@ -110,7 +124,7 @@ class SVI(pyro.infer.SVI):
         the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
         Where several ranks train together, all of this is of the images of all ranks.
         """
-        loss, images, gradients = _of_all_ranks(*self._run(args, kwargs), self.parameters())
+        loss, images, gradients = _of_all_ranks(*self._run(*args, **kwargs), self.parameters())
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
@@ -118,35 +132,107 @@ class SVI(pyro.infer.SVI):
         """The loss per image in nats, from one sample of the guide, without gradients."""
         if isinstance(self.optim, PyroOptim):
             return super().evaluate_loss(*args, **kwargs)
-        with torch.no_grad():
-            loss, _, images = self._losses(args, kwargs)
-        return loss / images
+        with torch.no_grad(), module_owned_parameters(), sharing(), _Stated(), _Images() as counted:
+            loss = value_of(self.elbo, self.model, self.guide, args, kwargs)
+        return torch.as_tensor(loss, device=self.failed.device) / counted.number
 
     def parameters(self) -> list[Tensor]:
         """What a step moves: the optimizer's parameters that are not frozen."""
         return [p for group in self.optim.param_groups for p in group["params"] if p.requires_grad]
 
-    def _validate(self, args: tuple, kwargs: dict) -> None:
-        """Run the programs once with all of Pyro's checks, and undo what that changes."""
-        if is_validation_enabled():
-            before = Snapshot(state_of(modules_of((self.model, self.guide)), self.parameters()))
-            with torch.no_grad():
-                self._losses(args, kwargs)
-            before.restore()
-        self._validated = True
+    def _read(self) -> dict[str, object]:
+        """What a step depends on besides its arguments."""
+        learned = {f"parameter {number}": p for number, p in enumerate(self.parameters())}
+        pair = {"model": self.model, "guide": self.guide, "loss": self.elbo, "precision": self.precision}
+        return {**pair, **learned}
 
-    def _differentiate(self, args: tuple, kwargs: dict) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
+    def _differentiate(self, *args, **kwargs) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
+        first, self._checked = not self._checked, True
+        try:
+            if first and self.precision and is_validation_enabled():
+                self._validate(args, kwargs)
+            return self._estimate(args, kwargs, first)
+        except Exception:
+            self._checked = not first and self._checked
+            raise
+
+    def _validate(self, args: tuple, kwargs: dict) -> None:
+        """Run the programs once with all of Pyro's checks, in full precision, and undo what that changes.
+
+        A rougher precision fails the checks: probabilities do not add up to 1.
+        """
+        state = State(self._read())
+        before = Snapshot(state.tensors, state.generators)
+        with torch.no_grad():
+            self._losses(args, kwargs)
+        state.restore_bindings()
+        before.restore()
+
+    def _estimate(self, args: tuple, kwargs: dict, first: bool) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
+        """Loss, images and gradients; of a first step checked: what distributions are given, and who has parameters."""
         rough = torch.autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
-        with pyro.validation_enabled(False), rough:
-            loss, surrogate, images = self._losses(args, kwargs)
-        gradients = torch.autograd.grad(surrogate, self.parameters(), allow_unused=True)
+        validation = nullcontext() if first and not self.precision else _unvalidated()
+        parameters = self.parameters()
+        with validation, rough, _Stated() as noted:
+            stated = noted.names
+            if has_own_gradients(self.elbo):
+                loss, gradients, images = self._own_gradients(args, kwargs, parameters)
+            else:
+                loss, surrogate, images = self._losses(args, kwargs)
+                if not (isinstance(surrogate, Tensor) and surrogate.requires_grad):
+                    if not torch.is_grad_enabled():
+                        raise ValueError("there are no gradients under torch.no_grad() or torch.inference_mode()")
+                    raise ValueError(
+                        "the loss depends on no parameter: model and guide have no random choice that does, or all of "
+                        "their parameters are frozen"
+                    )
+                if first:
+                    self._check_trained(surrogate, parameters, stated)
+                gradients = torch.autograd.grad(surrogate, parameters, allow_unused=True)
+        if first:
+            self._check_dense(gradients, parameters, stated)
         return loss.detach() / images, images, gradients
+
+    def _own_gradients(
+        self, args: tuple, kwargs: dict, parameters: list[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor | None, ...], int]:
+        with module_owned_parameters(), sharing(), _Images() as counted:
+            loss, gradients = loss_of_own_gradients(self.elbo, self.model, self.guide, args, kwargs, parameters)
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(
+                f"{type(self.elbo).__name__} gave no parameter a gradient: it only sees parameters that are stated to "
+                "Pyro, as those of a PyroModule are"
+            )
+        return torch.as_tensor(loss, device=self.failed.device), gradients, counted.number
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
         """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
-        with module_owned_parameters(), sharing(), _DataPlate() as plate:
+        with module_owned_parameters(), sharing(), _Images() as counted:
             loss, surrogate = loss_and_surrogate(self.elbo, self.model, self.guide, args, kwargs)
-        return loss, surrogate, plate.size
+        return torch.as_tensor(loss), surrogate, counted.number
+
+    def _check_trained(self, surrogate: Tensor, parameters: list[Tensor], stated: dict[int, str]) -> None:
+        known = {id(p) for p in parameters}
+        left = [leaf for leaf in _leaves(surrogate) if id(leaf) not in known]
+        if left:
+            names = self._names(stated)
+            found = sorted(names.get(id(leaf), f"one of shape {tuple(leaf.shape)}") for leaf in left)
+            raise ValueError(
+                f"the optimizer does not have {', '.join(found)}: they would never move. Give it all parameters (an "
+                "AutoGuide has none before it is called once; a pyro.param has to be a PyroParam of the module), or "
+                "freeze what is to stay with requires_grad_(False)"
+            )
+
+    def _check_dense(self, gradients: tuple, parameters: list[Tensor], stated: dict[int, str]) -> None:
+        for gradient, parameter in zip(gradients, parameters, strict=True):
+            if gradient is not None and gradient.layout is not torch.strided:
+                name = self._names(stated).get(id(parameter), "a parameter")
+                raise ValueError(f"{name} has a sparse gradient, which cannot be clipped or replayed: use sparse=False")
+
+    def _names(self, stated: dict[int, str]) -> dict[int, str]:
+        """Names of parameters by their identity."""
+        state = State({"model": self.model, "guide": self.guide})
+        return stated | {id(tensor): state.tensor_name(index) for index, tensor in enumerate(state.tensors)}
 
     def _update(self, loss: Tensor, images: int) -> None:
         finite = [loss]
@@ -188,12 +274,57 @@ def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
     return torch.empty_like(parameter).copy_(gradient)
 
 
-class _DataPlate(Messenger):
-    """Notes the length of the plate named "data"; 1 where there is none."""
+class _Images(Messenger):
+    """Notes how many images a bound is of: the length of the plate named "data"; 1 where there is none.
 
-    size = 1
+    A plate that subsamples counts as a whole, because the bound is scaled up to all of it; one without a size is as
+    long as what is drawn inside.
+    """
 
-    def _pyro_sample(self, msg) -> None:
+    number = 1
+
+    def _pyro_post_sample(self, msg) -> None:
         for frame in msg["cond_indep_stack"]:
             if frame.name == "data":
-                self.size = frame.size
+                self.number = frame.full_size or frame.size
+                if self.number < 0:
+                    shape = msg["value"].shape[: msg["value"].dim() - msg["fn"].event_dim]
+                    shape = torch.broadcast_shapes(shape, msg["fn"].batch_shape)
+                    self.number = shape[frame.dim] if len(shape) >= -frame.dim else 1
+
+
+class _Stated(Messenger):
+    """Lets ``pyro.module`` state a module's own parameters, and notes what ``pyro.param`` calls parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: dict[int, str] = {}
+
+    def _pyro_param(self, msg) -> None:
+        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):  # not one of that name in the store
+            msg["value"], msg["done"] = msg["args"][1], True
+
+    def _pyro_post_param(self, msg) -> None:
+        unconstrained = getattr(msg["value"], "unconstrained", lambda: msg["value"])()
+        self.names[id(unconstrained)] = f'pyro.param("{msg["name"]}")'
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """No argument of a distribution is checked inside, also of one that was made outside and expanded there."""
+    with pyro.validation_enabled(False), patch.object(Distribution, "_validate_sample", lambda self, value: None):
+        yield
+
+
+def _leaves(surrogate: Tensor) -> list[Tensor]:
+    """The tensors at which the gradients of a scalar end."""
+    waiting, seen, leaves = [surrogate.grad_fn], set(), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return leaves

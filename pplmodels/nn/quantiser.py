@@ -73,10 +73,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, z: Tensor, codes: Tensor) -> None:
-        """Note that ``codes (..., H, W)`` were nearest to ``z (..., D, H, W)``: usage, running means, revival."""
+        """Note that ``codes (..., H, W)`` were nearest to ``z (..., D, H, W)``: usage, running means, revival.
+
+        Leading dimensions that only the codes have are samples for the same images, which together count once.
+        """
         z = z.movedim(-3, -1).flatten(0, -2).to(self.vectors.dtype)
         names = torch.arange(len(self.vectors), device=z.device)
-        assigned = (codes.flatten()[:, None] == names).to(z.dtype)  # (N, K)
+        assigned = (codes.reshape(-1, len(z), 1) == names).to(z.dtype).mean(0)  # (N, K)
         used = total(assigned.sum(0))
         if self.decay is not None:
             self.counts.lerp_(used, 1 - self.decay)

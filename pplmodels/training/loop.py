@@ -17,7 +17,7 @@ from pplmodels.errors import NonFiniteLoss, Terminated
 from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.infer.state import state_of
+from pplmodels.infer.state import tensors_of
 from pplmodels.training.checkpoint import FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import noting
@@ -71,7 +71,7 @@ def fit(
         summed.copy_(so_far)
         run.forget_after(start)
     else:
-        ranks.same(state_of(list(pair.modules())))
+        ranks.same(tensors_of([pair]))
         if ranks.index() > 0:
             pyro.set_rng_seed(seed + 1_000_003 * ranks.index())
         save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # a run that is killed early can be resumed too

@@ -162,7 +162,7 @@ def test_the_exact_posterior_gives_the_evidence(float64, loss):
         guide.slope.copy_(1 / (1 + variance))
     guide.scale = (variance / (1 + variance)).sqrt()
     x = torch.randn(5)
-    svi = SVI(model, guide, torch.optim.SGD(model.parameters(), lr=0.0), loss(num_particles=2))
+    svi = SVI(model, guide, torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.0), loss(num_particles=2))
     evidence = dist.Normal(0.0, (1 + variance).sqrt()).log_prob(x).mean()
     if loss is not TraceMeanField_ELBO:  # whose reconstruction is a sample while its KL is exact
         torch.testing.assert_close(-svi.evaluate_loss(x), evidence)
@@ -238,8 +238,6 @@ def test_what_cannot_be_used_is_refused_by_name():
         SVI(model, guide, "adam")
     with pytest.raises(ValueError, match="clip_args"):
         SVI(model, guide, pyro.optim.Adam({"lr": 1.0}), clip_norm=1.0)
-    with pytest.raises(ValueError, match="RenyiELBO has no differentiable loss"):
-        SVI(model, guide, adam(model, guide, 1.0), pyro.infer.RenyiELBO())
 
 
 def test_wrong_shapes_are_found_in_the_first_step():
@@ -261,7 +259,7 @@ def test_a_pair_without_the_plate_reports_its_total():
 
     guide = GaussianGuide()
     svi = SVI(model, Nothing(lambda x: None), torch.optim.SGD(guide.parameters(), lr=0.0))
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(ValueError, match="the loss depends on no parameter"):
         svi.step(torch.zeros(4))
     assert float(svi.evaluate_loss(torch.zeros(4))) == pytest.approx(
         -4 * float(dist.Normal(0.0, 1.0).log_prob(torch.zeros(())))
