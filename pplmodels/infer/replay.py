@@ -2,7 +2,8 @@
 
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pplmodels import ranks
 from pplmodels.generators import generator_states
 from pplmodels.infer.graph import simplified
 from pplmodels.infer.state import Snapshot, State
@@ -164,28 +166,26 @@ class Replay:
 
     def _traced(self, state: State, arguments: State, args: tuple, kwargs: dict) -> "_Graph":
         """The graph from a state, compared with the program; the state is left as it was."""
-        before = Snapshot([*state.tensors, *arguments.tensors], state.generators)
-        try:
+        with _left_as_it_was(state, arguments) as before:
             torch.manual_seed(torch.initial_seed() + 1)
-            self._outcome(state, arguments, args, kwargs)  # raises where a graph could not be right
+            expected = self._outcome(state, arguments, args, kwargs)  # raises where no graph could be right
             state.restore_bindings()
             before.restore()
-            torch.manual_seed(torch.initial_seed() + 1)
+            torch.manual_seed(torch.initial_seed() + 2)
             graph = _Graph(self.program, args, kwargs, state, arguments, self._walk)
             state.restore_bindings()
             before.restore()
-            self._compare(graph, state, arguments, args, kwargs, (2, 3))
+            self._compare(graph, before, (1, 2), state, arguments, args, kwargs, expected)
+            before.restore()
             if all(tensor.is_cuda for tensor in graph.chosen(state.tensors, arguments.tensors)):
                 graph.capture(state.tensors, arguments.tensors)
-        finally:
-            state.restore_bindings()
-            before.restore()
         return graph
 
     def _compared(self, graph: "_Graph", key: tuple, state: State, arguments: State, args: tuple, kwargs: dict):
         """A call at which graph and program are compared; returns the graph's results."""
         try:
-            self._compare(graph, state, arguments, args, kwargs, (0, 1))
+            with _left_as_it_was(state, arguments) as before:
+                self._compare(graph, before, (0, 1), state, arguments, args, kwargs)
         except CannotCompile as error:
             if (since := graph.calls // 2) > 1:
                 error = CannotCompile(
@@ -196,27 +196,39 @@ class Replay:
             return self._uncompiled(error, args, kwargs)
         return graph(state.tensors, arguments.tensors)
 
-    def _compare(self, graph: "_Graph", state: State, arguments: State, args: tuple, kwargs: dict, seeds) -> None:
+    def _compare(
+        self,
+        graph: "_Graph",
+        before: Snapshot,
+        seeds: tuple[int, int],
+        state: State,
+        arguments: State,
+        args: tuple,
+        kwargs: dict,
+        expected: "_Outcome | None" = None,
+    ) -> None:
         """Run graph and program from the same state; raises if they differ under both seeds (offsets to the current).
 
-        A difference under one seed may be a choice that falls the other way by rounding.
+        A difference under one seed may be a choice that falls the other way by rounding. ``expected`` is what the
+        program does under the first.
         """
-        before = Snapshot([*state.tensors, *arguments.tensors], state.generators)
-        found = []
-        for seed in seeds:
-            outcomes = []
-            for run in (None, graph):
-                if seed:
-                    torch.manual_seed(torch.initial_seed() + seed)
+        differences = []
+        for offset in seeds:
+            outcomes = [] if expected is None else [expected]
+            for run in (None, graph)[len(outcomes) :]:
+                if offset:
+                    torch.manual_seed(torch.initial_seed() + offset)
                 outcomes.append(self._outcome(state, arguments, args, kwargs, run))
                 state.restore_bindings()
                 before.restore()
-            found.append(self._difference(*outcomes, before, state))
-            if not found[-1]:
+            expected = None
+            # all ranks have to go on alike
+            differences.append(max(ranks.from_all(self._difference(*outcomes, before, state))))
+            if not differences[-1]:
                 return
         raise CannotCompile(
-            f"the replayed step differs from the program's own in {found[0]}: something that it reads is neither a "
-            "tensor nor in reach of model and guide, or a random choice decides which sites there are."
+            f"the replayed step differs from the program's own in {differences[0]}: something that it reads is neither "
+            "a tensor nor in reach of model and guide, or a random choice decides which sites there are."
         )
 
     def _outcome(
@@ -365,6 +377,17 @@ class _Outcome:
     results: list
     tensors: list[Tensor]
     generators: dict
+
+
+@contextmanager
+def _left_as_it_was(state: State, arguments: State) -> Iterator[Snapshot]:
+    """Gives what state and arguments hold, and goes back to it at the end."""
+    before = Snapshot([*state.tensors, *arguments.tensors], state.generators)
+    try:
+        yield before
+    finally:
+        state.restore_bindings()
+        before.restore()
 
 
 def _named(args: tuple, kwargs: dict) -> dict[str, object]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas
+import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution, constraints
@@ -169,7 +170,8 @@ def _parameters(model, guide, x: Tensor) -> Iterator[str]:
     if not parameters:
         yield "Neither half has parameters."
         return
-    _, _, gradients = SVI(model, guide, torch.optim.SGD(parameters, lr=0.0)).gradients(x)
+    with pyro.validation_enabled(False):  # values outside of a support are a finding of their own
+        _, _, gradients = SVI(model, guide, torch.optim.SGD(parameters, lr=0.0)).gradients(x)
     found = {id(p): g for p, g in zip(parameters, gradients, strict=True)}
     for name, p in zip(names, parameters, strict=True):
         gradient = found[id(p)]
