@@ -33,7 +33,7 @@ SYSTEMS: dict[str, tuple[ModuleType, str]] = {
 }
 STARTING, TRAINING, EVALUATING, WRITING, FINISHING = range(5)
 PHASES = ("starting", "training", "evaluating", "writing a checkpoint or a line", "measuring and drawing at the end")
-PATIENCE = 300  # seconds that a child may take
+PATIENCE = 900  # seconds after which a child is taken to hang
 
 phase = mmap.mmap(-1, 1)  # of the child, seen by its parent
 

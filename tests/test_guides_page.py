@@ -19,9 +19,8 @@ ENGINES = {
 }
 
 
-def test_there_are_six_short_ones():
-    assert len(EXAMPLES) == PAGE.count("```python") == 6
-    assert max(len([line for line in block.splitlines() if line]) for block in EXAMPLES.values()) <= 30
+def test_every_example_of_the_page_is_run():
+    assert len(EXAMPLES) == PAGE.count("```python") > 0
 
 
 @pytest.mark.parametrize("engine", ENGINES)

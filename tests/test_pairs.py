@@ -36,8 +36,8 @@ def pair(request):
 @pytest.fixture(params=LOSSES, ids=str)
 def loss(request, pair):
     """Each estimator that the pair has."""
-    if request.param == "summed out" and not pair.stops:
-        pytest.skip("no stops to sum out")
+    if request.param in ("nvil", "summed out") and not pair.stops:
+        pytest.skip("no stops to sum out, no learning signals: the stock estimator")
     if request.param == "stops summed out" and not pair.choices:
         pytest.skip("no choices to leave sampled")
     return LOSSES[request.param]
@@ -47,7 +47,7 @@ def parameters(*halves):
     return {f"{half.role}.{name}": p for half in halves for name, p in half.named_parameters()}
 
 
-def test_the_table_holds_every_public_pair(pair):
+def test_the_table_holds_every_public_pair():
     public = {
         thing
         for package in (pplmodels, guides)
@@ -140,13 +140,16 @@ def test_many_particles_at_once_give_the_bound_of_many_single_ones(pair, float64
     """Leading dimensions are free: a plate of particles outside the data."""
     model, guide = (half.eval() for half in pair.build())
     x = pair.batch(4)
-    vectorised = TraceGraph_ELBO(num_particles=3000, vectorize_particles=True, max_plate_nesting=1)
-    one_by_one = torch.tensor([-TraceGraph_ELBO().loss(model, guide, x) for _ in range(300)])
-    error = one_by_one.std() / 300**0.5
+    vectorised = TraceGraph_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
+    one_by_one = torch.tensor([-TraceGraph_ELBO().loss(model, guide, x) for _ in range(100)])
+    error = one_by_one.std() * (1 / 100 + 1 / 1000) ** 0.5
     mean = float(one_by_one.mean())
     assert -vectorised.loss(model, guide, x) == pytest.approx(mean, abs=4 * float(error) + 1e-9 * abs(mean))
-    few = NVIL_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
-    assert SVI(model, guide, adam(model, guide, 1e-3), few).step(x).isfinite()
+    few = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
+    for half in (model, guide):
+        half.train()
+    for loss in (NVIL_ELBO, TraceGraph_ELBO):
+        assert SVI(model, guide, adam(model, guide, 1e-3), loss(**few)).step(x).isfinite()
 
 
 def test_two_pairs_in_one_process_both_train(pair):
@@ -239,7 +242,7 @@ def test_the_bound_splits_into_its_sites(pair):
 
 
 def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
-    """50 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit.
+    """12 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit.
 
     Where kernels round differently, the losses and gradients are compared, each step from the same weights.
     """
@@ -249,8 +252,8 @@ def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
     for (model, guide), compiled in ((halves, False), (again, True)):
         optim = adam(model, guide, 1e-3)
         runs.append((SVI(model, guide, optim, loss(), clip_norm=10.0, compile=compiled), optim, model, guide))
-    for step in range(50):
-        x = pair.batch(7 if step % 10 == 9 else 16)  # the last batch of an epoch is smaller
+    for step in range(12):
+        x = pair.batch(7 if step % 6 == 5 else 16)  # the last batch of an epoch is smaller
         outcomes = []
         for svi, optim, model, guide in runs:
             pyro.set_rng_seed(step)

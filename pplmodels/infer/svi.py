@@ -1,8 +1,8 @@
 """Stochastic variational inference with module-owned parameters and a torch optimizer."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest.mock import patch
 
 import pyro
@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils._pytree import tree_map_only
 
 from pplmodels import ranks
 from pplmodels.infer.losses import (
@@ -27,6 +28,8 @@ from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
 from pplmodels.infer.state import Snapshot, State
 from pplmodels.sharing import sharing
+
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 class SVI(pyro.infer.SVI):
@@ -58,8 +61,8 @@ class SVI(pyro.infer.SVI):
             ``differentiable_loss`` is trained with these, uncompiled.
         clip_norm: largest gradient norm a parameter group, in nats per image per unit; None for no limit.
         compile: replay a traced graph; True raises where that cannot be done, "auto" warns once and goes on without.
-        precision: bfloat16 for the operations that can be as rough in a step (:class:`torch.autocast`); parameters,
-            gradients and :meth:`evaluate_loss` keep theirs.
+        precision: bfloat16 for the operations that can be as rough in a step (:class:`torch.autocast`; on a CPU without
+            recurrent layers); parameters, gradients and :meth:`evaluate_loss` keep theirs.
     """
 
     def __init__(
@@ -170,7 +173,7 @@ class SVI(pyro.infer.SVI):
 
     def _estimate(self, args: tuple, kwargs: dict, first: bool) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
         """Loss, images and gradients; of a first step checked: what distributions are given, and who has parameters."""
-        rough = torch.autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
+        rough = _autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
         validation = nullcontext() if first and not self.precision else _unvalidated()
         parameters = self.parameters()
         with validation, rough, _Stated() as noted:
@@ -272,6 +275,23 @@ def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
+
+
+@contextmanager
+def _autocast(device: str, precision: torch.dtype) -> Iterator[None]:
+    """Autocast whose recurrent layers compute in float32 on a CPU: not every processor has other kernels for them."""
+    with torch.autocast(device, precision), ExitStack() as stack:
+        for name in RECURRENT if device == "cpu" else ():
+            stack.enter_context(patch.object(torch._VF, name, _in_float32(getattr(torch._VF, name))))
+        yield
+
+
+def _in_float32(function: Callable) -> Callable:
+    def precise(*args):
+        with torch.autocast("cpu", enabled=False):
+            return function(*tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, args))
+
+    return precise
 
 
 class _Images(Messenger):

@@ -30,6 +30,7 @@ def survived(tmp_path, *arguments):
     return {row["what"]: (row["tried"], row["survived"]) for row in json.loads(out.read_text())["rows"]}
 
 
+@pytest.mark.slow
 def test_a_few_of_each_fault(tmp_path):
     rows = survived(tmp_path, "--kills", "2", "--systems", "pixelcnn")
     assert all(tried == good for tried, good in rows.values())

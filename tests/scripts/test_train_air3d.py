@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from starting import start
+from starting import HANGS, start
 
 from pplmodels.errors import InputError
 from pplmodels.training import Run
@@ -112,5 +112,5 @@ def test_bad_input_is_one_sentence(script, tmp_path, options, sentence):
 def test_the_exit_code_of_bad_input_is_2(tmp_path):
     for name, arguments in (("train_air3d", ("--data", "cups")), ("compare_air3d", (tmp_path / "nothing",))):
         process = start(name, *arguments)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HANGS)
         assert process.returncode == 2 and errors.count("\n") == 1, errors

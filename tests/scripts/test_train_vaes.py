@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from starting import start
+from starting import HANGS, start
 
 from pplmodels.training import cli
 
 SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up", "2", "--device", "cpu"]
+COMPILED = ("fully connected, cut", "rows")  # every pair's step is compared with the compiled one in test_pairs.py
 NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
 FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "environment.jsonl", "tensorboard"}
 FILES |= {"curves.png"} | {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
@@ -44,7 +45,8 @@ RUNS = {  # script, options, pictures
 def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name):
     training, options, pictures = RUNS[name]
     run = tmp_path / "run"
-    script(training)([*SMALL, *options, "--out", str(run)])
+    engine = [] if name in COMPILED else ["--no-compile"]
+    script(training)([*SMALL, *engine, *options, "--out", str(run)])
     assert {path.name for path in run.iterdir()} == FILES | pictures
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
@@ -74,12 +76,14 @@ def test_a_folder_of_ten_images_and_a_code_of_one_number(script, tmp_path):
     for number in range(10):
         Image.new("RGB", (8, 8), (25 * number, 0, 255)).save(tmp_path / f"few/{number}.png")
     run = tmp_path / "run"
-    script("train_image_vae")([*SMALL, *NARROW, "--data", str(tmp_path / "few"), "--z-dim", "1", "--out", str(run)])
+    options = [*NARROW, "--no-compile", "--data", str(tmp_path / "few"), "--z-dim", "1", "--out", str(run)]
+    script("train_image_vae")([*SMALL, *options])
     assert {path.name for path in run.iterdir()} == FILES | {"reconstructions.png", "samples.png"}
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     assert all(value == value for value in metrics.values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
     """Killed and resumed, a run with averaged weights and normalised layers ends with the same weights."""
@@ -92,7 +96,7 @@ def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
     processes["stopped"].communicate()
     resumed = start("train_ladder_vae", "--resume", "--out", runs["stopped"])
     for process in (processes["straight"], resumed):
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=HANGS)
         assert process.returncode == 0, errors
     for half in ("model", "guide"):
         first, second = (load_file(run / f"{half}.safetensors") for run in runs.values())
@@ -122,7 +126,8 @@ class ShiftedGuide(MLPGuide):
 def test_a_guide_of_the_users_own_is_trained_resumed_and_evaluated(script, tmp_path, capsys):
     file, run = tmp_path / "my_guide.py", tmp_path / "run"
     file.write_text(GUIDE)
-    own, small = ["--import", str(file)], [*SMALL, "--hidden", "8", "--z-dim", "4", "--out", str(run)]
+    own = ["--import", str(file)]
+    small = [*SMALL, "--no-compile", "--hidden", "8", "--z-dim", "4", "--out", str(run)]
     script("train_vae")([*small, *own])
     assert json.loads((run / "guide.json").read_text())["class"] == "ShiftedGuide"
     trained = load_file(run / "guide.safetensors")
@@ -146,7 +151,8 @@ def test_a_guide_of_the_users_own_is_trained_resumed_and_evaluated(script, tmp_p
 @pytest.mark.filterwarnings("default")
 def test_files_that_have_no_guide_for_a_script_are_refused(script, tmp_path, capsys):
     file, run = tmp_path / "my_guide.py", tmp_path / "run"
-    own, small = ["--import", str(file)], [*SMALL, "--hidden", "8", "--z-dim", "4", "--out", str(run)]
+    own = ["--import", str(file)]
+    small = [*SMALL, "--no-compile", "--hidden", "8", "--z-dim", "4", "--out", str(run)]
     refused(lambda: script("train_vae")([*small, *own]), "there is no such .py file", capsys)
     file.write_text(GUIDE)
     refused(lambda: script("train_air")([*own, "--out", str(run)]), "there is no subclass of AIR or AIRGuide", capsys)
@@ -212,7 +218,7 @@ def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypat
 @pytest.mark.filterwarnings("default")
 def test_images_of_another_shape_and_no_samples_are_refused(script, tmp_path, capsys):
     run = tmp_path / "run"
-    script("train_vae")([*SMALL, "--hidden", "8", "--out", str(run)])
+    script("train_vae")([*SMALL, "--no-compile", "--hidden", "8", "--out", str(run)])
     colours = np.zeros((20, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "colours.npz", x_train=colours, x_test=colours)
     other = ["--data", str(tmp_path / "colours.npz")]
