@@ -150,7 +150,7 @@ def test_the_mean_gradient_is_the_gradient_of_the_sum(float64, baseline, loss):
     }
     directions = [[torch.randn_like(g) / g.numel() ** 0.5 for g in exact] for _ in range(20)]
 
-    svi = SVI(model, sampled, torch.optim.SGD(used, lr=0.0), loss())
+    svi = SVI(model, sampled, torch.optim.SGD([*used, *guide.baseline.parameters()], lr=0.0), loss())
     samples, bounds = [], []
     for _ in range(40):
         bounds.append(-svi.step(x.expand(1000, 1, 10, 10)))

@@ -84,9 +84,10 @@ def exact(float64):
 
 
 def estimate(model, guide, x, parameters, loss):
-    engine = SVI(model, guide, torch.optim.SGD(parameters, lr=0.0), loss)
+    baselines = [p for name, p in guide.named_parameters() if "baseline" in name]
+    engine = SVI(model, guide, torch.optim.SGD([*parameters, *baselines], lr=0.0), loss)
     value, images, gradients = engine.gradients(x)
-    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=False)]
     return -value, -torch.cat([g.flatten() for g in flat]) / images
 
 

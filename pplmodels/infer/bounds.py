@@ -44,12 +44,11 @@ def compiled_log_probs(
 ) -> Callable[[Tensor], LogProbs]:
     """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed."""
 
-    @torch.no_grad()
     def program(x: Tensor) -> LogProbs:
         with pyro.validation_enabled(False):
             return log_probs(model, guide, x, samples)
 
-    return Replay(program, lambda: {"model": model, "guide": guide}, fallback)
+    return torch.no_grad()(Replay(program, lambda: {"model": model, "guide": guide}, fallback).__call__)
 
 
 def without_step(site: str) -> str:
