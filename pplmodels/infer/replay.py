@@ -35,8 +35,8 @@ class Replay:
     included; from the second call on the operations run by themselves, without Python modules, Pyro, provenance or
     autograd. Every tensor that can be reached from the arguments and ``roots``
     (:class:`pplmodels.infer.state.State`) is an input of the graph, read anew at each call. Random operations draw from
-    the generators, in the order of the program. In-place changes of tensors are operations like others; where the
-    program puts another tensor in the place of one, the graph writes into that one.
+    the generators, in the order of the program. In-place changes of tensors are operations like others. Where the
+    program puts another tensor in an attribute, list, dict or variable, so does the graph.
 
     The signature holds everything else that can be reached, the shape, dtype and device of every tensor, which tensors
     are the same, and torch's global settings. A change makes a new graph.
@@ -91,7 +91,13 @@ class Replay:
         graph.calls += 1
         if graph.calls & (graph.calls - 1) == 0:
             return self._compared(graph, key, state, arguments, args, kwargs)
-        return graph(state.tensors, arguments.tensors)
+        return self._replayed(graph, state, arguments)
+
+    def _replayed(self, graph: "_Graph", state: State, arguments: State):
+        results, rebound = graph(state.tensors, arguments.tensors)
+        if rebound:
+            state.rebind(rebound)
+        return results
 
     def _uncompiled(self, error: CannotCompile, args: tuple, kwargs: dict):
         self._give_up(error)
@@ -177,6 +183,7 @@ class Replay:
             graph = _Graph(self.program, args, kwargs, state, arguments, self._walk)
             state.restore_bindings()
             before.restore()
+            graph.check(state)
             self._compare(graph, before, (1, 2), state, arguments, args, kwargs, expected)
             before.restore()
             if all(tensor.is_cuda for tensor in graph.chosen(state.tensors, arguments.tensors)):
@@ -196,7 +203,7 @@ class Replay:
                 )
             self.graphs[key] = None
             return self._uncompiled(error, args, kwargs)
-        return graph(state.tensors, arguments.tensors)
+        return self._replayed(graph, state, arguments)
 
     def _compare(
         self,
@@ -238,7 +245,8 @@ class Replay:
     ) -> "_Outcome":
         """What one run, of the graph or the program, returns and leaves behind."""
         if graph is not None:
-            results, tensors = graph(state.tensors, arguments.tensors), state.tensors
+            results, rebound = graph(state.tensors, arguments.tensors)
+            tensors = [rebound.get(index, tensor) for index, tensor in enumerate(state.tensors)]
         else:
             drawn = _other_generators(state)
             results = self.program(*args, **kwargs)
@@ -307,12 +315,11 @@ class _Graph:
         def flat(*inputs):  # the very tensors that the program will meet: make_fx knows them by identity
             with refusing(tensors):
                 results, self.spec = tree_flatten(program(*args, **kwargs))
-            with torch.no_grad():
-                for tensor, found in zip(state.tensors, walk().tensors, strict=True):
-                    if found is not tensor:  # the program has put another in its place
-                        tensor.copy_(found.detach())
             self.constants = [None if isinstance(result, Tensor) else result for result in results]
-            return [result.detach() if isinstance(result, Tensor) else None for result in results]
+            pairs = enumerate(zip(state.tensors, walk().tensors, strict=True))
+            put = {index: found for index, (tensor, found) in pairs if found is not tensor}
+            self.rebound = list(put)  # the program puts other tensors in their places
+            return [result.detach() if isinstance(result, Tensor) else None for result in (*results, *put.values())]
 
         try:
             # one mode for all nodes' shapes: without a context make_fx constructs one a node, half of the time it takes
@@ -321,14 +328,24 @@ class _Graph:
         except Exception as error:
             raise explained(error) from error
         module, self.used = simplified(module, tensors)
+        self.requires_grad = [tensors[index].requires_grad for index in self.rebound]
+        self.run = module.forward
+        self.captured: torch.cuda.CUDAGraph | None = None
+
+    def check(self, state: State) -> None:
+        """Raise where a graph cannot do what the program does with a tensor of the state."""
         for index in self.used:
-            if tensors[index].grad_fn is not None and index < len(state.tensors) and _is_read(module, self.used, index):
+            if index < len(state.tensors) and state.tensors[index].grad_fn is not None:
                 raise CannotCompile(
                     f"this step cannot be compiled: {state.tensor_name(index)} was computed outside of the step and "
                     "requires a gradient, which would end at it: detach it."
                 )
-        self.run = module.forward
-        self.captured: torch.cuda.CUDAGraph | None = None
+        for index in self.rebound:
+            if not state.can_rebind(index):
+                raise CannotCompile(
+                    "this step cannot be compiled: the program puts another tensor in the place of "
+                    f"{state.tensor_name(index)}, which is not an attribute, variable, or list or dict entry."
+                )
 
     def chosen(self, state: list[Tensor], arguments: list[Tensor]) -> list[Tensor]:
         """The tensors that the graph reads or writes."""
@@ -369,9 +386,13 @@ class _Graph:
                 self.capture(state, arguments)
             torch._foreach_copy_(self.buffers, tensors[number:])
             self.captured.replay()
-            results = self.results
+            number = len(self.constants)
+            results = [*self.results[:number], *(result.clone() for result in self.results[number:])]
+        results, put = results[: len(self.constants)], results[len(self.constants) :]
         results = [fixed if result is None else result for result, fixed in zip(results, self.constants, strict=True)]
-        return tree_unflatten(results, self.spec)
+        for found, needed in zip(put, self.requires_grad, strict=True):
+            found.requires_grad_(needed)
+        return tree_unflatten(results, self.spec), dict(zip(self.rebound, put, strict=True))
 
 
 @dataclass
@@ -425,12 +446,6 @@ def _arrays_refused(names: list[str]) -> CannotCompile:
         f"this step cannot be compiled: {', '.join(names)} is a NumPy array, whose values a graph would keep: pass "
         "torch.from_numpy of it."
     )
-
-
-def _is_read(module: torch.fx.GraphModule, used: list[int], index: int) -> bool:
-    """Whether the graph does more with an input than to write another tensor into it."""
-    node = [node for node in module.graph.nodes if node.op == "placeholder"][used.index(index)]
-    return any(user.target is not torch.ops.aten.copy_.default or user.args[0] is not node for user in node.users)
 
 
 def _detached(results):

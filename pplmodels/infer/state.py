@@ -13,9 +13,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache, partial, partialmethod
+from itertools import chain
+from operator import is_
 from types import CellType, FunctionType, MethodType, ModuleType
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +34,8 @@ LIBRARIES = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "pyro
 LIBRARIES |= {"matplotlib", "PIL", "tqdm", "tensorboard", "sklearn", "networkx", "xarray", "arviz", "IPython"}
 WALKED = ("torch.nn", "torch.distributions", "pyro", "argparse", "types", "collections", "dataclasses", "functools")
 CONTEXT = "pyro.nn.module._Context"  # a cache, empty between calls
-UNREAD = {  # hooks that no forward pass runs
+UNREAD = {  # no step reads them: hooks of other things than forward passes, and whether arguments are checked
+    "_validate_args",
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks",
@@ -65,6 +69,7 @@ class State:
         self._names: list[tuple[int, str]] = []  # of each part: its holder's place and its name there
         self._held: list = []  # so that no other object gets the id of one in the signature
         self._seen: dict[int, int] = {}
+        self._places: dict[int, list] = {}
         self._watched = Watched()
         self._waiting: deque = deque((thing, -1, name) for name, thing in roots.items())
         parts: list = [tuple(roots)]
@@ -84,6 +89,20 @@ class State:
     def restore_bindings(self) -> None:
         """Give dicts, lists, sets, cells and attributes back the very objects that they held."""
         self._watched.restore()
+
+    def can_rebind(self, index: int) -> bool:
+        """Whether another tensor can be put where one is: in an attribute, list, dict or variable, or a tuple there."""
+        return bool(self._watched.places(self.tensors[index]))
+
+    def rebind(self, tensors: Mapping[int, Tensor]) -> None:
+        """Put others in the places of some tensors, by their index."""
+        for index, tensor in tensors.items():
+            if index not in self._places:
+                self._places[index] = self._watched.places(self.tensors[index])
+            for place in self._places[index]:
+                self._watched.exchange(place, self.tensors[index], tensor)
+            self._seen[id(tensor)] = self._seen.pop(id(self.tensors[index]))
+            self.tensors[index] = tensor
 
     def holds(self, thing) -> bool:
         """Whether the very object has been looked at."""
@@ -155,8 +174,9 @@ class State:
     def _dict(self, thing: dict, place: int, attributes: bool = False):
         self._watched.dicts.append(thing)
         for key, value in thing.items():
-            self._waiting.append((value, place, f".{key}" if attributes else f"[{key!r}]"))
-        return _Same(type(thing)), tuple(map(_key, thing))
+            if not (attributes and key in UNREAD):
+                self._waiting.append((value, place, f".{key}" if attributes else f"[{key!r}]"))
+        return _Same(type(thing)), tuple(_key(key) for key in thing if not (attributes and key in UNREAD))
 
     def _slice(self, thing: slice, place: int):
         self._enter((thing.start, thing.stop, thing.step), place, (".start", ".stop", ".step"))
@@ -283,12 +303,13 @@ def _look(kind: type) -> Callable | None:
 
 
 class Snapshot:
-    """The values of some tensors and the random generators, to go back to."""
+    """The values of some tensors, the random generators and what Pyro's parameter store holds, to go back to."""
 
     def __init__(self, tensors: list[Tensor], generators=()):
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self.states = generator_states()
         self.own = [(generator, _state_of_generator(generator)) for generator in generators]
+        self.store = {name: dict(entries) for name, entries in vars(pyro.get_param_store()).items()}
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -299,6 +320,10 @@ class Snapshot:
         restore_generators(self.states)
         for generator, state in self.own:
             _restore_generator(generator, state)
+        for name, entries in vars(pyro.get_param_store()).items():
+            if not _same_entries(entries, self.store[name]):
+                entries.clear()
+                entries.update(self.store[name])
 
 
 def kind_of(tensor: Tensor) -> tuple:
@@ -310,6 +335,10 @@ def tensors_of(modules: list[nn.Module]) -> list[Tensor]:
     """Every parameter and buffer of some modules and those within, each once."""
     found = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
     return list(found.values())
+
+
+def _same_entries(one: dict, other: dict) -> bool:
+    return len(one) == len(other) and all(map(is_, chain(one, one.values()), chain(other, other.values())))
 
 
 class _Same:

@@ -1,8 +1,10 @@
 """Whether Python objects still hold what they held."""
 
-from collections.abc import Iterator
-from itertools import chain, repeat
-from operator import attrgetter, is_
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
+from operator import attrgetter, is_, setitem
 from types import CellType, FunctionType, MappingProxyType
 
 import numpy as np
@@ -16,7 +18,7 @@ class Watched:
 
     def __init__(self):
         self.dicts: list[dict] = []
-        self.sequences: list = []
+        self.sequences: list[list | deque] = []
         self.classes: list[type] = []
         self.functions: list[FunctionType] = []
         self.cells: list[CellType] = []
@@ -29,7 +31,6 @@ class Watched:
         """Take what is held now as what :meth:`unchanged` compares with."""
         self.proxies = list(map(vars, self.classes))
         self.named = [found for found, _ in self.names], [name for _, name in self.names]
-        self.copies = [dict(d) for d in self.dicts], [list(s) for s in self.sequences], [dict(p) for p in self.proxies]
         self.sizes, self.held = self._sizes(), list(self._contents())
 
     def unchanged(self) -> bool:
@@ -41,51 +42,68 @@ class Watched:
             and all(np.array_equal(array, copy) for array, copy in self.arrays)
         )
 
+    def places(self, thing) -> list["Place"]:
+        """Where a thing is held: in a dict, list, variable or global, by itself or in a tuple there."""
+        values = [Place(setitem, d, key, value) for d in self.dicts for key, value in d.items()]
+        values += [Place(setitem, s, index, value) for s in self.sequences for index, value in enumerate(s)]
+        cells = [Place(setattr, cell, "cell_contents", content_of(cell)) for cell in self.cells]
+        names = [Place(setitem, found, name, found.get(name)) for found, name in self.names]
+        start = sum(self.sizes) + sum(map(len, chain(self.dicts, self.proxies)))
+        starts = (0, values), (start, cells), (start + len(cells) + 3 * len(self.functions), names)
+        numbered = [replace(place, at=at) for first, places in starts for at, place in enumerate(places, first)]
+        return [place for place in numbered if _is_in(place.value, thing)]
+
+    def exchange(self, place: "Place", old, new) -> None:
+        """Put another thing where one was."""
+        place.value = self.held[place.at] = _with(place.value, old, new)
+        place.put(place.container, place.key, place.value)
+
     def restore(self) -> None:
         """Put back what was held."""
         if self.unchanged():
             return
-        dicts, sequences, classes = self.copies
-        for found, saved in zip(self.dicts, dicts, strict=True):
-            if len(found) != len(saved) or not all(
-                map(is_, chain(found, found.values()), chain(saved, saved.values()))
-            ):
+        held = iter(self.held)
+        values = [list(islice(held, size)) for size in self.sizes]
+        dicts = len(self.dicts)
+        keys = [list(islice(held, size)) for size in (*self.sizes[:dicts], *self.sizes[dicts + len(self.sequences) :])]
+        for found, names, things in zip(self.dicts, keys, values, strict=False):
+            if not _same(found, names) or not _same(found.values(), things):
                 found.clear()
-                found.update(saved)
-        for found, saved in zip(self.sequences, sequences, strict=True):
+                found.update(zip(names, things, strict=True))
+        for found, things in zip(self.sequences, values[dicts:], strict=False):
             found.clear()
-            found.extend(saved)
-        for kind, saved in zip(self.classes, classes, strict=True):
-            for name in vars(kind).keys() - saved.keys():
+            found.extend(things)
+        for kind, names, things in zip(self.classes, keys[dicts:], values[dicts + len(self.sequences) :], strict=True):
+            for name in vars(kind).keys() - set(names):
                 delattr(kind, name)
-            for name, value in saved.items():
-                if vars(kind).get(name, MISSING) is not value:
-                    setattr(kind, name, value)
-        rest = self.held[sum(self.sizes) + sum(map(len, chain(self.dicts, self.proxies))) :]
-        cells, rest = rest[: len(self.cells)], rest[len(self.cells) + 3 * len(self.functions) :]
-        for cell, content in zip(self.cells, cells, strict=True):
+            for name, thing in zip(names, things, strict=True):
+                if vars(kind).get(name, MISSING) is not thing:
+                    setattr(kind, name, thing)
+        for cell, content in zip(self.cells, list(islice(held, len(self.cells))), strict=True):
             if content is not MISSING:
                 cell.cell_contents = content
-        for (found, name), value in zip(self.names, rest, strict=False):
-            if value is MISSING:
+        for function in self.functions:
+            function.__code__, function.__defaults__, function.__kwdefaults__ = islice(held, 3)
+        for (found, name), thing in zip(self.names, list(islice(held, len(self.names))), strict=True):
+            if thing is MISSING:
                 found.pop(name, None)
             else:
-                found[name] = value
-        for (thing, name), value in zip(self.slots, rest[len(self.names) :], strict=True):
-            object.__setattr__(thing, name, value)
+                found[name] = thing
+        for (owner, name), thing in zip(self.slots, held, strict=True):
+            object.__setattr__(owner, name, thing)
         for found, content in self.sets:
             if isinstance(found, set):
                 found.clear()
                 found.update(content)
-        for array, saved in self.arrays:
+        for array, copy in self.arrays:
             if array.flags.writeable:
-                array[...] = saved
+                array[...] = copy
 
     def _sizes(self) -> list[int]:
         return list(map(len, chain(self.dicts, self.sequences, self.proxies)))
 
     def _contents(self) -> Iterator:
-        """Everything held, in an order that the sizes divide."""
+        """Everything held: first what the sizes divide, then the keys of dicts and classes, then the rest."""
         return chain(
             chain.from_iterable(map(dict.values, self.dicts)),
             chain.from_iterable(self.sequences),
@@ -99,9 +117,36 @@ class Watched:
         )
 
 
+@dataclass
+class Place:
+    """Something held, and how to put another there: ``put(container, key, value)``; ``at``, where it is in ``held``."""
+
+    put: Callable
+    container: object
+    key: object
+    value: object
+    at: int = 0
+
+
 def content_of(cell: CellType):
     """What a variable of an enclosing function holds, or MISSING."""
     try:
         return cell.cell_contents
-    except ValueError:  # of an empty cell, whose variable has no value yet
+    except ValueError:  # the variable has no value yet
         return MISSING
+
+
+def _same(found, things: list) -> bool:
+    return len(found) == len(things) and all(map(is_, found, things))
+
+
+def _is_in(value, thing) -> bool:
+    return value is thing or (isinstance(value, tuple) and any(_is_in(part, thing) for part in value))
+
+
+def _with(value, old, new):
+    """A value, or a tuple with it somewhere inside, with another thing in one's place."""
+    if value is old or not isinstance(value, tuple):
+        return new if value is old else value
+    parts = [_with(part, old, new) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
