@@ -62,10 +62,10 @@ def _schema(node: Node):
 
 
 def _has_effect(node: Node) -> bool:
-    """Whether a call changes one of its arguments or a random generator."""
+    """Whether a call changes one of its arguments or a random generator, or may raise an error and returns nothing."""
     if node.op != "call_function" or _schema(node) is None:
         return node.op in ("placeholder", "output")
-    return bool(_writes(node)) or torch.Tag.nondeterministic_seeded in node.target.tags
+    return bool(_writes(node)) or not _schema(node).returns or torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _writes(node: Node) -> set[Node]:

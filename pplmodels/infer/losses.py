@@ -10,6 +10,7 @@ from pyro.infer import (
     JitTraceGraph_ELBO,
     JitTraceMeanField_ELBO,
     ReweightedWakeSleep,
+    TraceTailAdaptive_ELBO,
 )
 from pyro.infer.elbo import ELBO
 from torch import Tensor
@@ -29,6 +30,8 @@ def check_objective(objective) -> None:
         raise ValueError(
             f"{name} keeps its parameters in Pyro's store: use {name.removeprefix('Jit')}, and compile=True"
         )
+    if isinstance(objective, TraceTailAdaptive_ELBO):
+        raise ValueError(f"{name} has an infinite loss, after which a step moves nothing: use it with pyro.infer.SVI")
     if isinstance(objective, ReweightedWakeSleep):
         raise ValueError(f"{name} has two losses, and a step returns one: use it with pyro.infer.SVI")
     if not (isinstance(objective, ELBO) and _kind(objective)) and (
@@ -39,9 +42,14 @@ def check_objective(objective) -> None:
         )
 
 
-def stays_on_device(objective) -> bool:
-    """Whether value and surrogate are computed without reading numbers back, as compiling needs."""
-    return not isinstance(objective, ELBO) or _kind(objective) in (SURROGATE, PARTICLE)
+def why_uncompiled(objective) -> str:
+    """Why a step with this objective cannot be compiled, in a sentence; "" if it may be tried."""
+    if not isinstance(objective, ELBO) or _kind(objective) in (SURROGATE, PARTICLE):
+        return ""
+    return (
+        f"{type(objective).__name__} cannot be compiled: it has gradients of its own, and may read values back to the "
+        "host. Trace_ELBO, TraceGraph_ELBO and subclasses that change their surrogate losses can be compiled."
+    )
 
 
 def has_own_gradients(objective) -> bool:

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from pplmodels import ranks
 from pplmodels.generators import generator_states
 from pplmodels.infer.graph import simplified
-from pplmodels.infer.state import Snapshot, State
+from pplmodels.infer.state import Snapshot, State, kind_of
 from pplmodels.infer.tracing import CannotCompile, explained, line_that_draws, modules_that_run, refusing
 
+aten = torch.ops.aten
 MANY = 16  # graphs kept, and traces after which one is told that tracing keeps happening
 ARRAY = 64  # entries of an argument's NumPy array that may be part of a signature
 HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
@@ -75,14 +80,18 @@ class Replay:
         self._last: tuple[State, State] | None = None
         self._warned = self._told = False
 
+    def __reduce__(self):
+        """Copies, and what is read from a file, trace anew."""
+        return type(self), (self.program, self.roots, self.fallback, self.tolerance)
+
     def __call__(self, *args, **kwargs):
         """The program's result, detached; on CUDA it is overwritten by the next call."""
-        if _PYRO_STACK or torch.is_anomaly_enabled():
-            return self._uncompiled(_surroundings_refused(), args, kwargs)
+        if reason := _surroundings():
+            return self._uncompiled(CannotCompile(f"this step cannot be compiled {reason}."), args, kwargs)
         state = self._current()
         arguments = State(_named(args, kwargs), known=state)
-        if arrays := arguments.large_arrays(ARRAY):
-            return self._uncompiled(_arrays_refused(arrays), args, kwargs)
+        if reason := _unusual(state, arguments):
+            return self._uncompiled(CannotCompile(f"this step cannot be compiled: {reason}."), args, kwargs)
         key = self._key(state, arguments)
         if key not in self.graphs:
             return self._first(state, arguments, args, kwargs)
@@ -136,34 +145,47 @@ class Replay:
         A first run may make what later ones find: lazy parameters, caches, an AutoGuide's sites.
         """
         self._tell_why(state, arguments)
-        start = Snapshot([*state.tensors, *arguments.tensors], state.generators)
+        start = _snapshot(state, arguments)
         with modules_that_run() as ran:
             results = _detached(self.program(*args, **kwargs))
         known = {id(module) for module in self._found}
         self._found += [m for m in ran if not state.holds(m) and id(m) not in known]
         settled = self._walk()
-        end = Snapshot([*settled.tensors, *arguments.tensors], settled.generators)
-        base = settled
-        if settled.signature == state.signature:
-            base = state
+        end = _snapshot(settled, arguments)
+        same = settled.signature == state.signature
+        base = state if same else settled
+        if same:
             state.restore_bindings()
             start.restore()
-        else:
-            arguments = State(_named(args, kwargs), known=settled)
+        again, again_named = _copied(args, kwargs, state)
+        given = State(_named(again, again_named), known=base)
         try:
-            graph = self._traced(base, arguments, args, kwargs)
+            self._check_arguments(arguments, args, kwargs, known=state)
+            graph = self._traced(base, given, again, again_named)
         except CannotCompile as error:
             if not self.fallback:
                 state.restore_bindings()
+                arguments.restore_bindings()
                 start.restore()
                 raise
-            self._give_up(error)
             graph = None
+            self._give_up(error)
         settled.restore_bindings()
         end.restore()
         self._state = settled
-        self._keep(self._key(base, arguments), graph)
+        self._keep(self._key(base, given), graph)
         return results
+
+    @staticmethod
+    def _check_arguments(before: State, args: tuple, kwargs: dict, known: State) -> None:
+        """Raise if the program has put something else into its arguments than was there."""
+        after = State(_named(args, kwargs), known=known)
+        if after.signature != before.signature or not before.unchanged():
+            what = before.difference(after) or "an argument"
+            raise CannotCompile(
+                f"this step cannot be compiled: the program changes {what}, which a graph would not: keep what it "
+                "makes in an attribute."
+            )
 
     def _keep(self, key: tuple, graph: "_Graph | None") -> None:
         if len(self.graphs) >= MANY:
@@ -248,13 +270,23 @@ class Replay:
             results, rebound = graph(state.tensors, arguments.tensors)
             tensors = [rebound.get(index, tensor) for index, tensor in enumerate(state.tensors)]
         else:
-            drawn = _other_generators(state)
-            results = self.program(*args, **kwargs)
+            drawn, seed = _other_generators(state), torch.initial_seed()
+            memory = [tensor.data_ptr() for tensor in state.tensors]
+            try:
+                results = self.program(*args, **kwargs)
+            except CannotCompile:
+                raise
+            except Exception as error:
+                raise explained(error, "a second run with the same arguments fails") from error
             if _other_generators(state) != drawn:
                 place = line_that_draws(lambda: _other_generators(state), self.program, *args, **kwargs)
                 raise CannotCompile(
                     "this step cannot be compiled: numbers are drawn from Python's or NumPy's random generator, "
                     f"which a graph would keep{place}: use torch's."
+                )
+            if torch.initial_seed() != seed:
+                raise CannotCompile(
+                    "this step cannot be compiled: the program seeds torch's random generator, which a graph would not."
                 )
             after = self._walk()
             if after.signature != state.signature:
@@ -262,6 +294,13 @@ class Replay:
                     "this step cannot be compiled: the program changes something that is no tensor each time that it "
                     f"runs, {state.difference(after)}, which a graph would not."
                 )
+            self._check_arguments(arguments, args, kwargs, known=state)
+            for index, (tensor, pointer) in enumerate(zip(state.tensors, memory, strict=True)):
+                if after.tensors[index] is tensor and tensor.data_ptr() != pointer:
+                    raise CannotCompile(
+                        f"this step cannot be compiled: the program gives {state.tensor_name(index)} other memory, "
+                        "which a graph would not: write to it in place."
+                    )
             tensors = after.tensors
         tensors = [tensor.detach().clone() for tensor in (*tensors, *arguments.tensors)]
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_flatten(_detached(results))[0]]
@@ -288,7 +327,7 @@ class Replay:
         if self._last is not None:
             known, given = self._last
             numbers = arguments.changed_numbers(given) if known.signature == state.signature else []
-            if numbers and not self._told:
+            if numbers and not (self._told or self._warned):
                 self._told = True
                 warnings.warn(
                     f"this program is traced again because of another number, {', '.join(numbers)}. Pass a number that "
@@ -327,6 +366,9 @@ class _Graph:
                 module = make_fx(flat)(*tensors)
         except Exception as error:
             raise explained(error) from error
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        attached = [any(user.target is not aten.detach.default for user in node.users) for node in placeholders]
+        self.cut = [i for i, t in enumerate(tensors) if t.grad_fn is not None and attached[i]]
         module, self.used = simplified(module, tensors)
         self.requires_grad = [tensors[index].requires_grad for index in self.rebound]
         self.run = module.forward
@@ -334,12 +376,12 @@ class _Graph:
 
     def check(self, state: State) -> None:
         """Raise where a graph cannot do what the program does with a tensor of the state."""
-        for index in self.used:
-            if index < len(state.tensors) and state.tensors[index].grad_fn is not None:
-                raise CannotCompile(
-                    f"this step cannot be compiled: {state.tensor_name(index)} was computed outside of the step and "
-                    "requires a gradient, which would end at it: detach it."
-                )
+        for index in self.cut:
+            name = state.tensor_name(index) if index < len(state.tensors) else "an argument"
+            raise CannotCompile(
+                f"this step cannot be compiled: {name} was computed outside of the step and requires a gradient, which "
+                "would end at it: detach it."
+            )
         for index in self.rebound:
             if not state.can_rebind(index):
                 raise CannotCompile(
@@ -404,10 +446,14 @@ class _Outcome:
     generators: dict
 
 
+def _snapshot(state: State, arguments: State) -> Snapshot:
+    return Snapshot([*state.tensors, *arguments.tensors], [*state.generators, *arguments.generators])
+
+
 @contextmanager
 def _left_as_it_was(state: State, arguments: State) -> Iterator[Snapshot]:
     """Gives what state and arguments hold, and goes back to it at the end."""
-    before = Snapshot([*state.tensors, *arguments.tensors], state.generators)
+    before = _snapshot(state, arguments)
     try:
         yield before
     finally:
@@ -432,20 +478,48 @@ def _settings() -> tuple:
     )
 
 
-def _surroundings_refused() -> CannotCompile:
-    if not _PYRO_STACK:
-        return CannotCompile("this step cannot be compiled under torch's anomaly detection, which looks at values.")
-    names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
-    return CannotCompile(
-        f"this step cannot be compiled inside of Pyro's handlers ({names}): put them around model and guide."
-    )
+def _surroundings() -> str:
+    """Why a graph would not be the program in the contexts of this call; "" if it would."""
+    if _PYRO_STACK:
+        names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
+        return f"inside of Pyro's handlers ({names}): put them around model and guide"
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    if modes := [type(mode).__name__ for mode in modes if not isinstance(mode, DeviceContext)]:
+        return f"inside of torch's modes ({', '.join(modes)}), which change what operations do"
+    if torch.is_anomaly_enabled():
+        return "under torch's anomaly detection, which looks at values"
+    return ""
 
 
-def _arrays_refused(names: list[str]) -> CannotCompile:
-    return CannotCompile(
-        f"this step cannot be compiled: {', '.join(names)} is a NumPy array, whose values a graph would keep: pass "
-        "torch.from_numpy of it."
-    )
+def _unusual(state: State, arguments: State) -> str:
+    """Why a graph could not stand for a program that reads these things; "" if nothing is known against it."""
+    if arrays := arguments.large_arrays(ARRAY):
+        names = arguments.names(arrays)
+        return f"{names} is a NumPy array, whose values a graph would keep: pass torch.from_numpy of it"
+    if arguments.strange:
+        return f"{arguments.names(arguments.strange)} is not a plain tensor"
+    for found in (state, arguments):
+        if found.iterators:
+            return (
+                f"{found.names(found.iterators)} is an iterator, which a graph would not move on: take what it gives "
+                "outside of the step and pass it as an argument"
+            )
+    return ""
+
+
+def _copied(args: tuple, kwargs: dict, state: State) -> tuple[tuple, dict]:
+    """The arguments with other tensors of the same values: what the last run keeps of it knows its arguments again.
+
+    Tensors that the state has too, that share memory or that :func:`torch.clone` would lay out otherwise stay.
+    """
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is Tensor and leaf.layout is torch.strided]
+    memory = Counter(t.untyped_storage().data_ptr() for t in {id(t): t for t in tensors}.values())
+    copies = {}
+    for tensor in tensors:
+        copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        if memory[tensor.untyped_storage().data_ptr()] == 1 and not state.holds(tensor) and tensor.is_leaf:
+            copies[id(tensor)] = copy if kind_of(copy) == kind_of(tensor) else tensor
+    return tree_map(lambda leaf: copies.get(id(leaf), leaf), (args, kwargs))
 
 
 def _detached(results):

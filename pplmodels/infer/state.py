@@ -9,13 +9,14 @@ import copy
 import dis
 import random
 import sys
+import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial, partialmethod
 from itertools import chain
 from operator import is_
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 
 import numpy as np
 import pyro
@@ -34,6 +35,7 @@ LIBRARIES = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "pyro
 LIBRARIES |= {"matplotlib", "PIL", "tqdm", "tensorboard", "sklearn", "networkx", "xarray", "arviz", "IPython"}
 WALKED = ("torch.nn", "torch.distributions", "pyro", "argparse", "types", "collections", "dataclasses", "functools")
 CONTEXT = "pyro.nn.module._Context"  # a cache, empty between calls
+TENSOR = {"unconstrained"}  # an attribute that Pyro gives to the values of parameters
 UNREAD = {  # no step reads them: hooks of other things than forward passes, and whether arguments are checked
     "_validate_args",
     "_state_dict_hooks",
@@ -65,6 +67,8 @@ class State:
         self.tensors: list[Tensor] = []
         self.generators: list = []
         self.arrays: list[tuple[np.ndarray, int]] = []
+        self.iterators: list[int] = []
+        self.strange: list[int] = []  # tensors of other classes and layouts, by their places
         self._known = known
         self._names: list[tuple[int, str]] = []  # of each part: its holder's place and its name there
         self._held: list = []  # so that no other object gets the id of one in the signature
@@ -79,12 +83,14 @@ class State:
             self._names.append((holder, name))
             parts.append(self._part(thing, len(parts)))
         self.signature = (*parts, _shared_storage(self.tensors))
-        self._kinds = list(map(kind_of, self.tensors))
+        self._kinds, self._memory = list(map(kind_of, self.tensors)), list(map(Tensor.data_ptr, self.tensors))
         self._watched.remember()
 
     def unchanged(self) -> bool:
         """Whether a new walk would find the very same tensors and the same signature."""
-        return list(map(kind_of, self.tensors)) == self._kinds and self._watched.unchanged()
+        same_kinds = list(map(kind_of, self.tensors)) == self._kinds
+        same_memory = list(map(Tensor.data_ptr, self.tensors)) == self._memory
+        return same_kinds and same_memory and self._watched.unchanged()
 
     def restore_bindings(self) -> None:
         """Give dicts, lists, sets, cells and attributes back the very objects that they held."""
@@ -102,15 +108,19 @@ class State:
             for place in self._places[index]:
                 self._watched.exchange(place, self.tensors[index], tensor)
             self._seen[id(tensor)] = self._seen.pop(id(self.tensors[index]))
-            self.tensors[index] = tensor
+            self.tensors[index], self._memory[index] = tensor, tensor.data_ptr()
 
     def holds(self, thing) -> bool:
         """Whether the very object has been looked at."""
         return id(thing) in self._seen
 
-    def large_arrays(self, size: int) -> list[str]:
-        """The names of NumPy arrays of more than so many entries."""
-        return [self.name(place) for array, place in self.arrays if array.size > size]
+    def names(self, places: list[int]) -> str:
+        """How some parts are reached from the roots, in a row."""
+        return ", ".join(map(self.name, places))
+
+    def large_arrays(self, size: int) -> list[int]:
+        """The places of NumPy arrays of more than so many entries."""
+        return [place for array, place in self.arrays if array.size > size]
 
     def generator_states(self) -> list:
         """The states of the random generators that were found."""
@@ -118,19 +128,22 @@ class State:
 
     def difference(self, other: "State") -> str:
         """The name of the first thing that differs in another state, and how; "" if nothing does."""
-        for place, (mine, its) in enumerate(zip(self.signature, other.signature, strict=False)):
+        for place, (mine, its) in enumerate(zip(self.signature[:-1], other.signature[:-1], strict=False)):
             if mine != its:
-                known = min(place, len(self._names) - 1)
-                return f"{self.name(known)}{_how(mine, its)}"
-        return "" if len(self.signature) == len(other.signature) else "their number"
+                return f"{self.name(place)}{_how(mine, its)}"
+        if self.signature == other.signature:
+            return ""
+        return "which tensors share memory" if len(self.signature) == len(other.signature) else "what there is"
 
     def changed_numbers(self, other: "State") -> list[str]:
         """The names of the plain numbers that differ in another state, if nothing else does."""
-        if len(self.signature) != len(other.signature):
+        *mine, memory = self.signature
+        *its, other_memory = other.signature
+        if len(mine) != len(its) or memory != other_memory:
             return []
-        places = [i for i, (a, b) in enumerate(zip(self.signature, other.signature, strict=True)) if a != b]
-        numbers = all(_number(self.signature[i]) and _number(other.signature[i]) for i in places)
-        return [self.name(i) + _how(other.signature[i], self.signature[i]) for i in places] if numbers else []
+        places = [i for i, (a, b) in enumerate(zip(mine, its, strict=True)) if a != b]
+        numbers = all(_number(mine[i]) and _number(its[i]) for i in places)
+        return [self.name(i) + _how(its[i], mine[i]) for i in places] if numbers else []
 
     def name(self, place: int) -> str:
         """How a part is reached from the roots, such as ``model.net.weight``."""
@@ -149,18 +162,34 @@ class State:
         if self._known is not None and (at := self._known._seen.get(id(thing))) is not None:
             return "known", at
         if (at := self._seen.get(id(thing))) is not None:
+            if isinstance(thing, Tensor) and self._names[at][0] < 0:  # where it is held says more than a root's name
+                self._names[at] = self._names[-1]
             return "again", at
         self._seen[id(thing)] = place
         self._held.append(thing)
         if isinstance(thing, Tensor):
-            if kind not in (Tensor, nn.Parameter) or thing.layout is not torch.strided:
-                return _Same(thing)
-            self.tensors.append(thing)
-            return kind_of(thing)
+            return self._tensor(thing, place)
+        if isinstance(thing, Iterator):
+            self.iterators.append(place)
+            return _Same(thing)
         if len(self._seen) > LIMIT:
             return _Same(thing)
         look = _look(kind)
         return look(self, thing, place) if look else _Same(thing)
+
+    def _tensor(self, thing: Tensor, place: int):
+        if type(thing) not in (Tensor, nn.Parameter) or thing.layout is not torch.strided or thing.is_nested:
+            self.strange.append(place)
+            return _Same(thing)
+        self.tensors.append(thing)
+        if thing.is_leaf and thing.requires_grad:
+            self._watched.slots.append((thing, "_backward_hooks"))
+            self._waiting.append((thing._backward_hooks, place, "'s hooks"))
+        attributes = {name: value for name, value in vars(thing).items() if name not in TENSOR}
+        if attributes:
+            self._watched.dicts.append(vars(thing))
+            self._enter(attributes.values(), place, [f".{name}" for name in attributes])
+        return kind_of(thing), *attributes
 
     def _enter(self, things, place: int, names) -> None:
         self._waiting.extend((thing, place, name) for thing, name in zip(things, names, strict=True))
@@ -169,14 +198,20 @@ class State:
         self._enter(thing, place, [f"[{i}]" for i in range(len(thing))])
         if not isinstance(thing, tuple):
             self._watched.sequences.append(thing)
-        return type(thing), len(thing)
+        return _Same(type(thing)), len(thing), self._attributes(thing, place)
 
     def _dict(self, thing: dict, place: int, attributes: bool = False):
         self._watched.dicts.append(thing)
         for key, value in thing.items():
             if not (attributes and key in UNREAD):
                 self._waiting.append((value, place, f".{key}" if attributes else f"[{key!r}]"))
-        return _Same(type(thing)), tuple(_key(key) for key in thing if not (attributes and key in UNREAD))
+        own = None if attributes else self._attributes(thing, place)
+        return _Same(type(thing)), tuple(_key(key) for key in thing if not (attributes and key in UNREAD)), own
+
+    def _attributes(self, thing, place: int):
+        """Of an object of a subclass of list, tuple or dict, what else it holds."""
+        attributes = getattr(thing, "__dict__", None)
+        return self._dict(attributes, place, attributes=True) if isinstance(attributes, dict) and attributes else None
 
     def _slice(self, thing: slice, place: int):
         self._enter((thing.start, thing.stop, thing.step), place, (".start", ".stop", ".step"))
@@ -200,16 +235,16 @@ class State:
             self._waiting.append((cell, place, f"'s {name}"))
         if _is_library(thing):
             return _Same(thing.__code__)
-        found = thing.__globals__
-        for name in _global_names(thing.__code__):
-            value = found.get(name, MISSING)
-            self._watched.names.append((found, name))
-            if isinstance(value, ModuleType) and not _is_library(value):
-                for attribute in thing.__code__.co_names:
-                    if attribute in vars(value):
-                        self._watched.names.append((vars(value), attribute))
-                        self._waiting.append((vars(value)[attribute], -1, f"{name}.{attribute}"))
-            self._waiting.append((value, -1, name))
+        names, imported = _outside_names(thing.__code__)
+        places = [(thing.__globals__, name, name) for name in names]
+        found = [value for name in names if isinstance(value := thing.__globals__.get(name), ModuleType)]
+        for module in (*found, *(sys.modules[name] for name in imported if name in sys.modules)):
+            if not _is_library(module):
+                read = [name for name in _names(thing.__code__) if name in vars(module)]
+                places += [(vars(module), name, f"{module.__name__}.{name}") for name in read]
+        for holder, name, said in places:
+            self._watched.names.append((holder, name))
+            self._waiting.append((holder.get(name, MISSING), -1, said))
         return _Same(thing.__code__)
 
     def _cell(self, thing: CellType, place: int):
@@ -287,6 +322,7 @@ _LOOKS = (  # the first that fits
     (np.ndarray, State._array),
     (weakref.ref, State._reference),
     (type, State._class),
+    (threading.local, State._instance),
     ((torch.Generator, np.random.Generator, np.random.RandomState, random.Random), State._random),
 )
 
@@ -372,13 +408,25 @@ def _is_library(thing) -> bool:
 
 
 @lru_cache(maxsize=10_000)
-def _global_names(code) -> tuple[str, ...]:
-    """The globals that a function's code, and functions defined in it, read."""
-    names = {i.argval: None for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+def _outside_names(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The globals that a function's code reads or writes, and the modules that it imports; those within it included."""
+    names, imported = {}, {}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
+            names[instruction.argval] = None
+        elif instruction.opname == "IMPORT_NAME":
+            imported[instruction.argval] = None
     for constant in code.co_consts:
-        if isinstance(constant, type(code)):
-            names |= dict.fromkeys(_global_names(constant))
-    return tuple(names)
+        if isinstance(constant, CodeType):
+            inner = _outside_names(constant)
+            names |= dict.fromkeys(inner[0])
+            imported |= dict.fromkeys(inner[1])
+    return tuple(names), tuple(imported)
+
+
+def _names(code: CodeType) -> tuple[str, ...]:
+    """All names in a function's code, and in those within it."""
+    return code.co_names + tuple(name for c in code.co_consts if isinstance(c, CodeType) for name in _names(c))
 
 
 def _shared_storage(tensors: list[Tensor]) -> tuple:

@@ -21,8 +21,8 @@ from pplmodels.infer.losses import (
     has_own_gradients,
     loss_and_surrogate,
     loss_of_own_gradients,
-    stays_on_device,
     value_of,
+    why_uncompiled,
 )
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
@@ -91,8 +91,7 @@ class SVI(pyro.infer.SVI):
                 "LBFGS evaluates the loss several times a step, which is random here: use another optimizer"
             )
         check_objective(loss)
-        if compile and not stays_on_device(loss):
-            refusal = f"{type(loss).__name__} cannot be compiled: it reads values back to the host."
+        if compile and (refusal := why_uncompiled(loss)):
             if compile is True:
                 raise ValueError(refusal)
             warnings.warn(f"{refusal} It runs uncompiled.", stacklevel=2)
@@ -127,6 +126,8 @@ class SVI(pyro.infer.SVI):
         the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
         Where several ranks train together, all of this is of the images of all ranks.
         """
+        if self._run != self._differentiate and (refusal := why_uncompiled(self.elbo)):
+            raise ValueError(refusal)
         loss, images, gradients = _of_all_ranks(*self._run(*args, **kwargs), self.parameters())
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
@@ -217,9 +218,8 @@ class SVI(pyro.infer.SVI):
     def _check_trained(self, surrogate: Tensor, parameters: list[Tensor], stated: dict[int, str]) -> None:
         known = {id(p) for p in parameters}
         left = [leaf for leaf in _leaves(surrogate) if id(leaf) not in known]
-        if left:
-            names = self._names(stated)
-            found = sorted(names.get(id(leaf), f"one of shape {tuple(leaf.shape)}") for leaf in left)
+        names = self._names(stated) if left else {}
+        if found := sorted(names[id(leaf)] for leaf in left if id(leaf) in names):  # others are the program's own
             raise ValueError(
                 f"the optimizer does not have {', '.join(found)}: they would never move. Give it all parameters (an "
                 "AutoGuide has none before it is called once; a pyro.param has to be a PyroParam of the module), or "

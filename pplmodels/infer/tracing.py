@@ -2,13 +2,14 @@
 
 import contextlib
 import linecache
-import random
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
@@ -21,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 TO_HOST = {"numpy", "__array__", "tolist", "__dlpack__"}
 TO_CONSTANT = {"tensor", "as_tensor", "asarray", "new_tensor"}
+STDLIB = str(Path(contextlib.__file__).parent) + os.sep
+LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, pyro.__file__, np.__file__, __file__))
 LIFTS = (aten.lift_fresh.default, aten.lift_fresh_copy.default)
 
 
@@ -57,9 +60,10 @@ def modules_that_run() -> Iterator[list[nn.Module]]:
         ran += found.values()
 
 
-def explained(error: Exception) -> CannotCompile:
+def explained(error: Exception, what: str = "") -> CannotCompile:
     """One sentence with the reason and the innermost line that is neither torch's nor Pyro's."""
     cause = str(error).splitlines()[0] if isinstance(error, CannotCompile) else _reason(error)
+    cause = f"{what}, {cause}" if what else cause
     return CannotCompile(f"this step cannot be compiled: {cause}{_place(traceback.extract_tb(error.__traceback__))}.")
 
 
@@ -68,8 +72,8 @@ def line_that_draws(states: Callable[[], tuple], program: Callable, *args, **kwa
     start, lines, places = states(), [], []
 
     def look(frame, event, _):
-        if frame.f_code.co_filename.startswith(_libraries()):
-            return look if frame.f_back is None else None
+        if _is_library(frame.f_code.co_filename):
+            return None
         if not places and lines and states() != start:
             places.append(_place([lines[-1]]))
         lines[:] = [traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)]
@@ -92,13 +96,14 @@ def _reason(error: Exception) -> str:
 def _place(frames) -> str:
     """The innermost line of a user's."""
     for frame in reversed(frames):
-        if not frame.filename.startswith(_libraries()) and linecache.getline(frame.filename, frame.lineno).strip():
+        if not _is_library(frame.filename) and linecache.getline(frame.filename, frame.lineno).strip():
             return f' in {frame.filename}, line {frame.lineno} ("{frame.line}")'
     return ""
 
 
-def _libraries() -> tuple[str, ...]:
-    return torch.__path__[0], pyro.__path__[0], str(Path(__file__).parent), random.__file__, contextlib.__file__
+def _is_library(file: str) -> bool:
+    """Whether a file is torch's, Pyro's, NumPy's, Python's own or the engine's."""
+    return file.startswith(LIBRARIES) or (file.startswith(STDLIB) and "site-packages" not in file)
 
 
 class _Fixed:
@@ -145,6 +150,8 @@ class _RefuseDependenceOnValues(TorchDispatchMode):
         results = func(*args, **kwargs)
         if fixed:
             self.fixed.add(_tensors(results))
+        elif func is aten._pack_padded_sequence.default:
+            self.fixed.add([results[1]])  # how many sequences there are at each step, of fixed lengths
         elif func._schema.is_mutable:
             self.fixed.remove(_written(func, args, kwargs))
         return results
