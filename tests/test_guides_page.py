@@ -39,3 +39,20 @@ def test_a_composed_guide_trains(title, engine):
     assert [name for name, p in guide.named_parameters() if torch.equal(p, before[name])] == []
     first, last = losses[:20], losses[-20:]
     assert first.mean() - last.mean() > 4 * (first.var() + last.var()).div(20).sqrt()
+
+
+def test_an_autoguide_of_a_cell_that_is_run_again_is_another():
+    pairs = []
+    for _ in range(2):
+        names = {}
+        exec(EXAMPLES["An AutoGuide for some sites"], names)
+        pairs.append((names["model"], names["guide"]))
+        svi = SVI(*pairs[-1], adam(*pairs[-1], 1e-2))
+        before = {name: p.detach().clone() for name, p in names["guide"].named_parameters()}
+        svi.step(names["x"])
+        assert not any(torch.equal(p, before[name]) for name, p in names["guide"].named_parameters())
+        if len(pairs) == 1:
+            start = before
+    assert all(torch.equal(before[name], value) for name, value in start.items() if "auto" in name)
+    first, second = ({id(p) for half in pair for p in half.parameters()} for pair in pairs)
+    assert not first & second

@@ -11,7 +11,8 @@ HANGS = 900  # seconds after which a cell is taken to hang
 SHORT = (
     (r"range\(\d{3,}\)", "range(20)"),
     (r"--steps \d+ --count-steps \d+ \d+ --eval-every \d+", "--steps 4 --count-steps 2 2 --eval-every 4"),
-    (r"--train-scenes \d+ --test-scenes \d+", "--train-scenes 400 --test-scenes 200"),
+    ("compile=True", "compile=False"),
+    (r"--train-scenes \d+ --test-scenes \d+", "--no-compile --train-scenes 400 --test-scenes 200"),
 )
 
 

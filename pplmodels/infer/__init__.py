@@ -7,6 +7,7 @@ from pplmodels.infer.elbo import NVIL_ELBO, FreeBits_ELBO, SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.normalisation import settle_batch_norm
 from pplmodels.infer.optim import adam, learning_rates
+from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear
 from pplmodels.infer.svi import SVI
 from pplmodels.infer.tracing import CannotCompile
@@ -35,6 +36,7 @@ __all__ = [
     "learning_rates",
     "linear",
     "log_probs",
+    "module_owned_parameters",
     "settle_batch_norm",
     "usage",
 ]

@@ -14,6 +14,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 
 from pplmodels import ranks
+from pplmodels.infer.state import Snapshot, State
 from pplmodels.infer.stops import Stops, is_choice, is_stop, trace_path
 
 
@@ -111,7 +112,11 @@ class SummedOut_ELBO(TraceGraph_ELBO):
         model_trace.compute_log_prob()
         if is_validation_enabled():
             check_model_guide_match(model_trace, path, stops.sites[0]["value"].dim())
+            state = State({"guide": guide})
+            before = Snapshot(state.tensors, state.generators)  # the check runs the guide once for each outcome
             _check_path(path, stops, guide, args, kwargs)
+            state.restore_bindings()
+            before.restore()
         return model_trace, path
 
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:

@@ -170,10 +170,14 @@ class Replay:
                 raise
             graph = None
             self._give_up(error)
+        self._keep(self._key(base, given), graph)
+        if same and graph is not None:  # so that a step is the graph's whether it is a process's first or not
+            arguments.restore_bindings()
+            self._state = state
+            return self._replayed(graph, state, arguments)
         settled.restore_bindings()
         end.restore()
         self._state = settled
-        self._keep(self._key(base, given), graph)
         return results
 
     @staticmethod

@@ -7,10 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
 from guides import NeuralBaseline
-from pplmodels.infer import NVIL_ELBO, SVI, adam
+from pplmodels.infer import NVIL_ELBO, SVI, adam, module_owned_parameters
 
 PRIOR, OBSERVED = (0.4, 0.3, 0.2), 1.7
 
@@ -298,3 +299,261 @@ def test_fused_steps_are_the_same_in_any_memory_order(compiled):
         optim.step()
     for name, p in twin.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), p, msg=name)
+
+
+class Centre(PyroModule):
+    """x ~ N(loc, 1), in a plate as the test has it."""
+
+    def __init__(self, plate):
+        super().__init__("centre")
+        self.loc = torch.nn.Parameter(torch.tensor(0.0))
+        self.plate = plate
+
+    def forward(self, x):
+        with self.plate(x) as index:
+            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x if index is None else x[index])
+
+
+def all_of_guide(x):
+    """There is nothing to infer."""
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_a_plate_without_a_size_is_as_long_as_what_is_in_it(compiled, clip):
+    x = 3 + torch.randn(16)
+    losses, locs = [], []
+    for plate in (lambda x: pyro.plate("data"), lambda x: pyro.plate("data", len(x), dim=-1)):
+        pyro.set_rng_seed(0)
+        model = Centre(plate)
+        optim = torch.optim.SGD(model.parameters(), lr=0.1)
+        svi = SVI(model, all_of_guide, optim, Trace_ELBO(), clip_norm=clip, compile=compiled)
+        losses.append([float(svi.step(x)) for _ in range(20)])
+        locs.append(float(model.loc.detach()))
+    assert losses[0] == pytest.approx(losses[1]) and locs[0] == pytest.approx(locs[1])
+    assert losses[0][0] == pytest.approx(-float(dist.Normal(0.0, 1.0).log_prob(x).mean()))
+    assert losses[0][-1] < losses[0][0] and 0 < locs[0] < 6
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_plate_that_subsamples_counts_as_a_whole(compiled):
+    """Loss and clipped gradient are per image of the data set, whatever part of it a step looks at."""
+    x = 3 + torch.randn(50)
+    model = Centre(lambda x: pyro.plate("data", len(x), subsample_size=10, dim=-1))
+    svi = SVI(model, all_of_guide, torch.optim.SGD(model.parameters(), lr=1.0), clip_norm=0.5, compile=compiled)
+    pyro.set_rng_seed(1)
+    expected = TraceGraph_ELBO().loss(model, all_of_guide, x) / 50
+    pyro.set_rng_seed(1)
+    assert float(svi.step(x)) == pytest.approx(expected, rel=1e-5)
+    assert float(model.loc.grad) / 50 == pytest.approx(-0.5, rel=1e-4)  # clipped per image; unclipped it is about -3
+
+
+def test_parameters_that_the_optimizer_does_not_have_are_named_before_anything_moves():
+    model, guide = GaussianModel(), GaussianGuide()
+    svi = SVI(model, guide, torch.optim.SGD([model.scale_unconstrained], lr=0.1))
+    before = model.scale_unconstrained.detach().clone()
+    with pytest.raises(
+        ValueError, match=r"does not have guide\.scale_unconstrained, guide\.slope: they would never move"
+    ):
+        svi.step(torch.randn(5))
+    assert torch.equal(model.scale_unconstrained, before)
+    for parameter in guide.parameters():
+        parameter.requires_grad_(False)
+    svi.step(torch.randn(5))
+    assert not torch.equal(model.scale_unconstrained, before)
+
+
+def test_an_autoguide_that_was_never_called_is_found():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z + offset.value, 1.0), obs=x)
+
+    class Offset(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.zeros(()))
+
+    offset = Offset()
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, torch.optim.SGD([offset.value], lr=0.1))
+    with pytest.raises(ValueError, match=r"guide\.locs\.z_unconstrained.*AutoGuide has none before it is called once"):
+        svi.step(torch.randn(5))
+
+
+class Doubled(Trace_ELBO):
+    """Somebody's gradients."""
+
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        loss = super().differentiable_loss(model, guide, *args, **kwargs)
+        (2 * loss).backward()
+        return loss.item()
+
+
+class Tenfold(Trace_ELBO):
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        return 10 * super().differentiable_loss(model, guide, *args, **kwargs)
+
+
+def gradient(loss):
+    pyro.set_rng_seed(2)
+    model, guide = GaussianModel(), GaussianGuide()
+    svi = SVI(model, guide, torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=0.0), loss)
+    value = svi.step(torch.linspace(-1, 1, 6))
+    return float(value), torch.stack([p.grad for p in svi.parameters()])
+
+
+def test_gradients_of_an_objectives_own_are_used():
+    value, plain = gradient(Trace_ELBO())
+    own_value, own = gradient(Doubled())
+    assert own_value == pytest.approx(value)
+    torch.testing.assert_close(own, 2 * plain)
+    ten_value, ten = gradient(Tenfold())
+    assert ten_value == pytest.approx(10 * value)
+    torch.testing.assert_close(ten, 10 * plain)
+    function_value, function = gradient(lambda model, guide, x: Trace_ELBO().differentiable_loss(model, guide, x))
+    assert function_value == pytest.approx(value)
+    torch.testing.assert_close(function, plain)
+
+
+def test_an_objective_with_gradients_alone_is_used_as_stock_pyro_uses_it():
+    x = torch.linspace(-1, 1, 6)
+    pyro.set_rng_seed(2)
+    model, guide = GaussianModel(), GaussianGuide()
+    with module_owned_parameters():
+        expected = pyro.infer.RenyiELBO(alpha=0.5, num_particles=3).loss_and_grads(model, guide, x)
+    wanted = torch.stack([p.grad for p in (*model.parameters(), *guide.parameters())])
+    value, found = gradient(pyro.infer.RenyiELBO(alpha=0.5, num_particles=3))
+    assert value * 6 == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_traceenum_trains_and_is_evaluated(validate):
+    class Mixture(PyroModule):
+        def __init__(self):
+            super().__init__("mixture")
+            self.locs, self.weights = torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x), dim=-1):
+                k = pyro.sample("k", dist.Categorical(logits=self.weights), infer={"enumerate": "parallel"})
+                pyro.sample("x", dist.Normal(self.locs[k], 1.0), obs=x)
+
+    x, model = torch.randn(9), Mixture()
+    mixture = dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(3)), dist.Normal(model.locs.detach(), 1.0))
+    with pyro.validation_enabled(validate):
+        optim = torch.optim.SGD(model.parameters(), lr=0.1)
+        svi = SVI(model, all_of_guide, optim, pyro.infer.TraceEnum_ELBO(max_plate_nesting=1))
+        expected = pytest.approx(-float(mixture.log_prob(x).mean()), rel=1e-5)
+        assert float(svi.evaluate_loss(x)) == expected
+        losses = [float(svi.step(x)) for _ in range(10)]
+    assert losses[0] == expected and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "sentence"),
+    [
+        (pyro.infer.JitTrace_ELBO(), "use Trace_ELBO, and compile=True"),
+        (pyro.infer.ReweightedWakeSleep(), "has two losses"),
+        (pyro.infer.TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True), "has an infinite loss"),
+        ("elbo", "has no gradients"),
+    ],
+)
+def test_objectives_that_cannot_be_used_are_refused(objective, sentence):
+    model, guide = GaussianModel(), GaussianGuide()
+    with pytest.raises(ValueError, match=sentence):
+        SVI(model, guide, adam(model, guide, 1.0), objective)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_optimizers_and_gradients_that_do_not_fit_are_refused(compiled):
+    model, guide = GaussianModel(), GaussianGuide()
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss several times"):
+        SVI(model, guide, torch.optim.LBFGS(model.parameters()), compile=compiled)
+
+    class Words(PyroModule):
+        def __init__(self):
+            super().__init__("words")
+            self.table = torch.nn.Embedding(4, 2, sparse=True)
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.table(x), 1.0).to_event(1), obs=torch.zeros(len(x), 2))
+
+    words = Words()
+    svi = SVI(words, all_of_guide, torch.optim.SGD(words.parameters(), lr=0.1), compile=compiled)
+    with pytest.raises(ValueError, match=r"model\.table\.weight has a sparse gradient.*use sparse=False"):
+        svi.step(torch.tensor([0, 3, 1]))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_pair_that_draws_nothing_is_refused(compiled):
+    def nothing(x):
+        """No random choice."""
+
+    model = GaussianModel()
+    svi = SVI(nothing, nothing, torch.optim.SGD(model.parameters(), lr=0.1), compile=compiled)
+    with pytest.raises(ValueError, match="the loss depends on no parameter"):
+        svi.step(torch.zeros(3))
+    with torch.no_grad(), pytest.raises(ValueError, match=r"no gradients under torch\.no_grad"):
+        SVI(model, GaussianGuide(), torch.optim.SGD(model.parameters(), lr=0.1), compile=compiled).step(torch.zeros(3))
+
+
+class Whitened(PyroModule):
+    """Takes the first batch's mean as its offset."""
+
+    def __init__(self):
+        super().__init__("whitened")
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.register_buffer("mean", torch.zeros(()))
+        self.started = False
+
+    def forward(self, x):
+        if not self.started:
+            self.mean.copy_(x.mean())
+            self.started = True
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.mean, self.scale.exp()), obs=x)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_the_first_step_initialises_stays_initialised(compiled):
+    model, x = Whitened(), 5 + torch.randn(20)
+    svi = SVI(model, all_of_guide, torch.optim.SGD(model.parameters(), lr=0.1), compile=compiled)
+    svi.step(x)
+    assert model.started and float(model.mean) == float(x.mean())
+    svi.step(torch.zeros(20))
+    assert float(model.mean) == float(x.mean())
+
+
+def test_uncompiled_a_step_runs_the_pair_once():
+    calls = []
+
+    def model(x):
+        calls.append("model")
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(weight, 1.0), obs=x)
+
+    weight = torch.nn.Parameter(torch.zeros(()))
+    svi = SVI(model, lambda x: calls.append("guide"), torch.optim.SGD([weight], lr=0.1))
+    for _ in range(3):
+        svi.step(torch.ones(4))
+    assert calls == ["guide", "model"] * 3
+
+
+def test_pyro_module_states_a_modules_own_parameters_whatever_the_store_holds():
+    """The second pair of a notebook cell that is run again is not the first one's."""
+    moved = []
+    for _ in range(2):
+        net = torch.nn.Linear(1, 1)
+
+        def model(x, net=net):
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(net(x[:, None])[:, 0], 1.0), obs=x)
+
+        before = net.weight.detach().clone()
+        SVI(model, all_of_guide, torch.optim.SGD(net.parameters(), lr=0.1)).step(torch.randn(6))
+        moved.append(not torch.equal(net.weight, before))
+    assert moved == [True, True] and len(pyro.get_param_store()) == 0

@@ -88,7 +88,7 @@ def test_the_guide_that_the_readme_shows_is_trained(script, tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_killed_and_resumed_is_the_same_as_never_stopped(script, tmp_path):
     """kill -9 somewhere in the middle, resume: the final weights are equal bit for bit and no line is lost."""
-    options = [*SMALL, "--steps", "60", "--eval-every", "10"]
+    options = [*SMALL, "--steps", "36", "--eval-every", "6"]
     killed = start("train_air", *options, "--out", tmp_path / "killed")
     script("train_air")([*options, "--out", str(tmp_path / "straight")])
     lines = tmp_path / "killed/metrics.jsonl"
