@@ -1,6 +1,7 @@
 """Time one training step: stock Pyro, this library uncompiled and compiled, and plain torch written by hand."""
 
 import copy
+import math
 import statistics
 import sys
 import time
@@ -194,6 +195,31 @@ def long_draw(device: torch.device) -> dict[str, float]:
     return {"step_ms": 1e3 * _seconds(lambda: svi.step(x), device), "peak_bytes": peak_bytes(svi.step, x)}
 
 
+def comparing(device: torch.device, steps: int = 10_000) -> dict[str, float]:
+    """What the comparisons of AIR's graph with its program take of so many steps, at calls 2, 4, 8, ... (batch 64)."""
+    model, guide = (half.to(device) for half in CASES["air"].build())
+    step = SVI(model, guide, adam(model, guide, 1e-3), compile=True).step
+    x = CASES["air"].images(64).to(device)
+    seconds = []
+    for _ in range(256):
+        _synchronize(device)
+        begun = time.perf_counter()
+        step(x)
+        _synchronize(device)
+        seconds.append(time.perf_counter() - begun)
+    compared = {2**power for power in range(1, 9)}
+    plain = statistics.median(s for call, s in enumerate(seconds, 1) if call > 1 and call not in compared)
+    comparison = statistics.median(seconds[call - 1] for call in compared) - plain
+    return {
+        "step_ms": 1e3 * plain,
+        "comparison_ms": 1e3 * comparison,
+        "share": int(math.log2(steps)) * comparison / (steps * plain),
+        "share_with_first_step": (int(math.log2(steps)) * comparison + seconds[0]) / (steps * plain),
+        "first_step_s": seconds[0],
+        "steps": steps,
+    }
+
+
 def sampling(device: torch.device) -> dict[str, float]:
     """Seconds to draw 100 maps of 8 x 8 from each PixelCNN, keeping what does not change and by 64 full passes."""
     seconds = {}
@@ -315,6 +341,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case].batches]
     described = {"device": describe_device(device), "versions": versions(), "rounds": options.rounds, "rows": rows}
+    if "air" in options.cases:
+        described["comparisons"] = comparing(device)
     if "draw" in options.cases:
         described["draw_64_steps"] = long_draw(device)
     if "pixelcnn" in options.cases:

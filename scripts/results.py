@@ -149,6 +149,12 @@ def benchmark_tables(measured: dict) -> str:
         f"DRAW with 64 steps, batch 128, compiled: {measured['draw_64_steps']['step_ms']:.0f} ms a step, "
         f"{measured['draw_64_steps']['peak_bytes'] / 1e6:.0f} MB at its peak above weights and optimizer.",
     ]
+    compared = measured["comparisons"]
+    paragraphs.append(
+        f"A comparison of AIR's graph with its program (batch 64) takes {compared['comparison_ms']:.0f} ms beyond a "
+        f"step of {compared['step_ms']:.1f} ms, all of them {compared['share']:.2%} of {compared['steps']:,} steps; with "
+        f"the first step, which traces ({compared['first_step_s']:.1f} s), {compared['share_with_first_step']:.2%}."
+    )
     drawn = measured["sampling_seconds"]
     for name in ("PixelCNN", "GatedPixelCNN"):
         kept, full = drawn[name], drawn[f"{name}, full passes"]

@@ -104,6 +104,7 @@ def test_trains_under_stock_svi_too(pair):
     assert [name for name, p in parameters(model, guide).items() if torch.equal(p, before[name])] == []
 
 
+@pytest.mark.kernels
 def test_stock_svi_gives_the_same_loss_and_gradients(pair, float64):
     model, guide = pair.build()
     twins = copy.deepcopy((model, guide))  # a step may change buffers too
@@ -168,6 +169,7 @@ def test_a_smaller_last_batch_trains(pair):
     assert all(torch.isfinite(svi.step(pair.batch(size))) for size in (8, 8, 3, 1, 8))
 
 
+@pytest.mark.kernels
 def test_a_step_in_bfloat16_is_nearly_the_step_and_what_is_measured_is_the_same(pair):
     losses = {"step": [], "measured": []}
     for precision in (None, torch.bfloat16):
@@ -241,6 +243,7 @@ def test_the_bound_splits_into_its_sites(pair):
     assert terms["kl"] == pytest.approx(sum(v for name, v in terms.items() if name.startswith("kl/")), rel=1e-9)
 
 
+@pytest.mark.kernels
 def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
     """12 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit.
 
@@ -272,6 +275,7 @@ def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
     assert len(runs[1][0]._run.graphs) == 2
 
 
+@pytest.mark.kernels
 def test_compiled_bounds_are_the_same_numbers(pair):
     model, guide = (half.eval() for half in pair.build())
     batches = pair.batch(40).split(16)

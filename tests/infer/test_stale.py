@@ -490,3 +490,26 @@ def test_a_number_that_varies_is_named(loss):
     arguments = {"arguments": lambda i: (X[i], 0.1 * i), "loss": loss}
     with pytest.warns(UserWarning, match=r"another number, argument 2 \(0\.0, then 0\.1\).*as a tensor"):
         run(True, lambda m, z, x, beta: m.net(z) * beta, **arguments)
+
+
+def test_an_error_of_a_kernel_is_raised_by_the_replay_too():
+    def loc(model, z, x, covariance):
+        return model.net(z) @ torch.linalg.cholesky(covariance)
+
+    good, bad = torch.eye(4), torch.eye(4).index_fill(0, torch.tensor([2]), -1.0)
+    with pytest.raises(torch.linalg.LinAlgError, match="not positive-definite"):
+        run(True, loc, arguments=lambda i: (X[i], good if i < 3 else bad))
+
+
+def test_a_copy_of_a_trained_svi_goes_on_alike():
+    pyro.set_rng_seed(0)
+    model, guide = Model(**NET), Guide()
+    optim = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=1e-4)
+    svi = SVI(model, guide, optim, compile=True)
+    for x in X[:3]:
+        svi.step(x)
+    losses = []
+    for each in (copy.deepcopy(svi), svi):
+        pyro.set_rng_seed(1)
+        losses.append([float(each.step(x)) for x in X])
+    assert losses[0] == losses[1]
