@@ -152,8 +152,9 @@ def benchmark_tables(measured: dict) -> str:
     compared = measured["comparisons"]
     paragraphs.append(
         f"A comparison of AIR's graph with its program (batch 64) takes {compared['comparison_ms']:.0f} ms beyond a "
-        f"step of {compared['step_ms']:.1f} ms, all of them {compared['share']:.2%} of {compared['steps']:,} steps; with "
-        f"the first step, which traces ({compared['first_step_s']:.1f} s), {compared['share_with_first_step']:.2%}."
+        f"step of {compared['step_ms']:.1f} ms, all of them {compared['share']:.2%} of {compared['steps']:,} steps; "
+        f"with the first step, which traces ({compared['first_step_s']:.1f} s), "
+        f"{compared['share_with_first_step']:.2%}."
     )
     drawn = measured["sampling_seconds"]
     for name in ("PixelCNN", "GatedPixelCNN"):

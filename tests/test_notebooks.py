@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
+NAMES = sorted(path.name for path in FOLDER.glob("*.py"))
+DRAWN = ("bounds.py", "draw.py")  # even shortened they take long: they are run whole, with the slow tests
 HANGS = 900  # seconds after which a cell is taken to hang
 # What a notebook trains for a minute, trained for a moment: every cell runs, and what it shows is not worth looking at.
 SHORT = (
@@ -17,8 +19,13 @@ SHORT = (
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["short", "whole"])
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.py")))
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        *(pytest.param(name, True) for name in NAMES if name not in DRAWN),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in NAMES),
+    ],
+)
 def test_a_notebook_runs(name, short):
     jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
     text = (FOLDER / name).read_text()

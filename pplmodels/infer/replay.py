@@ -202,7 +202,12 @@ class Replay:
         """The graph from a state, compared with the program; the state is left as it was."""
         with _left_as_it_was(state, arguments) as before:
             torch.manual_seed(torch.initial_seed() + 1)
-            expected = self._outcome(state, arguments, args, kwargs)  # raises where no graph could be right
+            try:
+                expected = self._outcome(state, arguments, args, kwargs)  # raises where no graph could be right
+            except CannotCompile:
+                raise
+            except Exception as error:  # the first run went well: the program is not one that can be run again
+                raise explained(error, "a second run with the same arguments fails") from error
             state.restore_bindings()
             before.restore()
             torch.manual_seed(torch.initial_seed() + 2)
@@ -276,12 +281,7 @@ class Replay:
         else:
             drawn, seed = _other_generators(state), torch.initial_seed()
             memory = [tensor.data_ptr() for tensor in state.tensors]
-            try:
-                results = self.program(*args, **kwargs)
-            except CannotCompile:
-                raise
-            except Exception as error:
-                raise explained(error, "a second run with the same arguments fails") from error
+            results = self.program(*args, **kwargs)
             if _other_generators(state) != drawn:
                 place = line_that_draws(lambda: _other_generators(state), self.program, *args, **kwargs)
                 raise CannotCompile(

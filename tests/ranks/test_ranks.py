@@ -87,10 +87,10 @@ def test_ranks_that_start_again_do_not_see_what_those_before_them_left_in_the_st
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A training of 40 steps on two ranks."""
+    """A training of 24 steps on two ranks."""
     run = tmp_path_factory.mktemp("straight") / "run"
     output, errors = finished(
-        torchrun(2, "scripts/train_air.py", *SMALL, "--steps", 40, "--eval-every", 20, "--out", run)
+        torchrun(2, "scripts/train_air.py", *SMALL, "--steps", 24, "--eval-every", 12, "--out", run)
     )
     return run, output, errors
 
@@ -98,9 +98,9 @@ def straight(tmp_path_factory):
 def test_rank_0_writes_and_speaks_for_all(straight):
     run, output, errors = straight
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [20, 40]
+    assert [line["step"] for line in lines] == [12, 24]
     assert output.count("held out, 31 scenes") == output.count("everything is in") == 1
-    assert errors.count("step     40") == 1 and "uncompiled" not in errors
+    assert errors.count("step     24") == 1 and "uncompiled" not in errors
     result = json.loads((run / "result.json").read_text())
     assert result["device"].endswith(", 2 ranks")
     assert sum(map(sum, result["metrics"]["confusion"])) == 31  # no scene is measured twice or left out
@@ -108,7 +108,7 @@ def test_rank_0_writes_and_speaks_for_all(straight):
 
 @pytest.mark.slow
 def test_a_compiled_step_is_the_step_itself(straight, tmp_path):
-    options = [*SMALL, "--steps", 40, "--eval-every", 20, "--no-compile", "--out", tmp_path / "run"]
+    options = [*SMALL, "--steps", 24, "--eval-every", 12, "--no-compile", "--out", tmp_path / "run"]
     finished(torchrun(2, "scripts/train_air.py", *options))
     assert same(weights(straight[0]), weights(tmp_path / "run"))
 
@@ -116,7 +116,7 @@ def test_a_compiled_step_is_the_step_itself(straight, tmp_path):
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_a_restarted_run_goes_on_where_it_was(straight, tmp_path):
     run = tmp_path / "run"
-    options = [*SMALL, "--steps", 40, "--eval-every", 20, "--out", run]
+    options = [*SMALL, "--steps", 24, "--eval-every", 12, "--out", run]
     process = torchrun(2, "scripts/train_air.py", *options, restarts=1)
     while not (run / "metrics.jsonl").exists():
         assert process.poll() is None
@@ -138,11 +138,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(straight, tmp_path, script):
     run = tmp_path / "run"
     shutil.copytree(straight[0], run)
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "steps": 60}))
+    (run / "config.json").write_text(json.dumps({**config, "steps": 36}))
     (run / "result.json").unlink()
     script("train_air")(["--resume", "--out", str(run)])
     first, *_, last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert last["step"] == 60
+    assert last["step"] == 36
     assert last["train_elbo"] > first["train_elbo"]
 
 
