@@ -294,7 +294,8 @@ def test_trains_on_cuda_without_waiting_for_the_device(pair, compiled):
     model, guide = (half.cuda() for half in pair.build())
     svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO(), compile=compiled)
     x = pair.batch(8).cuda()
-    svi.step(x)
+    for _ in range(2):  # at the second call graph and program are compared, which waits
+        svi.step(x)
     torch.cuda.set_sync_debug_mode("error")  # any wait for the device inside a step raises
     try:
         loss = svi.step(x)

@@ -14,6 +14,12 @@ def adam(
     Learning rates are tensors on the parameters' device, so that a schedule can write to them in place
     (:class:`pplmodels.infer.Annealed`). ``options`` go to :class:`torch.optim.Adam`.
     """
+    for half in (model, guide):
+        if not isinstance(half, nn.Module):
+            raise ValueError(
+                f"{half!r} has no parameters of its own: give a torch optimizer the parameters that it uses, or train "
+                "functions with pyro.param under pyro.infer.SVI"
+            )
     groups = [{"params": list(module.parameters()), "lr": rate} for module, rate in (lr_of or {}).items()]
     named = {id(p) for group in groups for p in group["params"]}
     rest = [p for half in (model, guide) for p in half.parameters() if id(p) not in named]

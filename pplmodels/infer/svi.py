@@ -126,9 +126,12 @@ class SVI(pyro.infer.SVI):
         the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
         Where several ranks train together, all of this is of the images of all ranks.
         """
-        if self._run != self._differentiate and (refusal := why_uncompiled(self.elbo)):
-            raise ValueError(refusal)
-        loss, images, gradients = _of_all_ranks(*self._run(*args, **kwargs), self.parameters())
+        run = self._run
+        if isinstance(run, Replay) and (refusal := why_uncompiled(self.elbo)):  # another one than at first
+            if not run.fallback:
+                raise ValueError(refusal)
+            run = self._differentiate
+        loss, images, gradients = _of_all_ranks(*run(*args, **kwargs), self.parameters())
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 

@@ -237,6 +237,8 @@ def test_what_cannot_be_used_is_refused_by_name():
     model, guide = GaussianModel(), GaussianGuide()
     with pytest.raises(ValueError, match=r"optim is a torch\.optim\.Optimizer"):
         SVI(model, guide, "adam")
+    with pytest.raises(ValueError, match=r"no_latents.* has no parameters of its own"):
+        adam(model, no_latents, 1.0)
     with pytest.raises(ValueError, match="clip_args"):
         SVI(model, guide, pyro.optim.Adam({"lr": 1.0}), clip_norm=1.0)
 
