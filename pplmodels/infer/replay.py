@@ -462,6 +462,7 @@ def _left_as_it_was(state: State, arguments: State) -> Iterator[Snapshot]:
         yield before
     finally:
         state.restore_bindings()
+        arguments.restore_bindings()
         before.restore()
 
 

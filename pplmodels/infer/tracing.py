@@ -198,8 +198,9 @@ class _RefuseHostReads(TorchFunctionMode):
                 )
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
-        if name in TO_CONSTANT and (values := _tensors((args[-1:], kwargs.get("data")))):
-            if isinstance(args[-1], Tensor) and name in ("as_tensor", "asarray"):
+        data = kwargs.get("data", args[-1] if args else None)
+        if name in TO_CONSTANT and (values := _tensors(data)):
+            if isinstance(data, Tensor) and name in ("as_tensor", "asarray"):
                 return func(*args, **kwargs)
             if not self.fixed.holds(values):
                 raise CannotCompile(f"torch.{name}() copies a tensor's values: use .clone() or torch.stack()")
