@@ -1,9 +1,12 @@
 """All random generators that a program may draw from, together."""
 
+import copy
 import random
 
 import numpy as np
 import torch
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 def generator_states() -> dict:
@@ -31,3 +34,24 @@ def restore_generators(states: dict) -> None:
     numpy_state = {**states["numpy"], "state": dict(states["numpy"]["state"])}
     numpy_state["state"]["key"] = numpy_state["state"]["key"].numpy().astype(np.uint32)
     np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def generator_state(generator: Generator):
+    """The state of one generator that somebody keeps."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.get_state()
+
+
+def restore_generator(generator: Generator, state) -> None:
+    """Put one generator back to what :func:`generator_state` returned."""
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)

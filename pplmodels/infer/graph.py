@@ -1,6 +1,6 @@
 """Rewrites of a traced graph that leave every number as it is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -72,11 +72,16 @@ def _writes(node: Node) -> set[Node]:
     """The arguments that a call writes to."""
     if node.op != "call_function" or _schema(node) is None:
         return set()
-    if node.target in BATCH_NORMS:
-        return _nodes_in(node.args[3:5]) if node.args[5] else set()
-    given = {a.name: value for a, value in zip(_schema(node).arguments, node.args, strict=False)} | node.kwargs
-    written = [a.name for a in _schema(node).arguments if a.alias_info is not None and a.alias_info.is_write]
-    return set().union(*(_nodes_in(given.get(name, ())) for name in written))
+    return _nodes_in(written_arguments(node.target, node.args, node.kwargs))
+
+
+def written_arguments(operation, args: Sequence, kwargs: Mapping) -> list:
+    """Those of an operation's arguments that it writes to."""
+    if operation in BATCH_NORMS:
+        return list(args[3:5]) if args[5] else []
+    arguments = operation._schema.arguments
+    given = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+    return [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def _may_alias(node: Node) -> bool:

@@ -5,9 +5,7 @@ A model or guide reads more than tensors: attributes, modes, hooks, globals, the
 signature, hashable, which holds the rest. Two states of one signature differ in the values of their tensors alone.
 """
 
-import copy
 import dis
-import random
 import sys
 import threading
 import weakref
@@ -23,7 +21,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pplmodels.generators import generator_states, restore_generators
+from pplmodels.generators import (
+    Generator,
+    generator_state,
+    generator_states,
+    restore_generator,
+    restore_generators,
+)
 from pplmodels.infer.watched import MISSING, Watched, content_of
 
 LIMIT = 50_000  # objects looked at; what lies further away is not watched
@@ -124,7 +128,7 @@ class State:
 
     def generator_states(self) -> list:
         """The states of the random generators that were found."""
-        return list(map(_state_of_generator, self.generators))
+        return list(map(generator_state, self.generators))
 
     def difference(self, other: "State") -> str:
         """The name of the first thing that differs in another state, and how; "" if nothing does."""
@@ -323,7 +327,7 @@ _LOOKS = (  # the first that fits
     (weakref.ref, State._reference),
     (type, State._class),
     (threading.local, State._instance),
-    ((torch.Generator, np.random.Generator, np.random.RandomState, random.Random), State._random),
+    (Generator, State._random),
 )
 
 
@@ -344,7 +348,7 @@ class Snapshot:
     def __init__(self, tensors: list[Tensor], generators=()):
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
         self.states = generator_states()
-        self.own = [(generator, _state_of_generator(generator)) for generator in generators]
+        self.own = [(generator, generator_state(generator)) for generator in generators]
         self.store = {name: dict(entries) for name, entries in vars(pyro.get_param_store()).items()}
 
     @torch.no_grad()
@@ -355,7 +359,7 @@ class Snapshot:
                 tensor.copy_(value)
         restore_generators(self.states)
         for generator, state in self.own:
-            _restore_generator(generator, state)
+            restore_generator(generator, state)
         for name, entries in vars(pyro.get_param_store()).items():
             if not _same_entries(entries, self.store[name]):
                 entries.clear()
@@ -443,24 +447,3 @@ def _number(part) -> bool:
 def _how(mine, its) -> str:
     plain = all(isinstance(part, tuple) and len(part) == 3 and part[0] in VALUES for part in (mine, its))
     return f" ({mine[1]!r}, then {its[1]!r})" if plain else ""
-
-
-def _state_of_generator(generator):
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if isinstance(generator, np.random.Generator):
-        return copy.deepcopy(generator.bit_generator.state)
-    return generator.get_state()
-
-
-def _restore_generator(generator, state) -> None:
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)

@@ -19,16 +19,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pplmodels.infer.graph import LIFTS, written_arguments
+
 aten = torch.ops.aten
 TO_HOST = {"numpy", "__array__", "tolist", "__dlpack__"}
 TO_CONSTANT = {"tensor", "as_tensor", "asarray", "new_tensor"}
 STDLIB = str(Path(contextlib.__file__).parent) + os.sep
 LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, pyro.__file__, np.__file__, __file__))
-LIFTS = (aten.lift_fresh.default, aten.lift_fresh_copy.default)
+PYTHON_VALUE = "a Python value is taken from a tensor (control flow on a sampled value, .item() or float())"
 
 
 class CannotCompile(RuntimeError):
     """A program that a graph would not stand for; the message says why, and names the line or what differs."""
+
+
+def refusal(reason: str) -> CannotCompile:
+    """The error that says why a step cannot be compiled."""
+    return CannotCompile(f"this step cannot be compiled: {reason}.")
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def explained(error: Exception, what: str = "") -> CannotCompile:
     """One sentence with the reason and the innermost line that is neither torch's nor Pyro's."""
     cause = str(error).splitlines()[0] if isinstance(error, CannotCompile) else _reason(error)
     cause = f"{what}, {cause}" if what else cause
-    return CannotCompile(f"this step cannot be compiled: {cause}{_place(traceback.extract_tb(error.__traceback__))}.")
+    return refusal(cause + _place(traceback.extract_tb(error.__traceback__)))
 
 
 def line_that_draws(states: Callable[[], tuple], program: Callable, *args, **kwargs) -> str:
@@ -89,7 +96,7 @@ def line_that_draws(states: Callable[[], tuple], program: Callable, *args, **kwa
 
 def _reason(error: Exception) -> str:
     if "_local_scalar_dense" in str(error) or "data-dependent" in str(error):
-        return "a Python value is taken from a tensor (control flow on a sampled value, .item() or float())"
+        return PYTHON_VALUE
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
@@ -152,15 +159,13 @@ class _RefuseDependenceOnValues(TorchDispatchMode):
             self.fixed.add(_tensors(results))
         elif func is aten._pack_padded_sequence.default:
             self.fixed.add([results[1]])  # how many sequences there are at each step, of fixed lengths
-        elif func._schema.is_mutable:
-            self.fixed.remove(_written(func, args, kwargs))
+        else:
+            self.fixed.remove(_tensors(written_arguments(func, args, kwargs)))
         return results
 
     def _check(self, func, args: tuple) -> None:
         if torch.Tag.data_dependent_output in func.tags:
-            raise CannotCompile(
-                "a Python value is taken from a tensor (control flow on a sampled value, .item() or float())"
-            )
+            raise CannotCompile(PYTHON_VALUE)
         index_is_mask = func is aten.index.Tensor and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
@@ -172,12 +177,6 @@ class _RefuseDependenceOnValues(TorchDispatchMode):
                 "the lengths of a packed sequence are read on the host: run the recurrent layer on the padded sequence "
                 "and mask what lies beyond the lengths (torch.where, poutine.mask)"
             )
-
-
-def _written(func, args: tuple, kwargs: dict) -> list[Tensor]:
-    arguments = func._schema.arguments
-    given = {**dict(zip([a.name for a in arguments], args, strict=False)), **kwargs}
-    return _tensors([given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write])
 
 
 class _RefuseHostReads(TorchFunctionMode):
