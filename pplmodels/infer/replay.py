@@ -1,19 +1,14 @@
 """Tracing a program into a flat graph of tensor operations once, and replaying that."""
 
-import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -21,11 +16,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from pplmodels import ranks
 from pplmodels.generators import generator_states
-from pplmodels.infer.graph import simplified
+from pplmodels.infer.comparison import Outcome, difference
 from pplmodels.infer.state import Snapshot, State, kind_of
-from pplmodels.infer.tracing import CannotCompile, explained, line_that_draws, modules_that_run, refusing
+from pplmodels.infer.traced import TracedGraph, tensor_name
+from pplmodels.infer.tracing import CannotCompile, explained, line_that_draws, modules_that_run, refusal
 
-aten = torch.ops.aten
 MANY = 16  # graphs kept, and traces after which one is told that tracing keeps happening
 ARRAY = 64  # entries of an argument's NumPy array that may be part of a signature
 HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
@@ -46,12 +41,12 @@ class Replay:
     The signature holds everything else that can be reached, the shape, dtype and device of every tensor, which tensors
     are the same, and torch's global settings. A change makes a new graph.
 
-    A new graph is compared with the program from the same state, under another seed than it was traced with; then again
-    at its second call, fourth, eighth and so on, each time with that call's arguments, so that what the signature does
-    not show (a generator, a file, an object of C) is found too. Results, changes of tensors and the numbers drawn must
-    agree up to rounding, which is tried under two seeds before it is said that they do not. What differs, or cannot be
-    traced, raises :class:`CannotCompile` with everything as it was before the call; with ``fallback`` the program runs
-    as it is from there on, after one warning.
+    A new graph is compared with the program from the same state, under another seed than it was traced with
+    (:mod:`pplmodels.infer.comparison`). The comparison is repeated at the graph's second call, fourth, eighth and so
+    on, with that call's arguments, to find changes that the signature does not show (a file, an object of a C
+    extension). A difference counts if it shows under two seeds. It raises :class:`CannotCompile`, as does what cannot
+    be traced, with everything as it was before the call. With ``fallback`` there is one warning instead, and the
+    program itself runs from then on.
 
     Arguments:
         program: what to replay.
@@ -70,7 +65,7 @@ class Replay:
     ):
         self.program, self.roots = program, roots
         self.fallback, self.tolerance = fallback, tolerance
-        self.graphs: dict[tuple, _Graph | None] = {}
+        self.graphs: dict[tuple, TracedGraph | None] = {}
         self.traces = 0
         self._found: list[nn.Module] = []  # modules that run and cannot be reached otherwise
         self._rooted: dict[str, object] = {}
@@ -86,12 +81,12 @@ class Replay:
 
     def __call__(self, *args, **kwargs):
         """The program's result, detached; on CUDA it is overwritten by the next call."""
-        if reason := _surroundings():
-            return self._uncompiled(CannotCompile(f"this step cannot be compiled {reason}."), args, kwargs)
+        if reason := _why_not_here():
+            return self._uncompiled(refusal(reason), args, kwargs)
         state = self._current()
         arguments = State(_named(args, kwargs), known=state)
-        if reason := _unusual(state, arguments):
-            return self._uncompiled(CannotCompile(f"this step cannot be compiled: {reason}."), args, kwargs)
+        if reason := _why_not_these(state, arguments):
+            return self._uncompiled(refusal(reason), args, kwargs)
         key = self._key(state, arguments)
         if key not in self.graphs:
             return self._first(state, arguments, args, kwargs)
@@ -102,7 +97,7 @@ class Replay:
             return self._compared(graph, key, state, arguments, args, kwargs)
         return self._replayed(graph, state, arguments)
 
-    def _replayed(self, graph: "_Graph", state: State, arguments: State):
+    def _replayed(self, graph: TracedGraph, state: State, arguments: State):
         results, rebound = graph(state.tensors, arguments.tensors)
         if rebound:
             state.rebind(rebound)
@@ -140,9 +135,10 @@ class Replay:
         return self._number, arguments.signature, _settings()
 
     def _first(self, state: State, arguments: State, args: tuple, kwargs: dict):
-        """Run the program itself, then make its graph, from the state in which the program leaves other objects alone.
+        """Run the program itself, then trace it.
 
-        A first run may make what later ones find: lazy parameters, caches, an AutoGuide's sites.
+        The first run may create what later runs find (lazy parameters, caches, the sites of an AutoGuide). Then the
+        trace starts from the state after it, otherwise from the same state.
         """
         self._tell_why(state, arguments)
         start = _snapshot(state, arguments)
@@ -171,7 +167,7 @@ class Replay:
             graph = None
             self._give_up(error)
         self._keep(self._key(base, given), graph)
-        if same and graph is not None:  # so that a step is the graph's whether it is a process's first or not
+        if same and graph is not None:  # a resumed training takes the very step of one that was not interrupted
             arguments.restore_bindings()
             self._state = state
             return self._replayed(graph, state, arguments)
@@ -186,19 +182,19 @@ class Replay:
         after = State(_named(args, kwargs), known=known)
         if after.signature != before.signature or not before.unchanged():
             what = before.difference(after) or "an argument"
-            raise CannotCompile(
-                f"this step cannot be compiled: the program changes {what}, which a graph would not: keep what it "
-                "makes in an attribute."
+            raise refusal(
+                f"the program changes {what}, and a replay would not: let the program keep what it computes in an "
+                "attribute"
             )
 
-    def _keep(self, key: tuple, graph: "_Graph | None") -> None:
+    def _keep(self, key: tuple, graph: TracedGraph | None) -> None:
         if len(self.graphs) >= MANY:
             self.graphs.pop(next(iter(self.graphs)))
         if len(self._numbers) > 4 * MANY:
             self._numbers = {state: number for state, number in self._numbers.items() if number >= key[0] - MANY}
         self.graphs[key] = graph
 
-    def _traced(self, state: State, arguments: State, args: tuple, kwargs: dict) -> "_Graph":
+    def _traced(self, state: State, arguments: State, args: tuple, kwargs: dict) -> TracedGraph:
         """The graph from a state, compared with the program; the state is left as it was."""
         with _left_as_it_was(state, arguments) as before:
             torch.manual_seed(torch.initial_seed() + 1)
@@ -211,17 +207,17 @@ class Replay:
             state.restore_bindings()
             before.restore()
             torch.manual_seed(torch.initial_seed() + 2)
-            graph = _Graph(self.program, args, kwargs, state, arguments, self._walk)
+            graph = TracedGraph(self.program, args, kwargs, state, arguments, self._walk)
             state.restore_bindings()
             before.restore()
-            graph.check(state)
+            graph.check(state, arguments)
             self._compare(graph, before, (1, 2), state, arguments, args, kwargs, expected)
             before.restore()
             if all(tensor.is_cuda for tensor in graph.chosen(state.tensors, arguments.tensors)):
                 graph.capture(state.tensors, arguments.tensors)
         return graph
 
-    def _compared(self, graph: "_Graph", key: tuple, state: State, arguments: State, args: tuple, kwargs: dict):
+    def _compared(self, graph: TracedGraph, key: tuple, state: State, arguments: State, args: tuple, kwargs: dict):
         """A call at which graph and program are compared; returns the graph's results."""
         try:
             with _left_as_it_was(state, arguments) as before:
@@ -238,21 +234,21 @@ class Replay:
 
     def _compare(
         self,
-        graph: "_Graph",
+        graph: TracedGraph,
         before: Snapshot,
         seeds: tuple[int, int],
         state: State,
         arguments: State,
         args: tuple,
         kwargs: dict,
-        expected: "_Outcome | None" = None,
+        expected: Outcome | None = None,
     ) -> None:
         """Run graph and program from the same state; raises if they differ under both seeds (offsets to the current).
 
         A difference under one seed may be a choice that falls the other way by rounding. ``expected`` is what the
         program does under the first.
         """
-        differences = []
+        differences, name = [], partial(tensor_name, state, arguments)
         for offset in seeds:
             outcomes = [] if expected is None else [expected]
             for run in (None, graph)[len(outcomes) :]:
@@ -263,17 +259,18 @@ class Replay:
                 before.restore()
             expected = None
             # all ranks have to go on alike
-            differences.append(max(ranks.from_all(self._difference(*outcomes, before, state))))
+            found = difference(*outcomes, [value for _, value in before.tensors], name, self.tolerance)
+            differences.append(max(ranks.from_all(found)))
             if not differences[-1]:
                 return
         raise CannotCompile(
-            f"the replayed step differs from the program's own in {differences[0]}: something that it reads is neither "
-            "a tensor nor in reach of model and guide, or a random choice decides which sites there are."
+            f"the replayed step differs from the program's own in {differences[0]}: the program reads something that "
+            "cannot be reached from model and guide, or a random choice decides which sites there are."
         )
 
     def _outcome(
-        self, state: State, arguments: State, args: tuple, kwargs: dict, graph: "_Graph | None" = None
-    ) -> "_Outcome":
+        self, state: State, arguments: State, args: tuple, kwargs: dict, graph: TracedGraph | None = None
+    ) -> Outcome:
         """What one run, of the graph or the program, returns and leaves behind."""
         if graph is not None:
             results, rebound = graph(state.tensors, arguments.tensors)
@@ -284,46 +281,29 @@ class Replay:
             results = self.program(*args, **kwargs)
             if _other_generators(state) != drawn:
                 place = line_that_draws(lambda: _other_generators(state), self.program, *args, **kwargs)
-                raise CannotCompile(
-                    "this step cannot be compiled: numbers are drawn from Python's or NumPy's random generator, "
-                    f"which a graph would keep{place}: use torch's."
+                raise refusal(
+                    "numbers are drawn from Python's or NumPy's random generator, and a replay would repeat the same "
+                    f"numbers{place}: use torch's"
                 )
             if torch.initial_seed() != seed:
-                raise CannotCompile(
-                    "this step cannot be compiled: the program seeds torch's random generator, which a graph would not."
-                )
+                raise refusal("the program seeds torch's random generator, and a replay would not")
             after = self._walk()
             if after.signature != state.signature:
-                raise CannotCompile(
-                    "this step cannot be compiled: the program changes something that is no tensor each time that it "
-                    f"runs, {state.difference(after)}, which a graph would not."
+                raise refusal(
+                    f"each run of the program changes {state.difference(after)}, which is not a tensor, and a replay "
+                    "would not"
                 )
             self._check_arguments(arguments, args, kwargs, known=state)
             for index, (tensor, pointer) in enumerate(zip(state.tensors, memory, strict=True)):
                 if after.tensors[index] is tensor and tensor.data_ptr() != pointer:
-                    raise CannotCompile(
-                        f"this step cannot be compiled: the program gives {state.tensor_name(index)} other memory, "
-                        "which a graph would not: write to it in place."
+                    raise refusal(
+                        f"the program gives {state.tensor_name(index)} other memory, and a replay would not: write to "
+                        "it in place"
                     )
             tensors = after.tensors
         tensors = [tensor.detach().clone() for tensor in (*tensors, *arguments.tensors)]
         leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_flatten(_detached(results))[0]]
-        return _Outcome(leaves, tensors, generator_states())
-
-    def _difference(self, program: "_Outcome", graph: "_Outcome", before: Snapshot, state: State) -> str:
-        """What the graph gets wrong; "" if nothing."""
-        floating = [r for r in program.results[1:] if isinstance(r, Tensor) and r.is_floating_point()]
-        largest = max(map(_largest, floating), default=0.0)
-        for number, (expected, got) in enumerate(zip(program.results, graph.results, strict=True)):
-            # below the rounding of the largest a gradient is noise, such as that of a bias before batch normalisation
-            if not _close(got, expected, self.tolerance, largest if number else 0.0):
-                return f"result {number + 1}"
-        for number, (expected, got) in enumerate(zip(program.tensors, graph.tensors, strict=True)):
-            if not _changed_alike(got, expected, before.tensors[number][1], self.tolerance):
-                return state.tensor_name(number) if number < len(state.tensors) else "an argument"
-        if not _same_random(program.generators, graph.generators):
-            return "how many random numbers it draws"
-        return ""
+        return Outcome(leaves, tensors, generator_states())
 
     def _tell_why(self, state: State, arguments: State) -> None:
         """Name what keeps changing: a number at its second value, anything after many traces."""
@@ -346,108 +326,6 @@ class Replay:
                     stacklevel=4,
                 )
         self._last = state, arguments
-
-
-class _Graph:
-    """One traced graph, called with the tensors of state and arguments."""
-
-    def __init__(self, program: Callable, args: tuple, kwargs: dict, state: State, arguments: State, walk: Callable):
-        tensors = [*state.tensors, *arguments.tensors]
-        self.spec, self.calls = None, 1
-
-        def flat(*inputs):  # the very tensors that the program will meet: make_fx knows them by identity
-            with refusing(tensors):
-                results, self.spec = tree_flatten(program(*args, **kwargs))
-            self.constants = [None if isinstance(result, Tensor) else result for result in results]
-            pairs = enumerate(zip(state.tensors, walk().tensors, strict=True))
-            put = {index: found for index, (tensor, found) in pairs if found is not tensor}
-            self.rebound = list(put)  # the program puts other tensors in their places
-            return [result.detach() if isinstance(result, Tensor) else None for result in (*results, *put.values())]
-
-        try:
-            # one mode for all nodes' shapes: without a context make_fx constructs one a node, half of the time it takes
-            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-                module = make_fx(flat)(*tensors)
-        except Exception as error:
-            raise explained(error) from error
-        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-        attached = [any(user.target is not aten.detach.default for user in node.users) for node in placeholders]
-        self.cut = [i for i, t in enumerate(tensors) if t.grad_fn is not None and attached[i]]
-        module, self.used = simplified(module, tensors)
-        self.requires_grad = [tensors[index].requires_grad for index in self.rebound]
-        self.run = module.forward
-        self.captured: torch.cuda.CUDAGraph | None = None
-
-    def check(self, state: State) -> None:
-        """Raise where a graph cannot do what the program does with a tensor of the state."""
-        for index in self.cut:
-            name = state.tensor_name(index) if index < len(state.tensors) else "an argument"
-            raise CannotCompile(
-                f"this step cannot be compiled: {name} was computed outside of the step and requires a gradient, which "
-                "would end at it: detach it."
-            )
-        for index in self.rebound:
-            if not state.can_rebind(index):
-                raise CannotCompile(
-                    "this step cannot be compiled: the program puts another tensor in the place of "
-                    f"{state.tensor_name(index)}, which is not an attribute, variable, or list or dict entry."
-                )
-
-    def chosen(self, state: list[Tensor], arguments: list[Tensor]) -> list[Tensor]:
-        """The tensors that the graph reads or writes."""
-        tensors = [*state, *arguments]
-        return [tensors[index] for index in self.used]
-
-    @torch.no_grad()
-    def capture(self, state: list[Tensor], arguments: list[Tensor]) -> None:
-        """Record the graph's kernels as one CUDA graph, with fixed buffers for arguments and results.
-
-        The state's tensors are read and written where they are; when one has moved, the kernels are recorded anew.
-        """
-        number = sum(index < len(state) for index in self.used)
-        tensors = self.chosen(state, arguments)
-        self.addresses = [tensor.data_ptr() for tensor in tensors[:number]]
-        self.buffers = [tensor.clone() for tensor in tensors[number:]]
-        inputs = [*tensors[:number], *self.buffers]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        before = Snapshot(inputs)  # the runs below change what the graph changes
-        with torch.cuda.stream(side):  # libraries set themselves up outside the capture
-            self.run(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            self.results = self.run(*inputs)
-        before.restore()
-        self.captured = captured
-
-    @torch.no_grad()
-    def __call__(self, state: list[Tensor], arguments: list[Tensor]):
-        tensors = self.chosen(state, arguments)
-        if self.captured is None:
-            results = self.run(*tensors)
-        else:
-            number = len(self.addresses)
-            if [tensor.data_ptr() for tensor in tensors[:number]] != self.addresses:
-                self.capture(state, arguments)
-            torch._foreach_copy_(self.buffers, tensors[number:])
-            self.captured.replay()
-            number = len(self.constants)
-            results = [*self.results[:number], *(result.clone() for result in self.results[number:])]
-        results, put = results[: len(self.constants)], results[len(self.constants) :]
-        results = [fixed if result is None else result for result, fixed in zip(results, self.constants, strict=True)]
-        for found, needed in zip(put, self.requires_grad, strict=True):
-            found.requires_grad_(needed)
-        return tree_unflatten(results, self.spec), dict(zip(self.rebound, put, strict=True))
-
-
-@dataclass
-class _Outcome:
-    """What a run returned, the tensors it left behind, and the random generators."""
-
-    results: list
-    tensors: list[Tensor]
-    generators: dict
 
 
 def _snapshot(state: State, arguments: State) -> Snapshot:
@@ -483,39 +361,41 @@ def _settings() -> tuple:
     )
 
 
-def _surroundings() -> str:
-    """Why a graph would not be the program in the contexts of this call; "" if it would."""
+def _why_not_here() -> str:
+    """Why no graph is made or used in the contexts around this call; "" if there is no reason."""
     if _PYRO_STACK:
         names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
-        return f"inside of Pyro's handlers ({names}): put them around model and guide"
+        return f"it is called inside of Pyro's handlers ({names}): put them around model and guide"
     modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
     if modes := [type(mode).__name__ for mode in modes if not isinstance(mode, DeviceContext)]:
-        return f"inside of torch's modes ({', '.join(modes)}), which change what operations do"
+        return f"it is called inside of torch's modes ({', '.join(modes)}), which change what operations do"
     if torch.is_anomaly_enabled():
-        return "under torch's anomaly detection, which looks at values"
+        return "it is called under torch's anomaly detection, which looks at values"
     return ""
 
 
-def _unusual(state: State, arguments: State) -> str:
-    """Why a graph could not stand for a program that reads these things; "" if nothing is known against it."""
+def _why_not_these(state: State, arguments: State) -> str:
+    """Why no graph is made of a program that may read these objects; "" if there is no reason."""
     if arrays := arguments.large_arrays(ARRAY):
         names = arguments.names(arrays)
-        return f"{names} is a NumPy array, whose values a graph would keep: pass torch.from_numpy of it"
-    if arguments.strange:
-        return f"{arguments.names(arguments.strange)} is not a plain tensor"
+        return f"{names} is a NumPy array, whose values would be constants of the graph: pass torch.from_numpy(...)"
+    if arguments.unsupported:
+        return f"{arguments.names(arguments.unsupported)} is not a plain tensor"
     for found in (state, arguments):
         if found.iterators:
             return (
-                f"{found.names(found.iterators)} is an iterator, which a graph would not move on: take what it gives "
-                "outside of the step and pass it as an argument"
+                f"{found.names(found.iterators)} is an iterator, and a replay would not advance it: take the next "
+                "item outside of the step and pass it as an argument"
             )
     return ""
 
 
 def _copied(args: tuple, kwargs: dict, state: State) -> tuple[tuple, dict]:
-    """The arguments with other tensors of the same values: what the last run keeps of it knows its arguments again.
+    """The arguments with clones of their tensors.
 
-    Tensors that the state has too, that share memory or that :func:`torch.clone` would lay out otherwise stay.
+    The first run may have cached results by the identity of its arguments, as Pyro's transforms do: a second run with
+    the same tensors would find them, and the next step will not. Tensors stay as they are if the state holds them, if
+    they share memory, or if a clone would have other strides.
     """
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is Tensor and leaf.layout is torch.strided]
     memory = Counter(t.untyped_storage().data_ptr() for t in {id(t): t for t in tensors}.values())
@@ -534,50 +414,6 @@ def _detached(results):
 
 def _other_generators(state: State) -> tuple:
     """The states of the generators that are not torch's, comparable."""
-    own = [repr(values) for values in state.generator_states() if not isinstance(values, Tensor)]
-    return random.getstate(), repr(np.random.get_state()), own  # noqa: NPY002 - the global one, if a guide draws from it
-
-
-def _same_random(one: dict, other: dict) -> bool:
-    same = zip([one["torch"], *one["cuda"]], [other["torch"], *other["cuda"]], strict=True)
-    return all(torch.equal(a, b) for a, b in same)
-
-
-def _rounding(tensor: Tensor, tolerance: float | None) -> float:
-    return tolerance or (1e-9 if tensor.dtype == torch.float64 else 1e-4)
-
-
-def _largest(tensor: Tensor) -> float:
-    """The largest absolute value that is a number; what is infinite or NaN has to be so in both."""
-    finite = torch.nan_to_num(tensor.detach(), 0.0, 0.0, 0.0)
-    return float(finite.abs().amax()) if tensor.numel() else 0.0
-
-
-def _close(got, expected, tolerance: float | None, largest: float = 0.0) -> bool:
-    """Equal up to the rounding of sums taken in another order, measured against the largest entry.
-
-    What is smaller than the rounding of ``largest`` counts as equal.
-    """
-    if not isinstance(expected, Tensor):
-        return got == expected
-    if got is None or got.shape != expected.shape:
-        return False
-    if not expected.is_floating_point():
-        return torch.equal(got, expected)
-    scale = _largest(expected)
-    allowed = _rounding(expected, tolerance) * max(scale, largest / 100)
-    same = (got == expected) | (got.isnan() & expected.isnan())
-    return bool((same | ((got - expected).abs() <= allowed)).all())
-
-
-def _changed_alike(got: Tensor, expected: Tensor, before: Tensor, tolerance: float | None) -> bool:
-    """Whether two values are the same change of a third, up to rounding of the change and of the value."""
-    if torch.equal(got, expected):
-        return True
-    if not expected.is_floating_point():
-        return False
-    change = (expected - before).abs()
-    value = torch.finfo(expected.dtype).eps * expected.abs()
-    allowed = _rounding(expected, tolerance) * _largest(change) + 4 * value
-    same = (got == expected) | (got.isnan() & expected.isnan()) | ((got - expected).abs() <= allowed)
-    return bool(same.all()) and not torch.equal(expected, before)
+    states = generator_states()
+    own = [values for values in state.generator_states() if not isinstance(values, Tensor)]
+    return states["python"], repr(states["numpy"]), repr(own)

@@ -30,17 +30,18 @@ from pplmodels.generators import (
 )
 from pplmodels.infer.watched import MISSING, Watched, content_of
 
-LIMIT = 50_000  # objects looked at; what lies further away is not watched
+LIMIT = 50_000  # objects that a walk enters; those further away are compared by identity
 ARRAY = 1_000_000  # bytes up to which an array is compared by its content
 VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range)
 VALUES += (torch.dtype, torch.device, torch.layout, torch.memory_format)
-# Objects of these are told apart but not looked into; classes and functions of these are taken not to change.
+# Instances of these libraries' classes are compared by identity, unless WALKED names their module. Their classes and
+# functions are assumed not to change.
 LIBRARIES = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "pyro", "numpy", "scipy", "pandas"}
 LIBRARIES |= {"matplotlib", "PIL", "tqdm", "tensorboard", "sklearn", "networkx", "xarray", "arviz", "IPython"}
 WALKED = ("torch.nn", "torch.distributions", "pyro", "argparse", "types", "collections", "dataclasses", "functools")
 CONTEXT = "pyro.nn.module._Context"  # a cache, empty between calls
 TENSOR = {"unconstrained"}  # an attribute that Pyro gives to the values of parameters
-UNREAD = {  # no step reads them: hooks of other things than forward passes, and whether arguments are checked
+UNREAD = {  # attributes that a step does not read: hooks for saving and loading, and the flag of argument checks
     "_validate_args",
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -59,7 +60,7 @@ class State:
 
     Arguments:
         roots: the objects by name.
-        known: another state, what it holds is referred to and not walked again.
+        known: another state; the walk refers to what that one holds and does not enter it again.
 
     Attributes:
         tensors: every tensor, once, in an order that the signature fixes.
@@ -72,7 +73,7 @@ class State:
         self.generators: list = []
         self.arrays: list[tuple[np.ndarray, int]] = []
         self.iterators: list[int] = []
-        self.strange: list[int] = []  # tensors of other classes and layouts, by their places
+        self.unsupported: list[int] = []  # the places of tensors of other classes and layouts
         self._known = known
         self._names: list[tuple[int, str]] = []  # of each part: its holder's place and its name there
         self._held: list = []  # so that no other object gets the id of one in the signature
@@ -183,7 +184,7 @@ class State:
 
     def _tensor(self, thing: Tensor, place: int):
         if type(thing) not in (Tensor, nn.Parameter) or thing.layout is not torch.strided or thing.is_nested:
-            self.strange.append(place)
+            self.unsupported.append(place)
             return _Same(thing)
         self.tensors.append(thing)
         if thing.is_leaf and thing.requires_grad:
