@@ -91,7 +91,7 @@ class TracedGraph:
 
     @torch.no_grad()
     def __call__(self, state: list[Tensor], arguments: list[Tensor]) -> tuple:
-        """What the program returns, and the tensors that it puts in the place of others, by their index in the state."""
+        """What the program returns, and by their index in the state the tensors that it replaces."""
         tensors = self.chosen(state, arguments)
         if self.captured is None:
             results = self.run(*tensors)
