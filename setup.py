@@ -24,10 +24,12 @@ setup(
         "arviz>=0.22",
         "pillow>=9.4",
         "scikit-learn>=1.3",
+        "scipy>=1.9",
         "safetensors>=0.4.3",
         "tensorboard>=2.14",
         "tqdm>=4.65",
         "filelock>=3.20",
+        "psutil>=5.9",
     ],
     extras_require={
         "test": [

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         options.warm_up = options.steps // 2 if options.steps else 1000  # on few images the codes die sooner
     vaes.complete(options, STEPS)
     options.num_steps = options.num_steps or GLIMPSES.get(options.data, 64)
-    ink = float((images.train.pixels.float().mean() / 255).clamp(0.01, 0.99))
+    ink = min(max(images.train.mean(), 0.01), 0.99)
 
     def build() -> tuple[DRAW, DRAWGuide]:
         model_class, guide_class = cli.yours(options, DRAW, DRAWGuide)

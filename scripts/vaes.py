@@ -220,7 +220,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
 
 
 def _refuse_grey(images: Images, source: str) -> None:
-    if not ((images.pixels == 0) | (images.pixels == 255)).all():
+    if not all(bool(((levels == 0) | (levels == 255)).all()) for levels in images.levels()):
         raise InputError(
             f"{source} has grey pixels, which have no probability where pixels are 0 or 1: "
             "draw them with --binarise dynamic, or cut them with --binarise threshold."

@@ -19,6 +19,8 @@ from PIL import Image
 from guides import MLPGuide
 from pplmodels import MLPVAE
 from pplmodels.data import load_images, load_scenes
+from pplmodels.data.levels import Decoding
+from pplmodels.data.pictures import read_picture
 from pplmodels.errors import LONGEST, InputError
 from pplmodels.files import replace_file
 from pplmodels.infer import SVI, adam
@@ -221,9 +223,7 @@ def test_an_image_file_of_more_bytes_than_its_pixels_can_have_is_not_read(tmp_pa
 
 def test_an_image_of_the_largest_size_loads(tmp_path):
     Image.new("L", (4096, 4096)).save(tmp_path / "0.png")
-    from pplmodels.data.sources import _read_image
-
-    assert _read_image(tmp_path / "0.png").shape == (4096, 4096)
+    assert read_picture(tmp_path / "0.png", Decoding()).shape == (4096, 4096)
 
 
 def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):

@@ -1,14 +1,16 @@
-"""Arrays from .npz files that strangers may have written."""
+"""Arrays from .npz and .npy files that strangers may have written."""
 
 import math
 import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from pplmodels.data.levels import AT_ONCE, ArrayFormat, Decoding, array_format, channel_axis, extremes
 from pplmodels.errors import InputError, refused_as
+from pplmodels.messages import say
 
 # What an archive may unpack to. Black canvases as float64 shrink to about 1/200 of their bytes, real images to 1/10.
 RATIO = 256  # times the archive's own bytes,
@@ -59,21 +61,90 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def to_pixels(array: np.ndarray, name: str) -> Tensor:
-    """Images as uint8 ``(N, C, H, W)``, from uint8 or floats in [0, 1]: ``(N, H, W)`` or ``(N, H, W, 1 or 3)``."""
-    if array.ndim not in (3, 4) or 0 in array.shape or (array.ndim == 4 and array.shape[3] not in (1, 3)):
-        raise InputError(f"{name} has shape {array.shape}; images are (N, H, W), (N, H, W, 1) or (N, H, W, 3).")
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise InputError(f"{name} has values that are NaN or infinite.")
-        if array.min() < 0 or array.max() > 1:
-            raise InputError(
-                f"{name} has values from {array.min():g} to {array.max():g}; floats must lie in [0, 1]: "
-                "divide levels by 255, or save them as uint8."
-            )
-        array = (array * 255).round().astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise InputError(f"{name} has type {array.dtype}; images are uint8, or floats in [0, 1].")
-    if array.ndim == 3:
-        array = array[..., None]
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+def pixels_of(arrays: dict[str, np.ndarray], source: str, decoding: Decoding) -> dict[str, Tensor]:
+    """Images of the named arrays of one file as uint8 ``(N, C, H, W)``, read as :mod:`pplmodels.data.levels` says."""
+    chunks = {name: (array,) for name, array in arrays.items()}
+    formats = array_formats({n: (a.shape, a.dtype) for n, a in arrays.items()}, chunks, source, decoding)
+    return {name: formats[name](array) for name, array in arrays.items()}
+
+
+def array_formats(
+    kinds: dict[str, tuple[tuple[int, ...], np.dtype]],
+    chunks: Mapping[str, Iterable[np.ndarray]],
+    source: str,
+    decoding: Decoding,
+) -> dict[str, ArrayFormat]:
+    """The format of each named array, from its shape and type and one look at its values; says what was decided."""
+    names = {name: f"{name} in {source}" for name in kinds}
+    for name, (shape, dtype) in kinds.items():
+        channel_axis(shape, names[name])
+        if dtype.kind not in "biuf":
+            raise InputError(f"{names[name]} has type {dtype}; images are uint8, uint16, bool, or floats in [0, 1].")
+    ends = {name: extremes(chunks[name], names[name]) for name in kinds}
+    whole = [name for name, (_, dtype) in kinds.items() if dtype.kind in "biu"]
+    binary = all(ends[name][0] >= 0 and ends[name][1] <= 1 for name in whole)
+    formats = {}
+    for name, (shape, dtype) in kinds.items():
+        form = formats[name] = array_format(names[name], shape, dtype, ends[name][1], binary, decoding)
+        low, high = ends[name]
+        size = "x".join(map(str, form(np.zeros((1, *shape[1:]), dtype))[0].movedim(0, -1).shape))
+        say(f"read {shape[0]:,} images {size}, {dtype}, {low:g}..{high:g}{form.words}: {names[name]}")
+        if form.white == 65535 and 1 < high < 4096:
+            say(f"warning: white is 65535 in {names[name]}, whose values end at {high:g}: see --white-level")
+    return formats
+
+
+class NpyFile:
+    """Images in a .npy file that stay there: a source of :class:`pplmodels.data.streams.DiskPixels`.
+
+    The header is read without pickle, and the file has exactly the bytes that it says. Raises :class:`InputError`.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.format = path, None
+        if not path.is_file():
+            raise InputError(f"{path} is not a file.")
+        with refused_as(f"{path} is not a .npy file of a plain array, or was cut short."), open(path, "rb") as file:
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[np.lib.format.read_magic(file)]
+            self.stored, columns, self.dtype = read_header(file)
+            self.start = file.tell()
+            if self.dtype.hasobject or not self.dtype.itemsize or min(self.stored, default=0) < 1:
+                raise ValueError("not a plain array")
+            if math.prod(self.stored) * self.dtype.itemsize != path.stat().st_size - self.start:
+                raise ValueError("another shape than its bytes have")
+            if columns and len(self.stored) > 1:
+                raise InputError(f"{path} has its columns first (Fortran order): save numpy.ascontiguousarray of it.")
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.stored[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return tuple(self.format(np.zeros((1, *self.stored[1:]), self.dtype)).shape[1:])
+
+    def rows(self, indices: Iterable[int]) -> np.ndarray:
+        """The rows of the array at ``indices``, as they are stored."""
+        indices = list(indices)
+        rows = np.empty((len(indices), *self.stored[1:]), self.dtype)
+        data = rows.view(np.uint8).reshape(len(indices), -1)
+        # read, not mapped: mapped pages count as this process's memory for as long as the system likes
+        with refused_as(f"{self.path} has changed, or cannot be read."), open(self.path, "rb", buffering=0) as file:
+            for row, index in zip(data, indices, strict=True):
+                file.seek(self.start + index * row.nbytes)
+                if file.readinto(memoryview(row)) != row.nbytes:
+                    raise ValueError("cut short")
+        return rows
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All rows in order, some at a time."""
+        size = max(1, AT_ONCE // math.prod(self.stored[1:]))
+        return (self.rows(range(i, min(i + size, len(self)))) for i in range(0, len(self), size))
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """The images at ``indices``, uint8 ``(B, C, H, W)``."""
+        return self.format(self.rows(indices))

@@ -1,12 +1,14 @@
 """The container of every image data set here."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from pplmodels.data.reading import Reading, intensities, thresholded
+from pplmodels.data.streams import SOME, DiskPixels, PackedBits
 from pplmodels.errors import InputError
 
 
@@ -14,20 +16,24 @@ from pplmodels.errors import InputError
 class Images:
     """A set of 8-bit images and, where it is known, how many objects each shows.
 
-    ``pixels`` is uint8 ``(N, C, H, W)``, a quarter of the memory of floats; indexing gives what ``reading`` makes of
-    them, float32 intensities in [0, 1] unless told otherwise. ``counts`` is int64 ``(N)`` or None.
+    ``pixels`` is uint8 ``(N, C, H, W)``, a quarter of the memory of floats, or what reads such pixels from disk;
+    indexing gives what ``reading`` makes of them, intensities in [0, 1] unless told otherwise. ``counts`` is int64
+    ``(N)`` or None. ``copies_of``, int64 ``(N)``, has one number for all copies of a picture; None if there are none.
+    ``boxes`` are those of the objects, float32 ``(N, K, 4)``, or None (:func:`pplmodels.data.load_scenes`).
     """
 
-    pixels: Tensor
+    pixels: Tensor | DiskPixels
     counts: Tensor | None = None
     reading: Reading = intensities
+    copies_of: Tensor | None = None
+    boxes: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self.pixels)
 
     def __getitem__(self, index) -> Tensor:
-        """Images as float32: ``(C, H, W)`` for a number, ``(B, C, H, W)`` for a slice or indices."""
+        """Images as floats: ``(C, H, W)`` for a number, ``(B, C, H, W)`` for a slice or indices."""
         return self.reading(self.pixels[index])
 
     @property
@@ -37,13 +43,16 @@ class Images:
 
     def to(self, device: torch.device | str) -> "Images":
         """The same images on another device."""
-        counts = None if self.counts is None else self.counts.to(device)
-        return replace(self, pixels=self.pixels.to(device), counts=counts)
+        return self._each(lambda rows: rows.to(device))
 
     def part(self, indices: slice | Tensor) -> "Images":
         """Some of the images."""
-        counts = None if self.counts is None else self.counts[indices]
-        return replace(self, pixels=self.pixels[indices], counts=counts)
+        return self._each(lambda rows: rows.part(indices) if isinstance(rows, DiskPixels) else rows[indices])
+
+    def _each(self, change: Callable) -> "Images":
+        names = [field.name for field in fields(self) if field.name != "reading"]
+        rows = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: change(value) for name, value in rows.items() if value is not None})
 
     def head(self, n: int) -> "Images":
         """The first ``n`` images."""
@@ -57,13 +66,36 @@ class Images:
         """The same images with one drawing of a random binarisation (:func:`bernoulli`) for good."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drawn = self.reading(self.pixels.cpu())
-        return Images((drawn * 255).byte().to(self.pixels.device), self.counts, thresholded)
+            if isinstance(self.pixels, DiskPixels):
+                drawn = (self.reading(pixels).bool().numpy() for pixels in self.to("cpu").levels())
+                pixels = DiskPixels.all_of(PackedBits(drawn, self.shape), 0, self.pixels.device)
+            else:
+                pixels = (self.reading(self.pixels.cpu()) * 255).byte().to(self.pixels.device)
+        return replace(self, pixels=pixels, reading=thresholded)
+
+    def levels(self) -> Iterator[Tensor]:
+        """All 8-bit levels in order, uint8 ``(B, C, H, W)``, some images at a time."""
+        return self._rows(torch.arange(len(self), device="cpu").split(SOME))
+
+    def batched(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images at each of ``batches`` of indices; those on disk are read ahead."""
+        return map(self.reading, self._rows(batches))
+
+    def _rows(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        if isinstance(self.pixels, DiskPixels):
+            return self.pixels.batched(batches)
+        return (self.pixels[indices] for indices in batches)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images once, in order, as float batches; the last may be smaller."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
+        if isinstance(self.pixels, DiskPixels):
+            return self.batched(torch.arange(len(self), device="cpu").split(size))
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def mean(self) -> float:
+        """The mean intensity of all pixels."""
+        levels = sum(int(pixels.sum(dtype=torch.int64)) for pixels in self.levels())
+        return levels / (255 * len(self) * math.prod(self.shape))
 
 
 @dataclass(frozen=True)
@@ -81,8 +113,13 @@ class ImageSet:
         number = number or max(1, len(self.train) // 10)
         if number >= len(self.train):
             raise InputError(f"{number} validation images leave none of the {len(self.train)} to train on.")
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
-        return replace(self, train=self.train.part(order[number:]), valid=self.train.part(order[:number]))
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0), device="cpu")
+        chosen, others = order[:number], order[number:]
+        if (copies_of := self.train.copies_of) is not None:  # which would be trained on
+            others = others[~torch.isin(copies_of[others], copies_of[chosen])]
+            if not len(others):
+                raise InputError(f"{number} validation images and their copies leave none to train on.")
+        return replace(self, train=self.train.part(others), valid=self.train.part(chosen))
 
     def map(self, change: Callable[[Images], Images]) -> "ImageSet":
         """The set with each of its parts changed."""

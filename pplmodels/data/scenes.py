@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pplmodels.data.arrays import read_npz, to_pixels
 from pplmodels.data.images import Images
+from pplmodels.data.own_scenes import ink_extent, load_scenes, object_sides
 from pplmodels.data.sources import load_images
 from pplmodels.errors import InputError
+from pplmodels.messages import say
 from pplmodels.nn import write_window
 
 CHUNK = 4096  # scenes rendered at a time: the canvases of a chunk stay in the cache
 TRIES = 100  # places tried for one object before its scene is begun anew
 RESTARTS = 20  # times a scene is begun anew before the objects are said not to fit
 SHARED = 0.1  # intensity that two objects may both have in a pixel: their blurred edges may touch
+SPREADS = 0.05, 0.3  # the least and the largest deviation of sides that is taken from scenes
 JITTER = 0.1 / 1.3  # relative deviation of an object's size, as in Pyro's multi-MNIST scenes
 
 
@@ -90,46 +92,6 @@ def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float,
     return waiting
 
 
-def ink_extent(objects: Images) -> float:
-    """The mean side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
-    ink = objects.pixels.amax(1) > 25  # (N, h, w)
-    sides = [_extent(ink.any(dim)) for dim in (1, 2)]
-    return float(torch.stack(sides).amax(0).mean())
-
-
-def _extent(occupied: Tensor) -> Tensor:
-    """Length from the first to the last True of each row of ``(N, size)``, as a fraction of the size."""
-    size = occupied.shape[1]
-    positions = torch.arange(size)
-    first = torch.where(occupied, positions, size).amin(1)
-    last = torch.where(occupied, positions, -1).amax(1)
-    return (last - first + 1).clamp(min=0) / size
-
-
-def load_scenes(path: str | Path) -> tuple[Images, Images]:
-    """(train, test) scenes from an .npz file: ``x_train``, ``x_test``, and counts ``n_train``, ``n_test`` if known.
-
-    A count is at most the number of pixels. Raises :class:`InputError`.
-    """
-    arrays = read_npz(path, required=("x_train", "x_test"), optional=("n_train", "n_test"))
-    halves = []
-    for half in ("train", "test"):
-        pixels = to_pixels(arrays[f"x_{half}"], f"x_{half} in {path}")
-        counts = arrays.get(f"n_{half}")
-        if counts is not None:
-            most = pixels[0, 0].numel()  # an object has a pixel: what is measured has a row for each count
-            if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
-                raise InputError(f"n_{half} in {path} must hold one whole number from 0 for each image of x_{half}.")
-            if counts.max() > most:
-                raise InputError(f"n_{half} in {path} says {counts.max()} objects in an image of {most} pixels.")
-            counts = torch.from_numpy(counts.astype("int64"))
-        halves.append(Images(pixels, counts))
-    train, test = halves
-    if train.shape != test.shape:
-        raise InputError(f"x_train and x_test in {path} differ in size: {train.shape} and {test.shape}.")
-    return train, test
-
-
 @dataclass(frozen=True)
 class SceneSet:
     """Training and held-out scenes, and the side of their objects' bounding boxes in pixels (on average).
@@ -157,7 +119,7 @@ class SceneSet:
 
 
 def scene_set(
-    data: str,
+    data: str | Path,
     data_dir: str | Path = "data",
     *,
     ready_made: bool = False,
@@ -165,26 +127,29 @@ def scene_set(
     counts: Sequence[int] = (0, 1, 2),
     unseen_counts: Sequence[int] = (),
     object_size: float | None = None,
+    object_spread: float | None = None,
     num_train: int = 60_000,
     num_test: int = 10_000,
     seed: int = 0,
+    background: str = "black",
+    **reading,
 ) -> SceneSet:
     """Scenes from a data set that :func:`pplmodels.data.load_images` knows, each of ``counts`` equally often.
 
     Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for
-    the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes; then ``object_size``
-    says how large their objects are (default: 0.4 of the canvas).
+    the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes
+    (:func:`pplmodels.data.load_scenes`); then ``object_size`` is the side of their objects' bounding boxes in pixels
+    and ``object_spread`` its relative deviation, both estimated from the scenes by default. ``background`` is the
+    colour under transparent pixels of objects, which are put on black. ``reading`` are further options of
+    :func:`pplmodels.data.load_images`.
     """
     if ready_made:
-        if not data.endswith(".npz"):
-            raise InputError(f"ready-made scenes come from an .npz file, not from {data}.")
-        train, test = load_scenes(data)
-        return SceneSet(train.head(num_train), test.head(num_test), object_size or 0.4 * min(train.shape[1:]))
+        return _ready_made(Path(data), num_train, num_test, object_size, object_spread, reading.get("white_level"))
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     # two of the small digits fit into a window that is little larger than it should be
-    spread = 0.05 if data == "digits" else 0.07
+    spread = object_spread or (0.05 if data == "digits" else 0.07)
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
-    images = load_images(data, data_dir)
+    images = load_images(data, data_dir, background=background, **reading)
     options = {"canvas": canvas, "object_size": object_size, "seed": seed}
     return SceneSet(
         make_scenes(images.train, num_train, counts=counts, **options),
@@ -193,3 +158,22 @@ def scene_set(
         make_scenes(images.test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
         spread,
     )
+
+
+def _ready_made(
+    path: Path, num_train: int, num_test: int, side: float | None, spread: float | None, white_level: float | None
+) -> SceneSet:
+    train, test = load_scenes(path, white_level)
+    size = min(train.shape[1:])
+    sides = object_sides(train)
+    if side is None and sides is None:
+        side = 0.4 * size
+        say(f"the size of the objects cannot be told from the scenes: {side:.3g} pixels are assumed (--object-size)")
+    elif sides is not None and (side is None or spread is None):
+        measured = float(sides.mean()), float(sides.amax(1).log().std().clamp(*SPREADS))
+        side, spread = side or measured[0], spread or measured[1]
+        say(
+            f"objects have sides of {side:.3g} pixels, with a deviation of {spread:.0%} (--object-size, "
+            f"--object-spread): seen in {len(sides):,} objects"
+        )
+    return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread or SceneSet.spread)

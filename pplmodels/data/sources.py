@@ -1,32 +1,47 @@
 """Sets of images, for training and held out: built in, from public archives, from a file, from a folder."""
 
-import io
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pplmodels.data.arrays import read_npz, to_pixels
+from pplmodels.data.arrays import NpyFile, array_formats, pixels_of, read_npz
+from pplmodels.data.folders import load_folder
 from pplmodels.data.images import Images, ImageSet
+from pplmodels.data.levels import Decoding
 from pplmodels.data.reading import thresholded
-from pplmodels.errors import InputError, refused_as
+from pplmodels.data.streams import Storage, digests
+from pplmodels.errors import InputError
+from pplmodels.messages import say
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# whatever a file is called: other readers are little used, and that of EPS starts a program
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
-PIXELS = 2**24  # of an image, such as 4096 x 4096: about 200 MB while it is read, and a file of 1 KB can claim more
-HELD_OUT = 10  # every tenth image of a folder
 BINARISED = "binarised-mnist"
 BINARISED_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
 PARTS = ("train", "valid", "test")
+# what training, held-out and validation images are called in people's files
+NAMES = (
+    ("x_train", "x_test", "x_valid"),
+    ("train", "test", "valid"),
+    ("train_images", "test_images", "val_images"),
+    ("X_train", "X_test", "X_valid"),
+)
 
 
-def load_images(data: str, data_dir: str | Path = "data") -> ImageSet:
-    """Images to train on and to measure on, which share none.
+def load_images(
+    data: str | Path,
+    data_dir: str | Path = "data",
+    *,
+    background: str = "white",
+    image_size: int | None = None,
+    white_level: float | None = None,
+    memory: int | None = None,
+    workers: int | None = None,
+) -> ImageSet:
+    """Images to train on and to measure on; a line on stderr says what was read, and how.
 
     ``data`` is one of
 
@@ -34,23 +49,48 @@ def load_images(data: str, data_dir: str | Path = "data") -> ImageSet:
     - ``mnist``, ``cifar10``, ``svhn``: torchvision's, under ``data_dir``, downloaded where that is possible;
     - ``binarised-mnist``: MNIST binarised for good (Larochelle & Murray 2011), with a validation part of its own, under
       ``data_dir``, downloaded where that is possible;
-    - an .npz file with ``x_train``, ``x_test`` and perhaps ``x_valid`` (:func:`pplmodels.data.arrays.to_pixels`), or
-      with ``train``, ``valid`` and ``test``, binarised MNIST as rows of packed bits (:func:`numpy.packbits`);
-    - a folder of images of one size (PNG, JPEG, BMP, WebP; grey or colour, at most 2**24 pixels
-      each), of which every tenth is held out.
+    - an .npz file with training and held-out images, named as one of :data:`NAMES`, or with ``train``, ``valid`` and
+      ``test``, binarised MNIST as rows of packed bits (:func:`numpy.packbits`);
+    - one of two neighbouring .npy files whose names differ in ``train`` and ``test`` (and ``valid``);
+    - a folder of such .npy files named as one of :data:`NAMES`, or of pictures (PNG, JPEG, TIFF, BMP, WebP; grey or
+      colour, at most 2**24 pixels each), of which every tenth is held out, or those in its subfolder ``test``.
+
+    Whatever the files hold becomes 8 bits a channel (:mod:`pplmodels.data.levels`). A set that does not fit into
+    ``memory`` is read from disk batch by batch; only .npy files and folders of pictures can be.
+
+    Arguments:
+        background: the colour under transparent pixels.
+        image_size: resize images, and crop them to squares of this side.
+        white_level: the value of full intensity, where type and file format do not say it.
+        memory: bytes that the images may take (default: half of what is available).
+        workers: processes that read from disk (default: from 1 to 4).
+
+    Raises:
+        InputError: for what cannot be read as images, in one sentence.
     """
+    decoding = Decoding(background, image_size, white_level)
+    path, data = Path(data), str(data)
+    if path.suffix.lower() == ".npz":
+        return _from_npz(path, decoding)
+    if data not in BUILT_IN and (path.suffix.lower() == ".npy" or path.is_dir()):
+        storage = Storage(memory, workers)
+        arrays = _npy_files(path)
+        return _from_npy(arrays, decoding, storage) if arrays else load_folder(path, decoding, storage)
+    if white_level is not None:
+        raise InputError(f"{data} has levels of its own: --white-level is for files of yours.")
+    return _built_in(data, Path(data_dir)).map(lambda part: replace(part, pixels=decoding.fitted(part.pixels)))
+
+
+def _built_in(data: str, data_dir: Path) -> ImageSet:
     if data == "digits":
         return _digits()
     if data == BINARISED:
-        return _binarised_mnist(Path(data_dir))
+        return _binarised_mnist(data_dir)
     if data in TORCHVISION:
-        return _from_torchvision(data, Path(data_dir))
-    if data.endswith(".npz"):
-        return _from_npz(data)
-    if Path(data).is_dir():
-        return _from_folder(Path(data))
-    known = ", ".join(["digits", *TORCHVISION, BINARISED])
-    raise InputError(f"there is no data set {data!r}: choose {known}, an .npz file or a folder.")
+        return _from_torchvision(data, data_dir)
+    raise InputError(
+        f"there is no data set {data!r}: choose {', '.join(BUILT_IN)}, an .npz or .npy file or a folder of images."
+    )
 
 
 def _digits() -> ImageSet:
@@ -62,16 +102,69 @@ def _digits() -> ImageSet:
     return ImageSet(Images(pixels[:1400]), Images(pixels[1400:]))  # whole writers are held out
 
 
-def _from_npz(path: str) -> ImageSet:
-    bits = read_npz(path, optional=PARTS)
-    if len(bits) == len(PARTS):
-        return _of_parts({name: _unpacked(array, f"{name} in {path}") for name, array in bits.items()})
-    arrays = read_npz(path, required=("x_train", "x_test"), optional=("x_valid",))
-    parts = [Images(to_pixels(array, f"{name} in {path}")) for name, array in arrays.items()]
-    for name, part in zip(arrays, parts, strict=True):
-        if part.shape != parts[0].shape:
-            raise InputError(f"x_train and {name} in {path} differ in size: {parts[0].shape} and {part.shape}.")
-    return ImageSet(*parts)
+def _from_npz(path: Path, decoding: Decoding) -> ImageSet:
+    found = read_npz(path, optional=tuple(itertools.chain(*NAMES)))
+    if found.keys() == set(PARTS) and any(map(_is_packed, found.values())):
+        if decoding.image_size or decoding.white_level:
+            raise InputError(f"{path} holds binarised MNIST: --image-size and --white-level do not apply to it.")
+        return _of_parts({name: _unpacked(array, f"{name} in {path}") for name, array in found.items()})
+    names = _names(found) or NAMES[0][:2]
+    arrays = read_npz(path, required=names)  # which says what is missing
+    pixels = pixels_of(arrays, str(path), decoding)
+    _refuse_sizes(pixels, str(path))
+    _say_shared([digests(part) for part in pixels.values()], str(path))
+    return ImageSet(*map(Images, pixels.values()))
+
+
+def _from_npy(paths: list[Path], decoding: Decoding, storage: Storage) -> ImageSet:
+    files = {path.name: NpyFile(path) for path in paths}
+    source = str(paths[0].parent)
+    kinds = {name: (file.stored, file.dtype) for name, file in files.items()}
+    formats = array_formats(kinds, {name: file.chunks() for name, file in files.items()}, source, decoding)
+    for name, file in files.items():
+        file.format = formats[name]
+    _refuse_sizes(files, source)
+    resident = storage.holds(*files.values())
+    read = [storage.read(file, resident) for file in files.values()]
+    _say_shared([part.contents for part in read], source)
+    return ImageSet(*(Images(part.pixels) for part in read))
+
+
+def _npy_files(path: Path) -> list[Path]:
+    """The .npy files of training, held-out and perhaps validation images: those in a folder, or a file's neighbours."""
+    if path.is_dir():
+        names = _names({file.stem for file in path.glob("*.npy")}) or ()
+        return [path / f"{name}.npy" for name in names]
+    use = "train" if "train" in path.stem else "test"
+    files = [path.with_stem(path.stem.replace(use, other)) for other in ("train", "test", "valid", "val")]
+    if files[0] == files[1]:
+        raise InputError(f"{path} needs a neighbour: name the files x_train.npy and x_test.npy, or the like.")
+    return [*files[:2], *[file for file in files[2:] if file.is_file()][:1]]
+
+
+def _names(found: Collection[str]) -> tuple[str, ...] | None:
+    """The names among ``found`` of training, held-out and perhaps validation images."""
+    for train, test, valid in NAMES:
+        if train in found and test in found:
+            return (train, test, valid) if valid in found else (train, test)
+    return None
+
+
+def _refuse_sizes(parts: Mapping[str, Tensor | NpyFile], source: str) -> None:
+    shapes = {name: tuple(part.shape[-3:]) for name, part in parts.items()}
+    first = next(iter(shapes))
+    for name, shape in shapes.items():
+        if shape != shapes[first]:
+            raise InputError(f"{first} and {name} in {source} differ in size: {shapes[first]} and {shape}.")
+
+
+def _say_shared(parts: Sequence[list[bytes]], source: str) -> None:
+    """Say how many held-out images are training images too, which their files decide."""
+    known = set(parts[0])
+    if shared := sum(digest in known for part in parts[1:] for digest in part):
+        say(
+            f"warning: {shared:,} held-out images in {source} are training images as well: figures on them are too good"
+        )
 
 
 def _of_parts(pixels: dict[str, Tensor]) -> ImageSet:
@@ -79,11 +172,15 @@ def _of_parts(pixels: dict[str, Tensor]) -> ImageSet:
     return ImageSet(parts["train"], parts["test"], parts["valid"])
 
 
-def _unpacked(array: np.ndarray, name: str) -> Tensor:
+def _is_packed(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.ndim == 2 and array.shape[1] == 28 * 28 // 8 and len(array) > 0
+
+
+def _unpacked(rows: np.ndarray, name: str) -> Tensor:
     """Rows of packed bits as images of 0 and 1."""
-    if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != 28 * 28 // 8 or not len(array):
+    if not _is_packed(rows):
         raise InputError(f"{name} is not binarised MNIST: rows of {28 * 28 // 8} bytes of packed bits.")
-    return torch.from_numpy(np.unpackbits(array, axis=1)).view(-1, 1, 28, 28)
+    return torch.from_numpy(np.unpackbits(rows, axis=1)).view(-1, 1, 28, 28)
 
 
 def _binarised_mnist(data_dir: Path) -> ImageSet:
@@ -116,38 +213,6 @@ def _read_amat(path: Path) -> Tensor:
     return torch.from_numpy(images.astype(np.uint8))
 
 
-def _from_folder(folder: Path) -> ImageSet:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    if len(paths) < HELD_OUT:
-        raise InputError(f"{folder} holds {len(paths)} images ({', '.join(ENDINGS)}); at least {HELD_OUT} are needed.")
-    arrays = [_read_image(path) for path in paths]
-    colour = any(array.ndim == 3 for array in arrays)
-    first = arrays[0].shape[:2]
-    for path, array in zip(paths, arrays, strict=True):
-        if array.shape[:2] != first:
-            sizes = [f"{height}x{width}" for height, width in (first, array.shape[:2])]
-            raise InputError(
-                f"the images in {folder} differ in size: {paths[0].name} is {sizes[0]}, {path} is {sizes[1]}."
-            )
-    arrays = [array if array.ndim == 3 or not colour else np.stack([array] * 3, -1) for array in arrays]
-    pixels = to_pixels(np.stack(arrays), str(folder))
-    held_out = torch.arange(len(pixels)) % HELD_OUT == HELD_OUT - 1
-    return ImageSet(Images(pixels[~held_out]), Images(pixels[held_out]))
-
-
-def _read_image(path: Path) -> np.ndarray:
-    """One image as uint8, ``(H, W)`` if it is grey and ``(H, W, 3)`` else."""
-    with refused_as(f"{path} is not a readable image."), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is a lower one
-        if path.stat().st_size > 8 * PIXELS:  # bytes a pixel, of 16 bits in four channels
-            raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, which are the most.")
-        # from memory: of a file Pillow asks for as many bytes as a part of it claims to have, there or not
-        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-            if image.width * image.height > PIXELS:
-                raise InputError(f"{path} has {image.height}x{image.width} pixels; {PIXELS:,} are the most.")
-            return np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16", "LA") else "RGB"))
-
-
 def _mnist(root: Path, train: bool, download: bool) -> Tensor:
     from torchvision.datasets import MNIST
 
@@ -178,6 +243,9 @@ TORCHVISION: dict[str, tuple[Callable[[Path, bool, bool], Tensor], tuple[str, ..
     "cifar10": (_cifar10, CIFAR10_FILES),
     "svhn": (_svhn, ("train_32x32.mat", "test_32x32.mat")),
 }
+
+
+BUILT_IN = ("digits", *TORCHVISION, BINARISED)
 
 
 def _from_torchvision(name: str, data_dir: Path) -> ImageSet:

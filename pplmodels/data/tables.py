@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,18 +31,6 @@ class Tables(Images):
     kind: Tensor | None = None
     place: Tensor | None = None
     yaw: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> "Tables":
-        """The same on another device."""
-        return self._map(lambda tensor: tensor.to(device))
-
-    def part(self, indices: slice | Tensor) -> "Tables":
-        """Some of the pictures."""
-        return self._map(lambda tensor: tensor[indices])
-
-    def _map(self, change) -> "Tables":
-        names = ("pixels", "counts", "kind", "place", "yaw")
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 def make_tables(

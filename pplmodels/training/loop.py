@@ -93,7 +93,7 @@ def fit(
     if over:
         say(f"{run.folder}: training had already ended, at step {start}")
     with _progress(start, steps) as bar, noting() as stop_requested:
-        batches = _batches(images, batch_size, seed, start)
+        batches = images.batched(_orders(len(images), batch_size, seed, start, device))
         for step in range(start, start if over else steps):
             for quantity in annealed:
                 quantity.set(step)
@@ -143,20 +143,20 @@ def fit(
     return seconds()
 
 
-def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator[Tensor]:
-    """Endless shuffled batches from step ``start`` on; an epoch's order depends on the seed and its number only.
+def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.device) -> Iterator[Tensor]:
+    """Endless shuffled indices of batches from step ``start`` on; an epoch's order depends on seed and number only.
 
     Of several ranks each gets its share; the last batch of an epoch is cut to what divides among them.
     """
-    last = len(images) % batch_size
-    used = len(images) - last % ranks.number()
+    last = length % batch_size
+    used = length - last % ranks.number()
     per_epoch = -(-used // batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(images), generator=generator)[:used].to(images.pixels.device)
+        order = torch.randperm(length, generator=generator, device="cpu")[:used].to(device)
         for indices in order.split(batch_size)[position:]:
-            yield images[indices[ranks.share(len(indices))]]
+            yield indices[ranks.share(len(indices))]
         epoch, position = epoch + 1, 0
 
 

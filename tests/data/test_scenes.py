@@ -6,7 +6,7 @@ import torch
 
 from pplmodels.data import load_images, load_scenes, make_scenes, scene_set
 from pplmodels.data.images import Images
-from pplmodels.data.scenes import ink_extent
+from pplmodels.data.own_scenes import ink_extent
 from pplmodels.errors import InputError
 
 OPTIONS = {"canvas": 32, "object_size": 12.0, "seed": 3}

@@ -1,0 +1,175 @@
+"""A folder of picture files as a set of images."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pplmodels.data.images import Images, ImageSet
+from pplmodels.data.levels import Decoding
+from pplmodels.data.pictures import ENDINGS, Header, read_header, read_picture
+from pplmodels.data.streams import DiskPixels, Storage
+from pplmodels.errors import InputError
+from pplmodels.messages import say
+
+DARK = 16  # the highest level of 12 bits where white is that of 16
+HELD_OUT = 10  # every tenth image of a folder
+# besides those whose names begin with a dot: of macOS's archives, of Synology's and Windows' disks
+NO_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+# names of subfolders that say what their images are for
+PARTS = (("train", "training"), ("test", "testing"), ("valid", "val", "validation"))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Picture files of one size as a source of :class:`pplmodels.data.streams.DiskPixels`."""
+
+    paths: list[str]
+    shape: tuple[int, int, int]
+    decoding: Decoding
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.paths)
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """The images at ``indices``, uint8 ``(B, C, H, W)``."""
+        return torch.stack([self._image(Path(self.paths[index])) for index in indices])
+
+    def _image(self, path: Path) -> Tensor:
+        levels = read_picture(path, self.decoding)
+        levels = np.atleast_3d(levels).transpose(2, 0, 1)
+        pixels = self.decoding.fitted(torch.from_numpy(np.ascontiguousarray(levels)))
+        pixels = pixels.expand(self.shape[0], *pixels.shape[1:])  # a grey one among colours
+        if pixels.shape != self.shape:
+            raise InputError(f"{path} has changed: it was of another size before.")
+        return pixels
+
+
+def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
+    """The pictures in a folder and its subfolders, of which every tenth is held out.
+
+    If all of them are in subfolders ``train`` and ``test`` (and ``valid``), these are the parts. A picture and its
+    copies, which are found by content, are never both trained on and held out. Raises :class:`InputError`.
+    """
+    paths = _find(folder)
+    if len(paths) < HELD_OUT:
+        raise InputError(f"{folder} holds {len(paths)} images ({', '.join(ENDINGS)}); at least {HELD_OUT} are needed.")
+    headers = [read_header(path, decoding) for path in tqdm(paths, "reading headers", delay=2, unit=" images")]
+    pictures = Pictures([str(path) for path in paths], _common_shape(folder, paths, headers, decoding), decoding)
+    _report(folder, pictures, headers)
+    read = storage.read(pictures, storage.holds(pictures))
+    if read.brightest <= DARK and any(header.deep for header in headers):
+        say(f"warning: the highest level of the images is {read.brightest} of 255: is white another --white-level?")
+    _refuse_blank(folder, headers, read.pixels, decoding)
+    known: dict[bytes, int] = {}
+    numbers = np.array([known.setdefault(content, len(known)) for content in read.contents])
+    parts = _parts(folder, paths, read.pixels, numbers)
+    say(f"{len(parts[0]):,} of them to train on, {sum(map(len, parts[1:])):,} held out")
+    return ImageSet(*parts)
+
+
+def _find(folder: Path) -> list[Path]:
+    """The picture files, in the order of their paths; says what else there is."""
+    found, skipped = [], Counter()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        names = path.relative_to(folder).parts
+        hidden = next((name for name in names if name.startswith(".") or name in NO_DATA), None)
+        if hidden is None and path.suffix.lower() in ENDINGS:
+            found.append(path)
+        elif hidden is None:
+            skipped[path.suffix or "without an ending"] += 1
+        elif hidden is not names[-1]:
+            skipped[f"in {hidden}"] += 1
+        else:
+            skipped["._*" if hidden.startswith("._") else hidden] += 1
+    if skipped:
+        say(f"skipped in {folder}: " + ", ".join(f"{number:,} {what}" for what, number in sorted(skipped.items())))
+    return found
+
+
+def _common_shape(folder: Path, paths: list[Path], headers: list[Header], decoding: Decoding) -> tuple[int, int, int]:
+    """(C, H, W) of every image as it will be read; :class:`InputError` if their sizes differ."""
+    channels = 3 if any(header.colour for header in headers) else 1
+    if decoding.image_size is not None:
+        return channels, decoding.image_size, decoding.image_size
+    sizes = [(header.height, header.width) for header in headers]
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise InputError(
+                f"the images in {folder} differ in size: {paths[0].name} is {sizes[0][0]}x{sizes[0][1]}, {path} is "
+                f"{size[0]}x{size[1]}. --image-size N resizes and crops them to NxN."
+            )
+    return channels, *sizes[0]
+
+
+def _report(folder: Path, pictures: Pictures, headers: list[Header]) -> None:
+    """Say how the files were read."""
+    channels, height, width = pictures.shape
+    say(f"read {len(pictures):,} images {height}x{width}x{channels}, 8 bits: {folder}")
+    decoding = pictures.decoding
+    sizes = {(header.height, header.width) for header in headers}
+    resized = len(sizes - {(height, width)})
+    notes = {
+        f"of more than 8 bits: scaled to 8, white is {decoding.white_level or 'full intensity'}": "deep",
+        f"with transparency: laid over {decoding.background} (--background)": "transparent",
+        "turned as their EXIF orientation says": "turned",
+        "with several pages or frames: the first is read": "several",
+    }
+    for words, attribute in notes.items():
+        if number := sum(getattr(header, attribute) for header in headers):
+            say(f"of them {number:,} {words}")
+    if resized:
+        say(f"resized and cropped to {height}x{width} from {len(sizes):,} sizes, {min(sizes)} to {max(sizes)}")
+
+
+def _refuse_blank(folder: Path, headers: list[Header], pixels: Tensor | DiskPixels, decoding: Decoding) -> None:
+    """Refuse drawings of which nothing is left over the background, since they have its colour."""
+    transparent = [index for index, header in enumerate(headers) if header.transparent]
+    blank = (bool((image == image[:, :1, :1]).all()) for image in map(pixels.__getitem__, transparent))
+    if transparent and all(blank):
+        raise InputError(
+            f"nothing of the images with transparency in {folder} is seen over {decoding.background}: choose another "
+            "--background."
+        )
+
+
+def _parts(folder: Path, paths: list[Path], pixels: Tensor | DiskPixels, numbers: np.ndarray) -> list[Images]:
+    """Training, held-out and perhaps validation images, of which no two parts share a picture.
+
+    ``numbers`` counts distinct pictures in their order; copies have the same number.
+    """
+    uses = _uses(folder, paths)
+    distinct = numbers.max() + 1
+    copies = len(numbers) - distinct
+    if uses is None:
+        last_ones = numbers % HELD_OUT == HELD_OUT - 1 if distinct >= HELD_OUT else numbers == distinct - 1
+        if distinct == 1:
+            say(f"warning: all images in {folder} are the same picture, which is trained on and held out")
+            last_ones = np.arange(len(numbers)) % HELD_OUT == HELD_OUT - 1
+        elif copies:
+            say(f"{copies:,} images are copies of others: they are held out, or trained on, with them")
+        uses = last_ones.astype(int)
+    elif copies:
+        held_out = np.isin(numbers, numbers[uses != 0])
+        uses = np.where((uses == 0) & held_out, -1, uses)
+        say(f"{copies:,} images are copies of others; {(uses < 0).sum():,} that are held out are not trained on")
+        if not (uses == 0).any():
+            raise InputError(f"every training image in {folder} is a held-out one as well.")
+    images = Images(pixels, copies_of=torch.from_numpy(numbers) if copies else None)
+    return [images.part(torch.from_numpy(np.flatnonzero(uses == use))) for use in range(uses.max() + 1)]
+
+
+def _uses(folder: Path, paths: list[Path]) -> np.ndarray | None:
+    """What subfolders say each image is for, the index of its :data:`PARTS`; None if they do not."""
+    top = [path.relative_to(folder).parts[0].lower() for path in paths]
+    known = {name: use for use, names in enumerate(PARTS) for name in names}
+    uses = np.array([known.get(name, -1) for name in top])
+    return uses if uses.min() >= 0 and {0, 1} <= set(uses) else None

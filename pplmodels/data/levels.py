@@ -1,0 +1,161 @@
+"""How the numbers in people's files become the 8-bit levels that images have here."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import ImageColor
+from torch import Tensor
+
+from pplmodels.errors import InputError, refused_as
+
+AT_ONCE = 2**24  # values converted at a time
+WHITE = {"uint8": 255.0, "uint16": 65535.0, "bool": 1.0}  # the values of full intensity; of floats 1
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the user decides about files that leave it open.
+
+    Arguments:
+        background: the colour under transparent pixels, as CSS writes it (``white``, ``#ff8800``).
+        image_size: resize images so that the shorter side has so many pixels, and crop the middle square. None keeps
+            images as they are; they must then have one size.
+        white_level: the value of full intensity. None: 255 of 8 bits, 65,535 of 16 bits, 1 of floats and truth values.
+    """
+
+    background: str = "white"
+    image_size: int | None = None
+    white_level: float | None = None
+
+    def __post_init__(self):
+        """Refuse what is no colour."""
+        _ = self.ground
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """The background's red, green and blue levels."""
+        with refused_as(f"{self.background!r} is not a colour: write one as white, black or #ff8800."):
+            return ImageColor.getrgb(self.background)[:3]
+
+    @property
+    def grey(self) -> bool:
+        """Whether the background is grey."""
+        return len(set(self.ground)) == 1
+
+    def fitted(self, pixels: Tensor) -> Tensor:
+        """Images ``(..., C, H, W)`` at the size that they shall have."""
+        if self.image_size is None:
+            return pixels
+        from torchvision.transforms.v2 import functional  # slow to import, and rarely needed
+
+        resized = functional.resize(pixels, [self.image_size], antialias=True)
+        return functional.center_crop(resized, [self.image_size])
+
+
+def laid_over(levels: np.ndarray, ground: tuple[int, int, int]) -> np.ndarray:
+    """Red, green and blue of ``levels``, uint8 ``(..., 4)`` with alpha, over a ground: uint8 ``(..., 3)``."""
+    alpha = levels[..., 3:].astype(np.uint16)
+    mixed = levels[..., :3] * alpha + np.array(ground, np.uint16) * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
+    """Values from 0 to ``white`` as 8-bit levels; :class:`InputError` names what has others."""
+    if values.dtype == np.uint8 and white == 255:
+        return values
+    if values.dtype == bool:
+        return values * np.uint8(255)
+    precise = np.promote_types(values.dtype, np.float32)
+    scaled = (values.astype(precise, copy=False) * precise.type(255 / white)).round()
+    if not (scaled.min() >= 0 and scaled.max() <= 255):  # also of NaN
+        raise InputError(
+            f"{name} has values from {values.min():g} to {values.max():g}; {white:g} is the level of white there, and "
+            "0 that of black. Say which value is white with --white-level, or scale the values."
+        )
+    return scaled.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ArrayFormat:
+    """How arrays of one kind become pixels: made by :func:`array_format`, a function of arrays ``(B, ...)``.
+
+    ``channels`` is the axis of the channels, or None; ``white`` the value of full intensity; ``name`` is for messages.
+    """
+
+    name: str
+    channels: int | None
+    white: float
+    decoding: Decoding
+
+    def __call__(self, array: np.ndarray) -> Tensor:
+        """Pixels, uint8 ``(B, C, H, W)``."""
+        rows = max(1, AT_ONCE // max(1, array[0].size))
+        if len(array) <= rows or (array.dtype == np.uint8 and self._plain(array)):
+            return self._converted(array)
+        return torch.cat([self._converted(array[start : start + rows]) for start in range(0, len(array), rows)])
+
+    def _plain(self, array: np.ndarray) -> bool:
+        """Whether the values stay as they are."""
+        alpha = self.channels is not None and array.shape[self.channels] == 4
+        return self.white == 255 and not alpha and self.decoding.image_size is None
+
+    def _converted(self, array: np.ndarray) -> Tensor:
+        levels = to_levels(array, self.white, self.name)
+        last = levels[..., None] if self.channels is None else np.moveaxis(levels, self.channels, -1)
+        if last.shape[-1] == 4:
+            last = laid_over(last, self.decoding.ground)
+        return self.decoding.fitted(torch.from_numpy(np.ascontiguousarray(np.moveaxis(last, -1, 1))))
+
+    @property
+    def words(self) -> str:
+        """What to say of the format beside shape and type."""
+        white = "" if self.white in (255.0, 65535.0) else f", {self.white:g} is white"
+        return white + {None: "", 1: ", channels first", 3: ", channels last"}[self.channels]
+
+
+def channel_axis(shape: tuple[int, ...], name: str) -> int | None:
+    """The axis of the channels in arrays of images: the last one if it has 1, 3 or 4 entries, else the second one."""
+    if len(shape) == 3 and 0 not in shape:
+        return None
+    if len(shape) == 4 and 0 not in shape:
+        for axis in (3, 1):
+            if shape[axis] in (1, 3, 4):
+                return axis
+    raise InputError(
+        f"{name} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W), where C is 1, 3 or 4 (RGBA)."
+    )
+
+
+def extremes(chunks: Iterable[np.ndarray], name: str) -> tuple[float, float]:
+    """The least and the largest value; :class:`InputError` where one is NaN or infinite."""
+    low, high = np.inf, -np.inf
+    for chunk in chunks:
+        ends = float(chunk.min()), float(chunk.max())
+        if not np.isfinite(ends).all():
+            raise InputError(f"{name} has values that are NaN or infinite.")
+        low, high = min(low, ends[0]), max(high, ends[1])
+    return low, high
+
+
+def array_format(
+    name: str, shape: tuple[int, ...], dtype: np.dtype, high: float, binary: bool, decoding: Decoding
+) -> ArrayFormat:
+    """The format of images in an array, decided by rule; :class:`InputError` where the rule does not say.
+
+    ``high`` is the array's largest value; ``binary`` says that this array and those that belong to it hold whole
+    numbers of which none is above 1.
+    """
+    axis = channel_axis(shape, name)
+    white = decoding.white_level
+    if white is None and dtype.kind == "f":
+        white = 1.0
+    elif white is None:
+        white = 1.0 if binary else WHITE.get(dtype.name)
+    if white is None or dtype.kind not in "biuf":
+        raise InputError(
+            f"{name} has type {dtype}, {high:g} at most; images are uint8, uint16, bool, or floats in [0, 1]: say "
+            "which value is white with --white-level, or convert the array."
+        )
+    return ArrayFormat(name, axis, float(white), decoding)

@@ -1,0 +1,145 @@
+"""Scenes that users bring: their file, and how large the objects in them are."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from pplmodels.data.arrays import pixels_of, read_npz
+from pplmodels.data.images import Images
+from pplmodels.data.levels import Decoding
+from pplmodels.errors import InputError
+from pplmodels.messages import say
+
+INK = 25  # levels by which a pixel of an object differs from the ground: a tenth of full
+LOOKED_AT = 2000  # scenes
+ENOUGH = 20  # objects whose sides say how large objects are
+SPECK = 4  # pixels; what is smaller is noise
+WHOLE = 0.9  # of the canvas: what is larger is no object
+
+
+def load_scenes(path: str | Path, white_level: float | None = None) -> tuple[Images, Images]:
+    """(train, test) scenes from an .npz file.
+
+    =======================  ==============================================================================
+    x_train, x_test          the scenes, as images in other files (:func:`pplmodels.data.load_images`)
+    n_train, n_test          if known, whole numbers ``(N)``: how many objects each scene has
+    boxes_train, boxes_test  if known, floats ``(N, K, 4)``: left, top, right and bottom edges of the objects'
+                             bounding boxes in pixels, 0 at the outer edge of the first pixel; a scene with
+                             fewer than K objects has rows of NaN
+    =======================  ==============================================================================
+
+    Boxes alone say the counts. A count is at most the number of pixels. ``white_level`` is the value of full intensity.
+    Raises :class:`InputError`.
+    """
+    halves = ("train", "test")
+    known = tuple(f"{kind}_{half}" for half in halves for kind in ("n", "boxes"))
+    arrays = read_npz(path, required=("x_train", "x_test"), optional=known)
+    scenes = {name: arrays[name] for name in ("x_train", "x_test")}
+    pixels = pixels_of(scenes, str(path), Decoding(white_level=white_level))
+    train, test = (_with_truth(pixels[f"x_{half}"], arrays, half, path) for half in halves)
+    if train.shape != test.shape:
+        raise InputError(f"x_train and x_test in {path} differ in size: {train.shape} and {test.shape}.")
+    return train, test
+
+
+def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], half: str, path: str | Path) -> Images:
+    counts, boxes = arrays.get(f"n_{half}"), arrays.get(f"boxes_{half}")
+    if boxes is not None:
+        boxes = _checked_boxes(boxes, pixels, f"boxes_{half} in {path}")
+        used = np.isfinite(boxes).all(-1).sum(-1)
+        if counts is None:
+            counts = used
+    if counts is not None:
+        most = pixels[0, 0].numel()  # an object has a pixel: what is measured has a row for each count
+        if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
+            raise InputError(f"n_{half} in {path} must hold one whole number from 0 for each image of x_{half}.")
+        if counts.max() > most:
+            raise InputError(f"n_{half} in {path} says {counts.max()} objects in an image of {most} pixels.")
+        if boxes is not None and (used != counts).any():
+            scene = int((used != counts).argmax())
+            raise InputError(
+                f"boxes_{half} in {path} has {used[scene]} boxes for scene {scene}, and n_{half} says {counts[scene]}."
+            )
+        counts = torch.from_numpy(counts.astype("int64"))
+    return Images(pixels, counts, boxes=None if boxes is None else torch.from_numpy(boxes.astype("float32")))
+
+
+def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
+    """The boxes, if they can be such; :class:`InputError` says why not."""
+    if boxes.ndim != 3 or boxes.shape[2] != 4 or len(boxes) != len(pixels) or boxes.dtype.kind not in "iuf":
+        raise InputError(f"{name} has shape {boxes.shape} and type {boxes.dtype}, not ({len(pixels)}, K, 4) of floats.")
+    unused = np.isnan(boxes).all(-1)
+    left, top, right, bottom = np.moveaxis(boxes[~unused], -1, 0)
+    height, width = pixels.shape[2:]
+    inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
+    if not (inside & (left < right) & (top < bottom)).all():  # also of single values that are NaN
+        raise InputError(
+            f"{name} must hold left < right and top < bottom in pixels, within images of {height}x{width}, or rows of "
+            "NaN."
+        )
+    if len(right) and max(right.max(), bottom.max()) <= 1 < min(height, width):
+        raise InputError(f"{name} holds fractions of the image: give left, top, right and bottom in pixels.")
+    return boxes
+
+
+def ink_extent(objects: Images) -> float:
+    """The mean side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
+    ink = torch.cat([pixels.amax(1) > INK for pixels in objects.levels()])  # (N, h, w)
+    sides = [_extent(ink.any(dim)) for dim in (1, 2)]
+    return float(torch.stack(sides).amax(0).mean())
+
+
+def _extent(occupied: Tensor) -> Tensor:
+    """Length from the first to the last True of each row of ``(N, size)``, as a fraction of the size."""
+    size = occupied.shape[1]
+    positions = torch.arange(size, device=occupied.device)
+    first = torch.where(occupied, positions, size).amin(1)
+    last = torch.where(occupied, positions, -1).amax(1)
+    return (last - first + 1).clamp(min=0) / size
+
+
+def object_sides(scenes: Images) -> Tensor | None:
+    """Height and width in pixels of bounding boxes of objects ``(M, 2)``, as far as the scenes show them; else None.
+
+    They are the true boxes, if the scenes have them; else those of what differs from the ground, the most common colour
+    of the scenes' borders: of all of it where the count is known to be 1, else of its connected parts, in scenes
+    that have as many parts as objects if that is known.
+    """
+    if scenes.boxes is not None:
+        used = scenes.boxes[scenes.boxes.isfinite().all(-1)]
+        sides = torch.stack([used[:, 3] - used[:, 1], used[:, 2] - used[:, 0]], -1)
+        return sides if len(sides) >= ENOUGH else None
+    ink = _differing(scenes.head(LOOKED_AT))
+    counts = None if scenes.counts is None else scenes.counts[:LOOKED_AT]
+    found = []
+    if counts is not None and (counts == 1).sum() >= ENOUGH:
+        found = [ndimage.find_objects(scene.astype(int))[:1] for scene in ink[(counts == 1).numpy()]]
+    else:
+        for index, scene in enumerate(ink):
+            labels, number = ndimage.label(scene, np.ones((3, 3)))
+            large = [part for part in ndimage.find_objects(labels) if _area(part) > SPECK]
+            if number and (counts is None or len(large) == counts[index]):
+                found.append(large)
+    sides = torch.tensor([[float(axis.stop - axis.start) for axis in part] for parts in found for part in parts])
+    canvas = min(scenes.shape[1:])
+    if len(sides) < ENOUGH or not SPECK**0.5 < float(sides.mean()) < WHOLE * canvas:
+        return None
+    return sides
+
+
+def _differing(scenes: Images) -> np.ndarray:
+    """Where pixels differ from the ground, bool ``(N, H, W)``; says so if the ground is not black."""
+    pixels = torch.cat(list(scenes.levels())).cpu().numpy().astype(np.int16)
+    rows = np.concatenate([pixels[:, :, side, :] for side in (0, -1)] + [pixels[..., side] for side in (0, -1)], -1)
+    ground = np.median(rows, axis=(0, 2))  # (C)
+    if ground.max() > INK:
+        level = "x".join(f"{value:g}" for value in ground)
+        say(f"warning: the ground of the scenes has level {level}; AIR draws its objects on black, which has level 0")
+    return (np.abs(pixels - ground[:, None, None]) > INK).any(1)
+
+
+def _area(part: tuple[slice, slice]) -> int:
+    return (part[0].stop - part[0].start) * (part[1].stop - part[1].start)

@@ -1,0 +1,124 @@
+"""One picture file as 8-bit levels: whatever its depth, its transparency, its orientation."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pplmodels.data.levels import Decoding, laid_over, to_levels
+from pplmodels.errors import InputError, refused_as
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+# whatever a file is called: other readers are little used, and that of EPS starts a program
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+PIXELS = 2**24  # of an image, such as 4096 x 4096: about 200 MB while it is read, and a file of 1 KB can claim more
+GREY = ("1", "L", "LA", "La")
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+ORIENTATION = 0x0112  # the EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values that exchange rows and columns
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture before its pixels are decoded; height and width as a viewer shows them."""
+
+    height: int
+    width: int
+    colour: bool
+    transparent: bool
+    turned: bool
+    deep: bool  # more than 8 bits of grey
+    several: bool  # pages or frames, of which the first counts
+
+
+def read_header(path: Path, decoding: Decoding) -> Header:
+    """The header of a picture file. Raises :class:`InputError`."""
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        size = image.size if orientation in SIDEWAYS else image.size[::-1]
+        transparent = _is_transparent(image)
+        colour = not _is_grey(image) or (transparent and not decoding.grey)
+        several = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # a JPEG with a preview is one picture
+        return Header(*size, colour, transparent, orientation != 1, _is_deep(image), several)
+
+
+def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
+    """A picture as uint8, ``(H, W)`` if it is grey and ``(H, W, 3)`` else, upright. Raises :class:`InputError`."""
+    with _opened(path) as image:
+        transparent, grey, file_format = _is_transparent(image), _is_grey(image), image.format
+        if _orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        if _is_deep(image):
+            levels = _deep_levels(image, path, decoding, file_format)
+        elif transparent:
+            levels = np.array(image.convert("RGBA"))
+        else:
+            levels = np.array(image.convert("L" if grey else "RGB"))
+        if decoding.white_level is not None and not _is_deep(image):
+            levels = to_levels(levels, decoding.white_level, str(path))
+        if transparent:
+            levels = laid_over(levels, decoding.ground)
+            return levels[..., 0] if grey and decoding.grey else levels
+        return levels
+
+
+def _deep_levels(image: Image.Image, path: Path, decoding: Decoding, file_format: str | None) -> np.ndarray:
+    """The levels of a grey picture of 16 or 32 bits; with alpha, ``(H, W, 4)``, where one value is transparent."""
+    values = np.asarray(image)
+    white = decoding.white_level
+    if white is None and image.mode == "F":
+        white = 1.0
+    elif white is None and (image.mode in SIXTEEN_BITS or file_format == "PNG"):  # an old Pillow reads those as I
+        white = 65535.0
+    if white is None:
+        raise InputError(
+            f"{path} has 32-bit levels, from {values.min()} to {values.max()}: say which is white with --white-level."
+        )
+    levels = to_levels(values, white, str(path))
+    if not _is_transparent(image):
+        return levels
+    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+    return np.stack([levels, levels, levels, alpha], -1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file as Pillow opens it; whatever goes wrong within is one sentence."""
+    with refused_as(f"{path} is not a readable image."), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's: the bound here is lower than the one it warns of
+        if path.stat().st_size > 8 * PIXELS:  # bytes a pixel, of 16 bits in four channels
+            raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, which are the most.")
+        # from memory: of a file Pillow asks for as many bytes as a part of it claims to have, there or not
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+            if image.width * image.height > PIXELS:
+                raise InputError(f"{path} has {image.height}x{image.width} pixels; {PIXELS:,} are the most.")
+            yield image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF is ignored by viewers too
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ALPHA or "transparency" in image.info
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode in ("P", "PA"):
+        palette = np.array(image.getpalette()).reshape(-1, 3)
+        return bool((palette == palette[:, :1]).all())
+    return image.mode in GREY or _is_deep(image)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F", *SIXTEEN_BITS)

@@ -1,0 +1,191 @@
+"""Images that stay on disk and are read batch by batch, by the worker processes of torch's DataLoader."""
+
+import math
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from pplmodels.errors import InputError
+from pplmodels.machine import available_memory, processors
+from pplmodels.messages import say
+
+AHEAD = 4  # batches that each worker reads in advance
+SOME = 256  # images read at a time where all are read in order
+FEW = 4096  # images that are read sooner than processes are started
+
+
+class Source(Protocol):
+    """Images on disk; it can be sent to another process."""
+
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """The images at ``indices``, uint8 ``(B, C, H, W)``; the same ones each time. Raises :class:`InputError`."""
+
+
+@dataclass(frozen=True)
+class DiskPixels:
+    """Pixels ``(N, C, H, W)`` on disk that are indexed like a tensor; what is read goes to ``device``.
+
+    Arguments:
+        source: where they are.
+        order: which of the source's images these are, int64 ``(N)``.
+        workers: processes that read ahead in :meth:`batched`; 0 reads in this process.
+    """
+
+    source: Source
+    order: Tensor
+    workers: int
+    device: torch.device
+    dtype = torch.uint8
+
+    @classmethod
+    def all_of(cls, source: Source, workers: int, device: torch.device | str = "cpu") -> "DiskPixels":
+        """All images of a source in its order."""
+        return cls(source, torch.arange(len(source), device="cpu"), workers, torch.device(device))
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.order)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return torch.Size((len(self), *self.source.shape))
+
+    def __getitem__(self, index) -> Tensor:
+        """The pixels at an index, a slice or indices, read now."""
+        chosen = self.order[_on_cpu(index)]
+        pixels = self.source.read(chosen.flatten().tolist())
+        return pixels.view(*chosen.shape, *self.source.shape).to(self.device)
+
+    def part(self, index: slice | Tensor) -> "DiskPixels":
+        """Some of the pixels, not yet read."""
+        return replace(self, order=self.order[_on_cpu(index)])
+
+    def to(self, device: torch.device | str) -> "DiskPixels":
+        """The same pixels, to be sent to another device."""
+        return replace(self, device=torch.device(device))
+
+    def batched(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The pixels at each of ``batches`` of indices, read ahead; ``batches`` may have no end."""
+        pinned = self.device.type == "cuda"
+        loader = DataLoader(
+            _Batches(self.source),
+            batch_size=None,  # an index is that of a whole batch
+            sampler=(self.order[_on_cpu(indices)].tolist() for indices in batches),
+            num_workers=self.workers,
+            prefetch_factor=AHEAD if self.workers else None,
+            pin_memory=pinned,
+            worker_init_fn=_leave_interrupts_alone,
+            generator=torch.Generator(),  # of seeds for workers, which draw nothing: torch's own stays as it is
+        )
+        for pixels in loader:
+            if isinstance(pixels, InputError):
+                raise pixels
+            yield pixels.to(self.device, non_blocking=pinned)
+
+
+@dataclass(frozen=True)
+class Read:
+    """The pixels of a source, the :func:`digests` of its images, and their highest level."""
+
+    pixels: Tensor | DiskPixels
+    contents: list[bytes]
+    brightest: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where images are kept: in memory if they are small enough, else on disk.
+
+    Arguments:
+        memory: bytes that a data set may take (default: half of what is available).
+        workers: processes that read from disk (default: one for each processor but one, from 1 to 4).
+    """
+
+    memory: int | None = None
+    workers: int | None = None
+
+    def holds(self, *sources: Source) -> bool:
+        """Whether the images of all these sources fit into memory together; says so if they do not."""
+        size = sum(len(source) * math.prod(source.shape) for source in sources)
+        memory = available_memory() // 2 if self.memory is None else self.memory
+        if size > memory:
+            say(f"the images take {size:,} bytes, more than {memory:,} (--data-memory): they are read batch by batch")
+        return size <= memory
+
+    def read(self, source: Source, resident: bool) -> "Read":
+        """Read every image once, so that what cannot be read is refused; keep the pixels if ``resident``."""
+        workers = min(4, max(1, processors() - 1)) if self.workers is None else self.workers
+        on_disk = DiskPixels.all_of(source, workers)
+        pixels = torch.empty(on_disk.shape, dtype=torch.uint8, device="cpu") if resident else on_disk
+        reading = replace(on_disk, workers=workers if len(source) > FEW else 0)
+        batches = reading.batched(on_disk.order.split(SOME))
+        contents, brightest = [], 0
+        with tqdm(total=len(source), desc="reading images", delay=2, unit=" images") as bar:
+            for start, batch in zip(range(0, len(source), SOME), batches, strict=True):
+                if resident:
+                    pixels[start : start + len(batch)] = batch
+                contents += digests(batch)
+                brightest = max(brightest, int(batch.max()))
+                bar.update(len(batch))
+        return Read(pixels, contents, brightest)
+
+
+class PackedBits:
+    """Images of 0 and 255 in memory, a bit a pixel: what is drawn once of images on disk.
+
+    ``parts`` are truth values ``(B, C, H, W)`` of all images in order; ``shape`` is (C, H, W).
+    """
+
+    def __init__(self, parts: Iterable[np.ndarray], shape: tuple[int, int, int]):
+        self.shape = shape
+        self._bits = np.concatenate([np.packbits(part.reshape(len(part), -1), axis=1) for part in parts])
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._bits)
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """The images at ``indices``, uint8 ``(B, C, H, W)``."""
+        bits = np.unpackbits(self._bits[list(indices)], axis=1, count=math.prod(self.shape))
+        return torch.from_numpy(bits * np.uint8(255)).view(-1, *self.shape)
+
+
+def digests(pixels: Tensor) -> list[bytes]:
+    """What tells images ``(N, ...)`` apart by their content."""
+    return [blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.cpu().numpy()]
+
+
+class _Batches(Dataset):
+    """Batches by their indices; an error is a value, since the loader would change its message."""
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    def __getitem__(self, indices: Sequence[int]) -> Tensor | InputError:
+        try:
+            return self.source.read(indices)
+        except InputError as error:
+            return error
+
+
+def _leave_interrupts_alone(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the training finishes its step and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _on_cpu(index):
+    return index.cpu() if isinstance(index, Tensor) else index
