@@ -82,7 +82,7 @@ def array_formats(
             raise InputError(f"{names[name]} has type {dtype}; images are uint8, uint16, bool, or floats in [0, 1].")
     ends = {name: extremes(chunks[name], names[name]) for name in kinds}
     whole = [name for name, (_, dtype) in kinds.items() if dtype.kind in "biu"]
-    binary = all(ends[name][0] >= 0 and ends[name][1] <= 1 for name in whole)
+    binary = all(ends[name][0] >= 0 for name in whole) and max((ends[name][1] for name in whole), default=0) == 1
     formats = {}
     for name, (shape, dtype) in kinds.items():
         form = formats[name] = array_format(names[name], shape, dtype, ends[name][1], binary, decoding)

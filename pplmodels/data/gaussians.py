@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pplmodels.data.surroundings import float32_on_cpu
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -14,16 +16,19 @@ class Gaussian:
     mean: tuple[float, float]
     covariance: tuple[tuple[float, float], tuple[float, float]]
 
+    @float32_on_cpu()
     def distribution(self) -> torch.distributions.MultivariateNormal:
         """The set's distribution: its truth."""
         return torch.distributions.MultivariateNormal(torch.tensor(self.mean), torch.tensor(self.covariance))
 
+    @float32_on_cpu()
     def draw(self, n: int, seed: int) -> Tensor:
         """``n`` points, ``(n, 2)``, deterministic in ``seed``."""
         factor = torch.linalg.cholesky(torch.tensor(self.covariance))
         noise = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
         return torch.tensor(self.mean) + noise @ factor.mT
 
+    @float32_on_cpu()
     def entropy(self) -> float:
         """In nats: no model has less mean -log p on fresh data than this."""
         return math.log(2 * math.pi * math.e) + 0.5 * float(torch.tensor(self.covariance).logdet())

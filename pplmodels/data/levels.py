@@ -145,7 +145,7 @@ def array_format(
     """The format of images in an array, decided by rule; :class:`InputError` where the rule does not say.
 
     ``high`` is the array's largest value; ``binary`` says that this array and those that belong to it hold whole
-    numbers of which none is above 1.
+    numbers, 0 and 1.
     """
     axis = channel_axis(shape, name)
     white = decoding.white_level

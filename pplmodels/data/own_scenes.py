@@ -10,6 +10,7 @@ from torch import Tensor
 from pplmodels.data.arrays import pixels_of, read_npz
 from pplmodels.data.images import Images
 from pplmodels.data.levels import Decoding
+from pplmodels.data.surroundings import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 
@@ -20,6 +21,7 @@ SPECK = 4  # pixels; what is smaller is noise
 WHOLE = 0.9  # of the canvas: what is larger is no object
 
 
+@float32_on_cpu()
 def load_scenes(path: str | Path, white_level: float | None = None) -> tuple[Images, Images]:
     """(train, test) scenes from an .npz file.
 
@@ -85,6 +87,7 @@ def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
     return boxes
 
 
+@float32_on_cpu()
 def ink_extent(objects: Images) -> float:
     """The mean side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
     ink = torch.cat([pixels.amax(1) > INK for pixels in objects.levels()])  # (N, h, w)
@@ -101,6 +104,7 @@ def _extent(occupied: Tensor) -> Tensor:
     return (last - first + 1).clamp(min=0) / size
 
 
+@float32_on_cpu()
 def object_sides(scenes: Images) -> Tensor | None:
     """Height and width in pixels of bounding boxes of objects ``(M, 2)``, as far as the scenes show them; else None.
 

@@ -1,4 +1,4 @@
-"""How 8-bit images become what a likelihood is about: functions from uint8 ``(..., C, H, W)`` to float32."""
+"""How 8-bit images become what a likelihood is about: functions from uint8 ``(..., C, H, W)`` to floats."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ Reading = Callable[[Tensor], Tensor]
 
 
 def as_they_are(values: Tensor) -> Tensor:
-    """No change: for vectors of floats."""
-    return values
+    """No change, for vectors of floats; as all readings do, it gives torch's default type of floats."""
+    return values.to(torch.get_default_dtype())
 
 
 def intensities(pixels: Tensor) -> Tensor:
     """Levels divided by 255, in [0, 1]."""
-    return pixels.float() / 255
+    return pixels.to(torch.get_default_dtype()) / 255
 
 
 def dequantised(pixels: Tensor) -> Tensor:
@@ -29,12 +29,12 @@ def dequantised(pixels: Tensor) -> Tensor:
 
 def bernoulli(pixels: Tensor) -> Tensor:
     """1 with a probability that is the intensity, else 0, drawn anew at each reading (dynamic binarisation)."""
-    return torch.bernoulli(pixels.float() / 255)
+    return torch.bernoulli(intensities(pixels))
 
 
 def thresholded(pixels: Tensor) -> Tensor:
     """1 where the intensity is above a half, else 0."""
-    return (pixels > 127).float()
+    return (pixels > 127).to(torch.get_default_dtype())
 
 
 def codes(values: Tensor) -> Tensor:

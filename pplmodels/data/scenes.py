@@ -11,6 +11,7 @@ from torch import Tensor
 from pplmodels.data.images import Images
 from pplmodels.data.own_scenes import ink_extent, load_scenes, object_sides
 from pplmodels.data.sources import load_images
+from pplmodels.data.surroundings import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 from pplmodels.nn import write_window
@@ -23,6 +24,7 @@ SPREADS = 0.05, 0.3  # the least and the largest deviation of sides that is take
 JITTER = 0.1 / 1.3  # relative deviation of an object's size, as in Pyro's multi-MNIST scenes
 
 
+@float32_on_cpu()
 def make_scenes(
     objects: Images,
     num_scenes: int,

@@ -2,7 +2,8 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pplmodels.data.images import Images, ImageSet
 from pplmodels.data.levels import Decoding
 from pplmodels.data.reading import thresholded
 from pplmodels.data.streams import Storage, digests
+from pplmodels.data.surroundings import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 
@@ -31,6 +33,7 @@ NAMES = (
 )
 
 
+@float32_on_cpu()
 def load_images(
     data: str | Path,
     data_dir: str | Path = "data",
@@ -190,7 +193,8 @@ def _binarised_mnist(data_dir: Path) -> ImageSet:
     for path in paths.values():
         if not path.exists():
             try:
-                download_url(BINARISED_URL + path.name, data_dir)
+                with _no_empty_folders(data_dir):
+                    download_url(BINARISED_URL + path.name, data_dir)
             except (OSError, RuntimeError) as error:
                 raise InputError(
                     f"{BINARISED} is not in {data_dir} and could not be downloaded: put "
@@ -253,7 +257,8 @@ def _from_torchvision(name: str, data_dir: Path) -> ImageSet:
     there = all((data_dir / file).exists() for file in files)
     broken = (RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, AssertionError)  # torchvision's answers
     try:
-        return ImageSet(*(Images(load(data_dir, train, not there)) for train in (True, False)))
+        with _no_empty_folders((data_dir / files[0]).parent):
+            return ImageSet(*(Images(load(data_dir, train, not there)) for train in (True, False)))
     except broken as error:
         if there:
             raise InputError(
@@ -263,3 +268,15 @@ def _from_torchvision(name: str, data_dir: Path) -> ImageSet:
             f"{name} is not in {data_dir} and could not be downloaded: put {', '.join(files)} "
             "there, name another folder with --data-dir, or use --data digits."
         ) from error
+
+
+@contextmanager
+def _no_empty_folders(folder: Path) -> Iterator[None]:
+    """Remove again what is made within of ``folder`` and its parents, if nothing is put there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()

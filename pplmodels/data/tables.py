@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pplmodels.data.images import Images
+from pplmodels.data.surroundings import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.nn.renderer import KINDS, Renderer
 
@@ -33,6 +34,7 @@ class Tables(Images):
     yaw: Tensor | None = None
 
 
+@float32_on_cpu()
 def make_tables(
     number: int, *, counts: Sequence[int] = (0, 1, 2, 3), size: Sequence[int] = (32, 32), seed: int = 0
 ) -> Tables:

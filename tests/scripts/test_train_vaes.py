@@ -169,7 +169,7 @@ def refused(main, sentence, capsys):
         cli.run_script(main)
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
-    assert sentence in errors and errors.count("\n") == 1 and "Traceback" not in errors
+    assert sentence in errors.splitlines()[-1] and "Traceback" not in errors
 
 
 BAD = [
@@ -182,7 +182,7 @@ BAD = [
     ("train_vae", ["--data", "empty"], "empty holds 0 images"),
     ("train_vae", ["--data", "mixed"], "the images in mixed differ in size"),
     ("train_vae", ["--data", "broken"], "broken/05.png is not a readable image"),
-    ("train_vae", ["--data", "levels.npz"], "floats must lie in [0, 1]: divide levels by 255, or save them as uint8"),
+    ("train_vae", ["--data", "levels.npz"], "has values from 200 to 200; 1 is the level of white there"),
     ("train_vae_2d", ["--data", "digits"], "there is no Gaussian set 'digits': choose rotated"),
     ("train_image_vae", ["--data", "odd.npz"], "sides of 6x7 images are not multiples of 8"),
     ("train_image_vae", ["--likelihood", "cauchy"], "--likelihood"),

@@ -15,7 +15,7 @@ from pplmodels.data import Images
 from pplmodels.errors import InputError, NonFiniteLoss
 from pplmodels.infer import SVI, Annealed, adam, linear
 from pplmodels.training import Run, fit
-from pplmodels.training.loop import _batches
+from pplmodels.training.loop import _orders
 
 IMAGES = Images(torch.arange(22, dtype=torch.uint8).view(22, 1, 1, 1) * 10)
 
@@ -75,8 +75,12 @@ def train(folder, steps, resume=False, schedule=None, evaluate=None, seed=5, dec
     return model, guide, svi.optim, [{k: v for k, v in line.items() if k != "seconds"} for line in run.metrics]
 
 
+def shuffled(start=0):
+    return IMAGES.batched(_orders(len(IMAGES), 8, seed=1, start=start, device=torch.device("cpu")))
+
+
 def test_an_epoch_shows_every_image_once_and_the_last_batch_is_smaller():
-    batches = _batches(IMAGES, 8, seed=1, start=0)
+    batches = shuffled()
     epochs = [[next(batches) for _ in range(3)] for _ in range(2)]
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == [8, 8, 6]
@@ -85,10 +89,10 @@ def test_an_epoch_shows_every_image_once_and_the_last_batch_is_smaller():
 
 
 def test_the_order_of_batches_depends_on_seed_and_step_only():
-    straight = _batches(IMAGES, 8, seed=1, start=0)
+    straight = shuffled()
     expected = [next(straight) for _ in range(8)]
     for start in range(8):
-        assert next(_batches(IMAGES, 8, seed=1, start=start)).equal(expected[start])
+        assert next(shuffled(start)).equal(expected[start])
 
 
 def test_resumed_is_the_same_as_never_stopped(tmp_path):
