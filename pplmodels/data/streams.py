@@ -134,7 +134,7 @@ class Storage:
         reading = replace(on_disk, workers=workers if len(source) > FEW else 0)
         batches = reading.batched(on_disk.order.split(SOME))
         contents, brightest = [], 0
-        with tqdm(total=len(source), desc="reading images", delay=2, unit=" images") as bar:
+        with tqdm(total=len(source), desc="reading images", delay=2, leave=False, unit=" images") as bar:
             for start, batch in zip(range(0, len(source), SOME), batches, strict=True):
                 if resident:
                     pixels[start : start + len(batch)] = batch

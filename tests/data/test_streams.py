@@ -1,0 +1,98 @@
+"""Images that stay on disk are the images that are in memory, in the same order, from the same random numbers."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pplmodels.data import bernoulli, dequantised, load_images
+from pplmodels.data.streams import DiskPixels
+from pplmodels.errors import InputError
+from pplmodels.training.loop import _orders
+
+CPU = torch.device("cpu")
+COLOURS = np.random.default_rng(0).integers(0, 256, (300, 6, 5, 3)).astype(np.uint8)
+
+
+@pytest.fixture(params=["npy", "pictures"], scope="module")
+def source(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "npy":
+        np.save(folder / "x_train.npy", COLOURS[:250] / np.float32(255))
+        np.save(folder / "x_test.npy", COLOURS[250:])
+    else:
+        for number, colours in enumerate(COLOURS):  # grey ones among them
+            image = Image.fromarray(colours)
+            (image.convert("L") if number % 7 == 0 else image).save(folder / f"{number:03}.png")
+        Image.fromarray(COLOURS[3]).save(folder / "copy.tif")
+    return folder
+
+
+@pytest.fixture(params=[0, 2], ids=["in this process", "by workers"])
+def pair(source, request):
+    """The same images in memory and on disk."""
+    sets = [load_images(source, **options) for options in ({}, {"memory": 1000, "workers": request.param})]
+    in_memory, on_disk = (images.with_validation() for images in sets)
+    assert isinstance(in_memory.train.pixels, torch.Tensor) and isinstance(on_disk.train.pixels, DiskPixels)
+    return in_memory, on_disk
+
+
+@pytest.mark.parametrize("reading", [bernoulli, dequantised], ids=lambda reading: reading.__name__)
+def test_training_sees_the_same_numbers(pair, reading):
+    def batches(images, start):
+        torch.manual_seed(1)
+        stream = images.train.read_as(reading).batched(_orders(len(images.train), 32, 5, start, CPU))
+        return list(itertools.islice(stream, 12))
+
+    expected, found = (batches(images, 3) for images in pair)  # from the middle of an epoch into the next
+    assert all(torch.equal(*both) for both in zip(expected, found, strict=True))
+    assert len({len(batch) for batch in found}) == 2  # an epoch's last batch is smaller
+
+
+def test_reading_ahead_draws_no_random_numbers(pair):
+    state = torch.get_rng_state()
+    list(pair[1].train.batches(50))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_they_are_indexed_alike(pair):
+    for expected, found in zip(*(vars(images).values() for images in pair), strict=True):
+        assert len(found) == len(expected) and found.shape == expected.shape
+        for index in (3, slice(2, 9), torch.tensor([4, 1]), torch.tensor([[0, 1], [2, 3]])):
+            assert torch.equal(found[index], expected[index])
+        some = slice(1, 8), torch.tensor([5, 0, 2])
+        assert torch.equal(found.part(some[0]).part(some[1])[:], expected.part(some[0]).part(some[1])[:])
+        assert torch.equal(torch.cat(list(found.batches(7))), expected[:])
+        assert found.mean() == expected.mean()
+
+
+def test_a_binarisation_for_good_is_the_same(pair):
+    expected, found = (images.test.read_as(bernoulli).frozen(seed=4) for images in pair)
+    assert torch.equal(found[:], expected[:]) and torch.equal(found[:], found[:])
+    assert set(found[:].unique().tolist()) == {0.0, 1.0}
+
+
+def test_what_does_not_fit_is_said(source, capsys):
+    load_images(source, memory=1000)
+    assert "bytes, more than 1,000 (--data-memory): they are read batch by batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_is_said_in_one_sentence(tmp_path, workers):
+    for number in range(10):
+        Image.fromarray(COLOURS[number]).save(tmp_path / f"{number}.png")
+    images = load_images(tmp_path, memory=10, workers=workers)
+    (tmp_path / "4.png").unlink()
+    with pytest.raises(InputError, match=r"4\.png is not a readable image\.$"):
+        list(images.train.batches(3))
+
+
+def test_a_picture_that_has_changed_its_size_is_refused(tmp_path):
+    for number in range(10):
+        Image.fromarray(COLOURS[number]).save(tmp_path / f"{number}.png")
+    images = load_images(tmp_path, memory=10)
+    Image.fromarray(COLOURS[4][:4]).save(tmp_path / "4.png")
+    with pytest.raises(InputError, match=r"4\.png has changed"):
+        images.train[:]
