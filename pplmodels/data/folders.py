@@ -60,7 +60,8 @@ def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
     paths = _find(folder)
     if len(paths) < HELD_OUT:
         raise InputError(f"{folder} holds {len(paths)} images ({', '.join(ENDINGS)}); at least {HELD_OUT} are needed.")
-    headers = [read_header(path, decoding) for path in tqdm(paths, "reading headers", delay=2, leave=False, unit=" images")]
+    bar = tqdm(paths, "reading headers", delay=2, leave=False, unit=" images")
+    headers = [read_header(path, decoding) for path in bar]
     pictures = Pictures([str(path) for path in paths], _common_shape(folder, paths, headers, decoding), decoding)
     _report(folder, pictures, headers)
     read = storage.read(pictures, storage.holds(pictures))

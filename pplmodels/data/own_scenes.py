@@ -89,7 +89,7 @@ def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
 
 @float32_on_cpu()
 def ink_extent(objects: Images) -> float:
-    """The mean side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
+    """The mean longer side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
     ink = torch.cat([pixels.amax(1) > INK for pixels in objects.levels()])  # (N, h, w)
     sides = [_extent(ink.any(dim)) for dim in (1, 2)]
     return float(torch.stack(sides).amax(0).mean())
@@ -106,7 +106,7 @@ def _extent(occupied: Tensor) -> Tensor:
 
 @float32_on_cpu()
 def object_sides(scenes: Images) -> Tensor | None:
-    """Height and width in pixels of bounding boxes of objects ``(M, 2)``, as far as the scenes show them; else None.
+    """The longer sides in pixels of objects' bounding boxes, ``(M)``, as far as the scenes show them; else None.
 
     They are the true boxes, if the scenes have them; else those of what differs from the ground, the most common colour
     of the scenes' borders: of all of it where the count is known to be 1, else of its connected parts, in scenes
@@ -114,8 +114,7 @@ def object_sides(scenes: Images) -> Tensor | None:
     """
     if scenes.boxes is not None:
         used = scenes.boxes[scenes.boxes.isfinite().all(-1)]
-        sides = torch.stack([used[:, 3] - used[:, 1], used[:, 2] - used[:, 0]], -1)
-        return sides if len(sides) >= ENOUGH else None
+        return (used[:, 2:] - used[:, :2]).amax(1) if len(used) >= ENOUGH else None
     ink = _differing(scenes.head(LOOKED_AT))
     counts = None if scenes.counts is None else scenes.counts[:LOOKED_AT]
     found = []
@@ -127,9 +126,9 @@ def object_sides(scenes: Images) -> Tensor | None:
             large = [part for part in ndimage.find_objects(labels) if _area(part) > SPECK]
             if number and (counts is None or len(large) == counts[index]):
                 found.append(large)
-    sides = torch.tensor([[float(axis.stop - axis.start) for axis in part] for parts in found for part in parts])
+    sides = torch.tensor([max(float(axis.stop - axis.start) for axis in part) for parts in found for part in parts])
     canvas = min(scenes.shape[1:])
-    if len(sides) < ENOUGH or not SPECK**0.5 < float(sides.mean()) < WHOLE * canvas:
+    if len(sides) < ENOUGH or not SPECK**0.5 < float(sides.median()) < WHOLE * canvas:
         return None
     return sides
 

@@ -172,8 +172,9 @@ def _ready_made(
         side = 0.4 * size
         say(f"the size of the objects cannot be told from the scenes: {side:.3g} pixels are assumed (--object-size)")
     elif sides is not None and (side is None or spread is None):
-        measured = float(sides.mean()), float(sides.amax(1).log().std().clamp(*SPREADS))
-        side, spread = side or measured[0], spread or measured[1]
+        # medians and quantiles: two objects that touch, or parts of one, count as one object each
+        low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # a deviation below and above
+        side, spread = side or float(sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
         say(
             f"objects have sides of {side:.3g} pixels, with a deviation of {spread:.0%} (--object-size, "
             f"--object-spread): seen in {len(sides):,} objects"

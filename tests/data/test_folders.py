@@ -88,7 +88,7 @@ def test_subfolders_for_training_and_test_are_what_they_are_called(tmp_path, cap
 def test_training_images_that_are_all_held_out_are_refused(tmp_path):
     for part in ("train", "test"):
         fill(tmp_path / part, range(10))
-    with pytest.raises(InputError, match="every training image in .* is a held-out one as well"):
+    with pytest.raises(InputError, match=r"every training image in .* is a held-out one as well"):
         load_images(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_sizes_may_differ_where_an_image_size_is_given(tmp_path, capsys):
         array = np.zeros((height, width), np.uint8)
         array[height // 2 - 4 : height // 2 + 4, width // 2 - 4 : width // 2 + 4] = 255 - number
         Image.fromarray(array).save(tmp_path / f"{number}.png")
-    with pytest.raises(InputError, match="differ in size.*--image-size N resizes and crops them to NxN"):
+    with pytest.raises(InputError, match=r"differ in size.*--image-size N resizes and crops them to NxN"):
         load_images(tmp_path)
     images = load_images(tmp_path, image_size=8)
     assert images.train.shape == (1, 8, 8)
@@ -127,7 +127,7 @@ def test_what_a_background_hides_is_refused_and_shown_over_another(tmp_path):
         drawing[..., 3] = 0
         drawing[number % 8, 2:6, 3] = 255  # white ink
         Image.fromarray(drawing).save(tmp_path / f"{number}.png")
-    with pytest.raises(InputError, match="nothing of the images with transparency in .* is seen over white"):
+    with pytest.raises(InputError, match=r"nothing of the images with transparency in .* is seen over white"):
         load_images(tmp_path)
     images = load_images(tmp_path, background="black")
     assert images.train.pixels.amax((1, 2, 3)).eq(255).all()
