@@ -16,7 +16,7 @@ from pplmodels import VQVAE, GatedPixelCNN, PixelCNN, inspect, plotting
 from pplmodels.data import Images, ImageSet, load_images
 from pplmodels.data.reading import MAPS
 from pplmodels.errors import InputError
-from pplmodels.files import write_json
+from pplmodels.files import PAIR, newest_run, write_json
 from pplmodels.infer import elbo_terms, log_probs
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import load_pair
@@ -56,6 +56,8 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load or infer the maps, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
+    if options.stage_one:
+        options.stage_one = str(newest_run(options.stage_one, PAIR))
     maps = load(options, run)
     vaes.complete(options, STEPS)
 

@@ -13,6 +13,7 @@ import torch
 
 from pplmodels import ranks
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
+from pplmodels.files import STAMP, newest_run
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import raising
 
@@ -75,7 +76,7 @@ def training_parser(
     add_import(parser, "a subclass of this pair's model or guide in it takes its place")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
-    output.add_argument("--resume", action="store_true", help="continue the run in --out from its checkpoint")
+    output.add_argument("--resume", action="store_true", help="continue the run in --out, or the newest in it")
     output.add_argument("--eval-every", type=positive_int, help="steps between evaluations (default: a tenth)")
     return parser
 
@@ -134,6 +135,7 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
     """The run in ``options.out``, locked; its options replace those that were not typed."""
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
+    options.out = ranks.from_all(str(newest_run(options.out)) if ranks.index() == 0 else "")[0]
     run = Run.open(options.out)
     stored = run.config.get("imports")
     if stored and not options.imports:
@@ -216,7 +218,7 @@ def _given(parser: Parser, argv: list[str] | None) -> set[str]:
 def open_run(options: argparse.Namespace, script: str) -> Run:
     """A new run folder for ``options``, in which ``out`` then names it."""
     if options.out is None:
-        folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime(STAMP)
         options.out = ranks.from_all(str(_unused(folder)) if ranks.index() == 0 else "")[0]
     config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
     return Run.create(options.out, {"script": script, **config})
