@@ -152,6 +152,8 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
             raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
         setattr(options, name, stored)
         run.config[name] = stored
+    if "data_dir" not in given:  # the data may have moved since
+        options.data_dir = restored.get("data_dir", options.data_dir)
     return run.lock()
 
 
