@@ -3,13 +3,18 @@
 import json
 import math
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pplmodels import ranks
 from pplmodels.errors import InputError, StorageError, refused_as
 
 TEMPORARY = ".writing-"
+STAMP = "%Y%m%d-%H%M%S"  # when a run began, which is its folder's name unless --out gives another
+RUN, PAIR = "config.json", "model.json"  # what tells the folder of a run, and that of a saved pair
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -74,6 +79,36 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def newest_run(folder: str | Path, holding: str = RUN) -> Path:
+    """``folder`` if it is a run or a pair; else the newest folder in it that has a file ``holding``, which is told.
+
+    Newest is the latest to begin, as the default names of runs say it; of another name, when ``holding`` was written.
+    Where there is no such folder, ``folder`` comes back, and who reads it says what is missing. Links are passed over.
+    """
+    folder = Path(folder)
+    if (folder / RUN).exists() or (folder / PAIR).exists() or not folder.is_dir():
+        return folder
+    try:
+        inside = [path for path in folder.iterdir() if not path.is_symlink() and (path / holding).is_file()]
+        newest = max(inside, key=lambda path: _begun(path, path / holding), default=folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}).") from error
+    if newest == folder:
+        return folder
+    if ranks.index() == 0:
+        print(f"taking the newest run in {folder}: {newest}", file=sys.stderr)
+    return newest
+
+
+def _begun(run: Path, file: Path) -> tuple[float, int]:
+    """Seconds since 1970, and a number that tells apart what began in the same second."""
+    stamp, _, number = run.name.partition("_")
+    try:
+        return time.mktime(time.strptime(stamp, STAMP)), int(number or 1)
+    except (ValueError, OverflowError):
+        return file.stat().st_mtime, 0
 
 
 def read_json(path: Path, otherwise: str):

@@ -2,6 +2,8 @@
 
 import copy
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -34,6 +36,16 @@ def restore_generators(states: dict) -> None:
     numpy_state = {**states["numpy"], "state": dict(states["numpy"]["state"])}
     numpy_state["state"]["key"] = numpy_state["state"]["key"].numpy().astype(np.uint32)
     np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Whatever is drawn within, the generators are afterwards where they were."""
+    states = generator_states()
+    try:
+        yield
+    finally:
+        restore_generators(states)
 
 
 def generator_state(generator: Generator):

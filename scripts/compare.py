@@ -14,7 +14,7 @@ import vaes
 from pplmodels import inspect, plotting
 from pplmodels.data import ImageSet
 from pplmodels.errors import InputError
-from pplmodels.files import replace_file, write_json
+from pplmodels.files import PAIR, newest_run, replace_file, write_json
 from pplmodels.infer import compiled_log_probs, elbo_terms
 from pplmodels.pretrained import Half, count_parameters, load_pair
 from pplmodels.report import BATCH, last_slope, save_picture
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train what is not trained yet, measure all, write the report."""
     options = parser().parse_args(argv)
     if options.runs:
-        folders = {folder.name: folder for folder in options.runs}
+        folders = {folder.name: newest_run(folder, PAIR) for folder in options.runs}
     else:
         folders = {name: train(name, options) for name in SYSTEMS}
     runs = {name: Run.open(folder) for name, folder in folders.items()}

@@ -23,7 +23,7 @@ from pplmodels import inspect
 from pplmodels.data import Tables
 from pplmodels.distributions.turn import wrapped
 from pplmodels.errors import InputError
-from pplmodels.files import write_json
+from pplmodels.files import PAIR, newest_run, write_json
 from pplmodels.infer import Annealed, cosine
 from pplmodels.inspect import Solids
 from pplmodels.nn.renderer import KINDS, PERIODS
@@ -115,11 +115,11 @@ def timed(infer: Callable[[Tensor], Solids], tables: Tables, at_once: int) -> tu
 def main(argv: list[str] | None = None) -> None:
     """Parse, rebuild the pair, train its twin, infer in each way, write the table."""
     options = parser().parse_args(argv)
-    run, device = Run.open(options.run), cli.find_device(options.device)
+    run, device = Run.open(newest_run(options.run, PAIR)), cli.find_device(options.device)
     if run.config.get("script") != "air3d":
         raise InputError(f"{options.run} holds no run of train_air3d.py.")
     trained = argparse.Namespace(**cli.restore(train_air3d.parser(), run) | {"device": options.device})
-    model, guide = (half.to(device) for half in load_pair(options.run))
+    model, guide = (half.to(device) for half in load_pair(run.folder))
     tables = train_air3d.load(trained, run)
     test = tables.test.head(options.pictures)
     true = inspect.true_solids(test)
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         "kinds": KINDS,
         "rows": rows,
     }
-    write_json(options.out or options.run / "comparison.json", report)
+    write_json(options.out or run.folder / "comparison.json", report)
 
 
 if __name__ == "__main__":

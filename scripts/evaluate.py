@@ -22,7 +22,7 @@ from pplmodels import AIR, inspect, ranks
 from pplmodels.data import Images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
-from pplmodels.files import replace_file, write_json
+from pplmodels.files import PAIR, newest_run, replace_file, write_json
 from pplmodels.infer import (
     SVI,
     SummedOut_ELBO,
@@ -35,7 +35,7 @@ from pplmodels.infer import (
 from pplmodels.infer.bounds import Weighted
 from pplmodels.pretrained import load_pair
 from pplmodels.report import BATCH, level_bits
-from pplmodels.training import Run, cli
+from pplmodels.training import Run, cli, imports
 
 TOGETHER = 100  # images for which samples of the importance-weighted bound are drawn at once
 IMAGES = (vaes.image_parser, vaes.load, vaes.measure, vaes.draw)
@@ -52,8 +52,8 @@ KINDS = {  # by the script of a run; those that are not here are of images
 def parser() -> cli.Parser:
     """The script's options."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or one with two halves that you saved")
-    cli.add_import(parser, "the classes of the pair")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, one of runs, or one with two halves that you saved")
+    imports.add_import(parser, "the classes of the pair")
     parser.add_argument("--data", metavar="NAME|FILE.npz|FOLDER", help="other data (default: as in training)")
     parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
     parser.add_argument("--reading", choices=READINGS, help="what pixels become (default: as in training)")
@@ -81,9 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     if ranks.number() > 1:
         raise InputError("a run is evaluated by one process: start this script without torchrun.")
     device = cli.find_device(options.device)
-    folder = Path(options.run)
+    folder = newest_run(options.run, PAIR)
     run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
-    cli.run_import(options)
+    imports.run_import(options, run)
     model, guide = (half.to(device) for half in load_pair(run.folder))
     trained = as_trained(options, run)
     _, load, measure, draw = kind_of(run)

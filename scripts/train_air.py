@@ -27,7 +27,7 @@ from pplmodels.infer import (
 )
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.report import gradient_health, held_out_metrics, scene_metrics, scene_pictures
-from pplmodels.training import Run, best_start, cli, fit
+from pplmodels.training import Run, best_start, cli, fit, imports
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
@@ -122,7 +122,7 @@ def draw(model: AIR, guide: AIRGuide, scenes: SceneSet, run: Run) -> None:
 
 def complete(options: argparse.Namespace) -> None:
     """Defaults that depend on other options; what cannot be is refused before there is a folder."""
-    cli.yours(options, AIR, GUIDES[options.guide])
+    imports.yours(options, AIR, GUIDES[options.guide])
     options.steps = options.steps or STEPS.get(options.data, 6000)
     options.eval_every = options.eval_every or max(1, options.steps // 10)
     options.counts = options.counts or list(range(options.max_objects + 1))
@@ -144,7 +144,7 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     }
     device = scenes.train.pixels.device
     where_loc, where_scale = scenes.window_prior()
-    model_class, guide_class = cli.yours(options, AIR, GUIDES[options.guide])
+    model_class, guide_class = imports.yours(options, AIR, GUIDES[options.guide])
     model = model_class(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
     log_k = math.log(options.count_ratio[0])
     parts = {"model": model} if options.guide == "dair" else {}
@@ -167,6 +167,12 @@ def schedules(options: argparse.Namespace, svi: SVI) -> list[Annealed]:
         Annealed(svi.guide.presence_limit, limit),
         *(Annealed(tensor, cosine(rate, rate / 100, *decay)) for tensor, rate in rates),
     ]
+
+
+def built(options: argparse.Namespace, scenes: SceneSet) -> tuple[AIR, AIRGuide]:
+    """The pair alone."""
+    svi = build(options, scenes)
+    return svi.model, svi.guide
 
 
 def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, resume: bool, steps: int):
@@ -197,6 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     options, run = cli.parse(parser(), argv)
     complete(options)
     scenes = load(options, run)
+    imports.checked(options, partial(built, options, scenes), scenes.train)
     run = run or cli.open_run(options, "air")
     seed, resume = options.seed, options.resume
     if options.restarts > 1:

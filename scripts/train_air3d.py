@@ -28,7 +28,7 @@ from pplmodels.infer import (
 )
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.report import table_metrics, table_pictures
-from pplmodels.training import Run, cli, fit
+from pplmodels.training import Run, cli, fit, imports
 from pplmodels.training.checkpoint import FILE
 
 SHOWN = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
@@ -111,14 +111,14 @@ def draw(model: AIR3D, guide: AIR3DGuide, tables: ImageSet, run: Run) -> None:
 
 def complete(options: argparse.Namespace) -> None:
     """Defaults that depend on other options; what cannot be is refused before there is a folder."""
-    cli.yours(options, AIR3D, AIR3DGuide)
+    imports.yours(options, AIR3D, AIR3DGuide)
     options.steps = options.steps or 3000
     options.eval_every = options.eval_every or max(1, options.steps // 10)
 
 
 def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> SVI:
     """The pair for so many solids, and what trains it: of one, all is summed out; of several, the kinds are sampled."""
-    model_class, guide_class = cli.yours(options, AIR3D, AIR3DGuide)
+    model_class, guide_class = imports.yours(options, AIR3D, AIR3DGuide)
     log_k = math.log(options.count_ratio)
     sizes = {"image": (options.size, options.size), "num_steps": num_steps, "log_k": log_k}
     model = model_class(**sizes, pixel_scale=options.pixel_scale).to(device)
@@ -129,6 +129,12 @@ def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> 
     settings = {"clip_norm": CLIP_NORM, "compile": options.compile and "auto"}
     optim = adam(model, guide, options.lr if num_steps == 1 else SLOWER * options.lr, rates)
     return SVI(model, guide, optim, elbo, **settings, precision=cli.PRECISIONS[options.precision])
+
+
+def built(options: argparse.Namespace, num_steps: int, device: torch.device) -> tuple[AIR3D, AIR3DGuide]:
+    """The pair alone."""
+    svi = build(options, num_steps, device)
+    return svi.model, svi.guide
 
 
 def schedules(options: argparse.Namespace, svi: SVI, steps: int, anew: bool) -> list[Annealed]:
@@ -180,8 +186,10 @@ def main(argv: list[str] | None = None) -> None:
     options, run = cli.parse(parser(), argv)
     complete(options)
     tables = load(options, run)
-    run = run or cli.open_run(options, "air3d")
     start, earlier, most = None, 0.0, max(options.counts)
+    for num_steps in sorted({1, most}):
+        imports.checked(options, partial(built, options, num_steps, tables.train.pixels.device), tables.train)
+    run = run or cli.open_run(options, "air3d")
     if most > 1:
         for name, scenes in (("alone", drawn(options, [1])), ("one", tables)):
             part = run.within(name)

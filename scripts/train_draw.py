@@ -9,7 +9,7 @@ from guides import DRAWGuide
 from pplmodels import DRAW
 from pplmodels.data import ImageSet
 from pplmodels.report import painting_pictures
-from pplmodels.training import Run, cli
+from pplmodels.training import Run, cli, imports
 
 STEPS = {"digits": 2000}
 GLIMPSES = {"digits": 8}
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     ink = min(max(images.train.mean(), 0.01), 0.99)
 
     def build() -> tuple[DRAW, DRAWGuide]:
-        model_class, guide_class = cli.yours(options, DRAW, DRAWGuide)
+        model_class, guide_class = imports.yours(options, DRAW, DRAWGuide)
         model = model_class(
             images.train.shape,
             options.num_steps,

@@ -8,7 +8,7 @@ from torch import nn
 from guides import ConvGuide
 from pplmodels import ConvVAE
 from pplmodels.likelihoods import LIKELIHOODS
-from pplmodels.training import cli
+from pplmodels.training import cli, imports
 
 STEPS = {"digits": 2000}
 PLACES = ("none", "prior", "posterior")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None, description: str = __doc__, name: str = 
 
     def build() -> tuple[ConvVAE, ConvGuide]:
         decoder = {"channels": options.decoder_channels, "refine": options.refine}
-        model_class, guide_class = cli.yours(options, ConvVAE, ConvGuide)
+        model_class, guide_class = imports.yours(options, ConvVAE, ConvGuide)
         model = model_class(**sizes, **decoder, likelihood=options.likelihood, flow=prior)
         return model, guide_class(**sizes, channels=options.encoder_channels, flow=posterior)
 

@@ -6,7 +6,7 @@ import vaes
 
 from guides import LadderGuide
 from pplmodels import LadderVAE
-from pplmodels.training import cli
+from pplmodels.training import cli, imports
 
 STEPS = {"digits": 2000}
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     vaes.complete(options, STEPS)
 
     def build() -> tuple[LadderVAE, LadderGuide]:
-        model_class, guide_class = cli.yours(options, LadderVAE, LadderGuide)
+        model_class, guide_class = imports.yours(options, LadderVAE, LadderGuide)
         model = model_class(images.train.shape, options.z_dims, options.hidden, options.batch_norm)
         return model, guide_class(model)
 

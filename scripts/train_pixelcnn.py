@@ -16,12 +16,12 @@ from pplmodels import VQVAE, GatedPixelCNN, PixelCNN, inspect, plotting
 from pplmodels.data import Images, ImageSet, load_images
 from pplmodels.data.reading import MAPS
 from pplmodels.errors import InputError
-from pplmodels.files import write_json
+from pplmodels.files import PAIR, newest_run, write_json
 from pplmodels.infer import elbo_terms, log_probs
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import load_pair
 from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics, save_picture
-from pplmodels.training import Run, cli
+from pplmodels.training import Run, cli, imports
 
 STEPS = {"digits": 600}
 SAMPLES = 48
@@ -56,13 +56,15 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load or infer the maps, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
+    if options.stage_one:
+        options.stage_one = str(newest_run(options.stage_one, PAIR))
     maps = load(options, run)
     vaes.complete(options, STEPS)
 
     def build() -> tuple[PixelCNN | GatedPixelCNN, EmptyGuide]:
         sizes = {name: getattr(options, name) for name in ("channels", "layers", "size", "embedding", "hidden")}
         kind = GatedPixelCNN if options.gated else PixelCNN
-        model_class, guide_class, *_ = cli.yours(options, kind, EmptyGuide, VQVAE, VQGuide)  # or those of stage one
+        model_class, guide_class, *_ = imports.yours(options, kind, EmptyGuide, VQVAE, VQGuide)  # or those of stage one
         return model_class(map=maps.train.shape[-2:], levels=options.levels, **sizes), guide_class()
 
     folder = vaes.train(options, run, "pixelcnn", build, maps, draw, map_metrics)

@@ -10,7 +10,7 @@ from pplmodels.data import Images, ImageSet, as_they_are
 from pplmodels.data.gaussians import GAUSSIANS
 from pplmodels.errors import InputError
 from pplmodels.report import save_picture
-from pplmodels.training import Run, cli
+from pplmodels.training import Run, cli, imports
 
 TEST_POINTS = 100_000
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     points = load(options, run)
     vaes.complete(options, {})
     sizes = {"x_dim": 2, "z_dim": options.z_dim, "hidden_dims": options.hidden}
-    halves = cli.yours(options, PlaneVAE, PlaneGuide)
+    halves = imports.yours(options, PlaneVAE, PlaneGuide)
     vaes.train(options, run, "vae-2d", lambda: [half(**sizes) for half in halves], points, draw)
     print(f"the entropy, which no bound on fresh points can beat: {GAUSSIANS[options.data].entropy():.4f} nats")
 

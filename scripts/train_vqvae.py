@@ -12,7 +12,7 @@ from pplmodels.data import ImageSet
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.likelihoods import LIKELIHOODS
 from pplmodels.report import code_metrics, code_pictures
-from pplmodels.training import Run, cli
+from pplmodels.training import Run, cli, imports
 
 STEPS = {"digits": 1500}
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         sizes = {"channels": options.channels, "blocks": options.blocks}
         decay = options.decay if options.codebook == "means" else None
         book = {"codes": options.codes, "dim": options.dim, "decay": decay}
-        model_class, guide_class = cli.yours(options, VQVAE, VQGuide)
+        model_class, guide_class = imports.yours(options, VQVAE, VQGuide)
         model = model_class(images.train.shape, **book, **sizes, likelihood=options.likelihood)
         guide = guide_class(model, **sizes, commitment=options.commitment)
         if options.codebook_start == "batch":

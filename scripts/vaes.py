@@ -32,7 +32,7 @@ from pplmodels.infer import (
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import Half
 from pplmodels.report import BATCH, image_metrics, image_pictures
-from pplmodels.training import Run, cli, fit
+from pplmodels.training import Run, cli, fit, imports
 
 STEPS = 20_000
 READ_FOR = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
@@ -123,10 +123,7 @@ def train(
     """
     device = images.train.pixels.device
     pyro.set_rng_seed(options.seed)
-    try:
-        model, guide = pair = nn.ModuleList(build()).to(device)
-    except ValueError as error:
-        raise InputError(f"{error}.") from error
+    model, guide = pair = imports.checked(options, build, images.train)
     run = run or cli.open_run(options, name)
     halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
     part = late(model, guide) if late else None

@@ -452,7 +452,7 @@ def test_only_a_seed_that_was_tried_can_have_been_kept(tmp_path, content):
     refused(best_start, run, range(2, 4), None, match="does not say which of the seeds 2, 3")
 
 
-def stored(folder, change):
+def stored(folder, change, *typed):
     parser = cli.training_parser("", steps=3, batch_size=4, lr=0.1)
     parser.add_argument("--widths", type=cli.positive_int, nargs="+")
     parser.add_argument("--range", type=float, nargs=2, default=[0.0, 1.0])
@@ -460,13 +460,20 @@ def stored(folder, change):
     config = {name: value for name, value in vars(parser.parse_args([])).items() if name not in ("out", "resume")}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**config, "command": "python x.py", **change}))
-    return cli.parse(parser, ["--resume", "--out", str(folder)])
+    return cli.parse(parser, ["--resume", "--out", str(folder), *typed])
 
 
 def test_stored_options_are_as_if_typed(tmp_path):
     options, run = stored(tmp_path / "run", {"widths": [3, 4], "lr": 1, "range": [-1e-05, 2], "seed": 5})
     assert (options.widths, options.lr, options.range, options.seed) == ([3, 4], 1.0, [-1e-05, 2.0], 5)
     assert isinstance(options.lr, float) and run.config["range"] == [-1e-05, 2.0]
+
+
+def test_the_folder_of_the_data_is_the_one_that_a_run_had_unless_another_is_typed(tmp_path):
+    had = {"data_dir": "/data"}
+    assert stored(tmp_path / "run", had)[0].data_dir == "/data"
+    options, run = stored(tmp_path / "moved", had, "--data-dir", "data")  # the default, typed
+    assert options.data_dir == "data" and run.config["data_dir"] == "/data"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What the command lines of all training scripts share."""
 
 import argparse
-import importlib.util
 import itertools
 import shlex
 import sys
@@ -13,6 +12,8 @@ import torch
 
 from pplmodels import ranks
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
+from pplmodels.files import STAMP, newest_run
+from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import raising
 
@@ -21,7 +22,6 @@ from pplmodels.training.stopping import raising
 FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 _typed: argparse.Namespace | None = None  # the options of this process's command, once they are known
-OWN = "pplmodels_imported"  # the name of the module that --import makes of a file
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -75,45 +75,9 @@ def training_parser(
     add_import(parser, "a subclass of this pair's model or guide in it takes its place")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
-    output.add_argument("--resume", action="store_true", help="continue the run in --out from its checkpoint")
+    output.add_argument("--resume", action="store_true", help="continue the run in --out, or the newest in it")
     output.add_argument("--eval-every", type=positive_int, help="steps between evaluations (default: a tenth)")
     return parser
-
-
-def add_import(parser: Parser, help: str) -> None:
-    """The option that names a file of the user's code, which only a command line can do: no run folder says it."""
-    parser.add_argument("--import", dest="imports", metavar="FILE.py", help=f"your module: {help}")
-
-
-def run_import(options: argparse.Namespace) -> None:
-    """Run the file of ``--import``, if there is one, so that the classes which it defines are known."""
-    if options.imports is None:
-        return
-    path = Path(options.imports)
-    if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"--import {path}: there is no such .py file.")
-    spec = importlib.util.spec_from_file_location(OWN, path)
-    sys.modules[OWN] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-
-def yours(options: argparse.Namespace, *kinds: type) -> list[type]:
-    """The pair's classes ``kinds``; in the place of each the subclass that the file of ``--import`` defines."""
-    if options.imports is None:
-        return list(kinds)
-    defined = [v for v in vars(sys.modules[OWN]).values() if isinstance(v, type) and v.__module__ == OWN]
-    chosen = []
-    for kind in kinds:
-        found = [child for child in defined if issubclass(child, kind)]
-        last = [child for child in found if not any(other is not child and issubclass(other, child) for other in found)]
-        if len(last) > 1:
-            names = " or ".join(child.__name__ for child in last)
-            raise InputError(f"--import {options.imports}: which {kind.__name__} is meant, {names}? Leave one of them.")
-        chosen += last or [kind]
-    if chosen == list(kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise InputError(f"--import {options.imports}: there is no subclass of {names} in it.")
-    return chosen
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
@@ -122,10 +86,13 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
     options = parser.parse_args(argv)
     if argv is None:
         _typed = options
-    run_import(options)
     if ranks.restarted() and options.out is not None:
         options.resume = options.resume or (Path(options.out) / "config.json").exists()
-    run = _resumed(parser, argv, options) if options.resume else None
+    run = None
+    if options.resume:
+        run = _resumed(parser, argv, options)
+    else:
+        run_import(options)
     ranks.check_shares(options.batch_size)
     return options, run
 
@@ -134,12 +101,11 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
     """The run in ``options.out``, locked; its options replace those that were not typed."""
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
+    options.out = ranks.from_all(str(newest_run(options.out)) if ranks.index() == 0 else "")[0]
     run = Run.open(options.out)
-    stored = run.config.get("imports")
-    if stored and not options.imports:
-        raise InputError(f"{options.out} was trained with --import {stored}: give it again.")
-    if options.imports and not stored:
+    if options.imports and not run.config.get("imports"):
         raise InputError(f"{options.out} was trained without --import.")
+    run_import(options, run)
     given, restored = _given(parser, argv), restore(parser, run)
     if not isinstance(run.config.get("command"), str) or not all(name in restored for name in kept(parser)):
         raise InputError(f"{options.out} holds a run of another script.")
@@ -150,6 +116,8 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
             raise InputError(f"{options.out} was trained with {flag} {stored}, not {value}: a run keeps its options.")
         setattr(options, name, stored)
         run.config[name] = stored
+    if "data_dir" not in given:  # the data may have moved since
+        options.data_dir = restored.get("data_dir", options.data_dir)
     return run.lock()
 
 
@@ -216,7 +184,7 @@ def _given(parser: Parser, argv: list[str] | None) -> set[str]:
 def open_run(options: argparse.Namespace, script: str) -> Run:
     """A new run folder for ``options``, in which ``out`` then names it."""
     if options.out is None:
-        folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime(STAMP)
         options.out = ranks.from_all(str(_unused(folder)) if ranks.index() == 0 else "")[0]
     config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
     return Run.create(options.out, {"script": script, **config})

@@ -86,6 +86,24 @@ def test_the_guide_that_the_readme_shows_is_trained(script, tmp_path):
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["train_air", "train_air3d"])
+def test_a_site_without_its_event_is_named_before_there_is_a_folder(script, tmp_path, capsys, name):
+    guide, site = {"train_air": ("AIRGuide", "where"), "train_air3d": ("AIR3DGuide", "place")}[name]
+    file, run = tmp_path / "my_guide.py", tmp_path / "run"
+    file.write_text(
+        f"from pyro.nn import pyro_method\nfrom guides import {guide}\n\n\nclass Mine({guide}):\n    @pyro_method\n"
+        f"    def q_z_{site}(self, *seen):\n        return super().q_z_{site}(*seen).base_dist\n"
+    )
+    small = ["--train-scenes", "40", "--test-scenes", "30", "--import", str(file), "--out", str(run)]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(lambda: script(name)(small))
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert f"{file}: The guide cannot be computed: ValueError: " in errors and errors.count("\n") == 1
+    assert not run.exists()
+
+
+@pytest.mark.filterwarnings("default")
 def test_killed_and_resumed_is_the_same_as_never_stopped(script, tmp_path):
     """kill -9 somewhere in the middle, resume: the final weights are equal bit for bit and no line is lost."""
     options = [*SMALL, "--steps", "36", "--eval-every", "6"]

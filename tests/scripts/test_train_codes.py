@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from test_train_vaes import FILES, PICTURES, refused
 
+from pplmodels.errors import InputError
+
 SHORT = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--device", "cpu", "--no-compile"]
 BOOK = ["--codes", "6", "--dim", "4", "--channels", "6", "--blocks", "1"]
 NET = ["--channels", "6", "--layers", "2", "--size", "3", "--embedding", "4", "--hidden", "8"]
@@ -94,3 +96,25 @@ def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypat
     before = set(tmp_path.rglob("*"))
     refused(lambda: script(name)(arguments), sentence, capsys)
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_folder_of_runs_stands_for_the_newest(script, tmp_path, capsys):
+    runs = [tmp_path / "runs" / name for name in ("20260101-101010", "20260101-101010_2")]
+    for run in runs:
+        script("train_vqvae")([*SHORT, *BOOK, "--out", str(run)])
+    before = {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()}
+    said = f"taking the newest run in {tmp_path / 'runs'}: {runs[1]}\n"
+    for name, arguments in (
+        ("evaluate", [str(tmp_path / "runs")]),
+        ("train_vqvae", ["--resume", "--out", str(tmp_path / "runs")]),
+        ("train_pixelcnn", [str(tmp_path / "runs"), *SHORT, *NET, "--out", str(tmp_path / "second")]),
+    ):
+        capsys.readouterr()
+        script(name)(arguments)
+        assert capsys.readouterr().err.count(said) == 1
+    assert (runs[1] / "evaluation.json").exists()
+    assert json.loads((tmp_path / "second/config.json").read_text())["stage_one"] == str(runs[1])
+    assert {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()} == before
+    with pytest.raises(InputError, match="holds no run"):
+        script("train_vqvae")(["--resume", "--out", str(runs[1] / "tensorboard")])

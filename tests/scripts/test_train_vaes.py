@@ -135,9 +135,15 @@ def test_a_guide_of_the_users_own_is_trained_resumed_and_evaluated(script, tmp_p
     refused(lambda: script("train_vae")(["--resume", "--out", str(run)]), "was trained with --import", capsys)
     script("train_vae")(["--resume", "--out", str(run), *own])
     assert all(value.equal(trained[name]) for name, value in load_file(run / "guide.safetensors").items())
+    assert json.loads((run / "config.json").read_text())["imports"] == str(file)
     stranger = start("evaluate", run)  # a process that has not seen the class
-    assert "describes a ShiftedGuide, which is not known" in stranger.communicate()[1] and stranger.returncode == 2
-    capsys.readouterr()
+    said = stranger.communicate()[1]
+    assert f"was trained with --import {file}: give --import, which runs that file" in said
+    assert stranger.returncode == 2 and not (run / "evaluation.json").exists()
+    stranger = start("evaluate", run, "--import")
+    assert f"importing {file}, which {run} names\n" in stranger.communicate()[1] and stranger.returncode == 0
+    script("train_vae")(["--resume", "--out", str(run), "--import"])
+    assert f"importing {file}, which {run} names\n" in capsys.readouterr().err
     evaluation = [str(run), *own, "--iw-samples", "3"]
     script("evaluate")(evaluation)
     assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_samples"] == 3
@@ -161,6 +167,52 @@ def test_files_that_have_no_guide_for_a_script_are_refused(script, tmp_path, cap
     assert not run.exists()
     script("train_vae")(small)
     refused(lambda: script("train_vae")(["--resume", "--out", str(run), *own]), "trained without --import", capsys)
+    refused(lambda: script("evaluate")([str(run), "--import"]), "--import: which file?", capsys)
+
+
+HEAD = "import torch\nfrom guides import MLPGuide\nfrom pyro.nn import pyro_method\nclass Mine(MLPGuide):\n"
+INIT = f"{HEAD}    def __init__(self, **sizes):\n        super().__init__(**sizes)\n"
+FACTOR = f"{HEAD}    @pyro_method\n    def q_z(self, x): return "
+WRONG = {
+    "def mine(:": ", line 1: SyntaxError: ",
+    "import torch\nMine = Guide": ", line 2: NameError: name 'Guide' is not defined",
+    "import torch\n\nassert not torch": ", line 3: AssertionError\n",
+    f"{HEAD}    def __init__(self, width): super().__init__()": ", Mine: TypeError: ",
+    f"{INIT}        self.widen()": ", line 7: AttributeError: 'Mine' object has no attribute 'widen'",
+    f"{INIT}        self.scale = 1 + torch.nn.Parameter(torch.zeros(()))": ", Mine: RuntimeError: Only Tensors created",
+    f"{FACTOR}super().q_z(x).base_dist": ": The guide cannot be computed: ValueError: Shape mismatch",
+    f"{FACTOR}self.narrow(x)": ": The guide cannot be computed: AttributeError: 'Mine' object",
+}
+
+
+@pytest.mark.parametrize("content", WRONG)
+def test_a_guide_that_would_not_train_is_refused_before_there_is_a_folder(script, tmp_path, capsys, content):
+    file, run = tmp_path / "my_guide.py", tmp_path / "run"
+    file.write_text(content)
+    own = [*SMALL, "--no-compile", "--hidden", "8", "--out", str(run), "--import", str(file)]
+    refused(lambda: script("train_vae")(own), f"{file}{WRONG[content]}", capsys)
+    assert not run.exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_guide_with_a_network_that_it_does_not_use_is_trained_with_a_warning(script, tmp_path, capsys):
+    file, run = tmp_path / "my_guide.py", tmp_path / "run"
+    file.write_text(f"{INIT}        self.unused = torch.nn.Linear(2, 2)")
+    script("train_vae")([*SMALL, "--no-compile", "--hidden", "8", "--out", str(run), "--import", str(file)])
+    assert f"warning: {file}: No step would move guide.unused.weight: " in capsys.readouterr().err
+    assert "unused.weight" in load_file(run / "guide.safetensors")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_flow_that_starts_as_the_identity_is_no_fault_and_looking_draws_nothing(script, tmp_path, capsys):
+    file, runs = tmp_path / "mine.py", [tmp_path / name for name in ("ours", "mine")]
+    file.write_text("from pplmodels import ConvVAE\nclass Mine(ConvVAE): pass")
+    for run, own in zip(runs, ([], ["--import", str(file)]), strict=True):
+        script("train_vlae")([*SMALL, *NARROW, "--no-compile", "--flow-hidden", "16", "--out", str(run), *own])
+    assert "warning" not in capsys.readouterr().err
+    ours, mine = (load_file(run / "model.safetensors") for run in runs)
+    assert json.loads((runs[1] / "model.json").read_text())["class"] == "Mine"
+    assert all(value.equal(mine[name]) for name, value in ours.items())
 
 
 def refused(main, sentence, capsys):
