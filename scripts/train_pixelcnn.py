@@ -77,7 +77,8 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     if options.stage_one is None:
         options.reading = options.pixels
         options.levels = {"bits": 2, "levels": 256}[options.pixels]
-        images = load_images(options.data, options.data_dir).with_validation(options.valid)
+        images = load_images(options.data, options.data_dir, **cli.image_options(options))
+        images = images.with_validation(options.valid)
         if images.train.shape[0] != 1:
             raise InputError(f"{options.data} has colours: only grey images are maps of pixels here.")
         device = cli.find_device(options.device)

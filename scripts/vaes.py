@@ -204,7 +204,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     Binarised validation and test images are drawn once, for good. ``run`` is an earlier one whose kind of images they
     must be.
     """
-    images = load_images(options.data, options.data_dir).with_validation(options.valid)
+    images = load_images(options.data, options.data_dir, **cli.image_options(options)).with_validation(options.valid)
     cli.check_images(options, run, images.train.shape)
     if options.reading == "static":
         for part in (images.train, images.test, images.valid):

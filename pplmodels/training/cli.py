@@ -13,13 +13,16 @@ import torch
 from pplmodels import ranks
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.files import STAMP, newest_run
+from pplmodels.machine import available_memory
 from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import raising
 
 # What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
 # its classes; its path is never taken from a run's folder, which a stranger may have written.
-FREE = ("out", "resume", "device", "data_dir", "compile", "imports")
+FREE = ("out", "resume", "device", "data_dir", "data_memory", "workers", "compile", "imports")
+# Options that runs of version 0.1.0 do not have in their configuration; they were trained with the defaults.
+LATER = ("background", "image_size", "white_level", "object_spread", "restart_steps")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 _typed: argparse.Namespace | None = None  # the options of this process's command, once they are known
 
@@ -42,20 +45,36 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-IMAGES = "digits (built in), mnist, cifar10, svhn, binarised-mnist, an .npz file, or a folder of images"
+IMAGES = "digits (built in), mnist, cifar10, svhn, binarised-mnist, an .npz or .npy file, or a folder of images"
 
 
 def training_parser(
-    description: str, *, steps: int | None, batch_size: int, lr: float, data: str = "digits", known: str = IMAGES
+    description: str,
+    *,
+    steps: int | None,
+    batch_size: int,
+    lr: float,
+    data: str = "digits",
+    known: str = IMAGES,
+    background: str | None = "white",
+    usual_steps: str = "",
 ) -> Parser:
-    """A parser with the options that every training script has; ``known`` are the data that it can be given."""
+    """A parser with the options that every training script has.
+
+    ``known`` are the data that it can be given; ``background`` is the default of --background, or None for data that
+    are no images of the user's; ``usual_steps`` says what ``steps`` None means.
+    """
     parser = Parser(description=description)
     source = parser.add_argument_group("data")
-    source.add_argument("--data", default=data, metavar="NAME|FILE.npz|FOLDER", help=known)
-    source.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
+    metavar = "NAME" if background is None else "NAME|FILE|FOLDER"
+    source.add_argument("--data", default=data, metavar=metavar, help=known)
+    if background is None:
+        parser.set_defaults(data_dir="data")
+    else:
+        add_image_options(source, background)
     training = parser.add_argument_group("training")
     training.add_argument(
-        "--steps", type=positive_int, default=steps, help="gradient steps (default: what the data need)"
+        "--steps", type=positive_int, default=steps, help=f"gradient steps{usual_steps and f' (default: {usual_steps})'}"
     )
     training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
     training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
@@ -78,6 +97,42 @@ def training_parser(
     output.add_argument("--resume", action="store_true", help="continue the run in --out, or the newest in it")
     output.add_argument("--eval-every", type=positive_int, help="steps between evaluations (default: a tenth)")
     return parser
+
+
+def add_image_options(source: argparse._ArgumentGroup, background: str) -> None:
+    """How images of the user's are read (:func:`pplmodels.data.load_images`)."""
+    source.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
+    source.add_argument(
+        "--background", default=background, metavar="COLOUR", help="the colour under transparent pixels, as in CSS"
+    )
+    source.add_argument(
+        "--image-size", type=positive_int, metavar="N", help="resize images, and crop the middle NxN (default: as is)"
+    )
+    source.add_argument(
+        "--white-level",
+        type=positive_float,
+        metavar="VALUE",
+        help="the value of full intensity (default: 255 of 8 bits, 65535 of 16, 1 of floats)",
+    )
+    source.add_argument(
+        "--data-memory",
+        type=positive_float,
+        metavar="GIB",
+        help="what images may take; more are read from disk batch by batch (default: half of what is free)",
+    )
+    source.add_argument(
+        "--workers", type=natural_int, metavar="N", help="processes that read from disk (default: 1 to 4)"
+    )
+
+
+def image_options(options: argparse.Namespace) -> dict:
+    """The arguments of :func:`pplmodels.data.load_images` that the options say."""
+    memory = available_memory() / 2 if options.data_memory is None else options.data_memory * 2**30
+    device = find_device(options.device)
+    if device.type == "cuda" and options.data_memory is None:
+        memory = min(memory, torch.cuda.mem_get_info(device)[0] / 2)
+    named = {name: getattr(options, name) for name in ("background", "image_size", "white_level", "workers")}
+    return {**named, "memory": int(memory)}
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
@@ -130,6 +185,8 @@ def restore(parser: Parser, run: Run) -> dict:
     found = {}
     for name in vars(parser.parse_args([])):
         if name not in run.config:
+            if name in LATER:
+                found[name] = parser.get_default(name)
             continue
         stored = run.config[name]
         try:
