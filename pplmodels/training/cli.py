@@ -13,6 +13,7 @@ import torch
 from pplmodels import ranks
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.files import STAMP, newest_run
+from pplmodels.generators import LARGEST_SEED
 from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import raising
@@ -59,7 +60,7 @@ def training_parser(
     )
     training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
     training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
-    training.add_argument("--seed", type=natural_int, default=0, help="of weights, noise, scenes and order")
+    training.add_argument("--seed", type=seed, default=0, help="of weights, noise, scenes and order")
     training.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
     )
@@ -276,6 +277,11 @@ def positive_int(text: str) -> int:
 def natural_int(text: str) -> int:
     """A whole number from 0."""
     return _number(text, int, 0, "a whole number from 0")
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 to 2^63."""
+    return _number(text, int, 0, "a whole number from 0 to 2^63", most=LARGEST_SEED)
 
 
 def odd_int(text: str) -> int:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pplmodels import ranks
 from pplmodels.data import Images
 from pplmodels.errors import NonFiniteLoss, Terminated
-from pplmodels.generators import generator_states, restore_generators
+from pplmodels.generators import SEEDS, generator_states, restore_generators, seed_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
 from pplmodels.infer.state import tensors_of
@@ -73,7 +73,7 @@ def fit(
     else:
         ranks.same(tensors_of([pair]))
         if ranks.index() > 0:
-            pyro.set_rng_seed(seed + 1_000_003 * ranks.index())
+            seed_generators(seed + 1_000_003 * ranks.index())
         save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # a run that is killed early can be resumed too
     run.begin(start, device)
     begun = time.perf_counter()
@@ -153,7 +153,7 @@ def _batches(images: Images, batch_size: int, seed: int, start: int) -> Iterator
     per_epoch = -(-used // batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % SEEDS)
         order = torch.randperm(len(images), generator=generator)[:used].to(images.pixels.device)
         for indices in order.split(batch_size)[position:]:
             yield images[indices[ranks.share(len(indices))]]
