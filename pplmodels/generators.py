@@ -8,7 +8,19 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+LARGEST_SEED = 2**63  # that a user may give
+SEEDS = 2**64  # that torch's generators tell apart
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+
+def seed_generators(seed: int) -> None:
+    """Seed all generators, as Pyro does; NumPy's, which takes no more than 32 bits, by the last 32 of the seed.
+
+    ``seed`` is from 0 to 2**64 - 1; one that is derived from a user's is taken modulo :data:`SEEDS`.
+    """
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 def generator_states() -> dict:

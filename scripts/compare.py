@@ -15,6 +15,7 @@ from pplmodels import inspect, plotting
 from pplmodels.data import ImageSet
 from pplmodels.errors import InputError
 from pplmodels.files import PAIR, newest_run, replace_file, write_json
+from pplmodels.generators import seed_generators
 from pplmodels.infer import compiled_log_probs, elbo_terms
 from pplmodels.pretrained import Half, count_parameters, load_pair
 from pplmodels.report import BATCH, last_slope, save_picture
@@ -45,7 +46,7 @@ def parser() -> cli.Parser:
     protocol.add_argument("--batch-size", type=cli.positive_int, default=128, help="images a step")
     protocol.add_argument("--lr", type=cli.positive_float, default=1e-3, help="Adam's learning rate")
     protocol.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
-    protocol.add_argument("--seed", type=cli.natural_int, default=0, help="of weights, noise and order")
+    protocol.add_argument("--seed", type=cli.seed, default=0, help="of weights, noise and order")
     protocol.add_argument("--num-steps", type=cli.positive_int, default=10, metavar="T", help="DRAW's paintings")
     protocol.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
@@ -108,7 +109,7 @@ def shared_images(runs: dict[str, Run], device: str) -> ImageSet:
 
 def measure(pair: Pair, run: Run, images: ImageSet, options: argparse.Namespace) -> dict:
     """A row of the table."""
-    torch.manual_seed(options.seed)
+    seed_generators(options.seed)
     bound = compiled_log_probs(*pair, fallback=True)
     row = {}
     for label, part in PARTS.items():

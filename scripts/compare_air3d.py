@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyro
 import torch
 import train_air3d
 from torch import Tensor
@@ -24,6 +23,7 @@ from pplmodels.data import Tables
 from pplmodels.distributions.turn import wrapped
 from pplmodels.errors import InputError
 from pplmodels.files import PAIR, newest_run, write_json
+from pplmodels.generators import seed_generators
 from pplmodels.infer import Annealed, cosine
 from pplmodels.inspect import Solids
 from pplmodels.nn.renderer import KINDS, PERIODS
@@ -47,7 +47,7 @@ def parser() -> cli.Parser:
         "--search-steps", type=cli.positive_int, nargs="+", default=[50, 200], metavar="N", help="gradient steps"
     )
     parser.add_argument("--steps", type=cli.positive_int, help="of the supervised training (default: the run's)")
-    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of starts, weights and order")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of starts, weights and order")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
     return parser
 
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = train_air3d.load(trained, run)
     test = tables.test.head(options.pictures)
     true = inspect.true_solids(test)
-    pyro.set_rng_seed(options.seed)
+    seed_generators(options.seed)
     sizes = {"image": model.renderer.size, "num_steps": model.num_steps}
     twin = AIR3DGuide(**sizes, channels=trained.channels, hidden_dim=trained.hidden).to(device)
     steps = options.steps or trained.steps + (2 * trained.first_steps if model.num_steps > 1 else 0)

@@ -23,6 +23,7 @@ from pplmodels.data import Images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
 from pplmodels.files import PAIR, newest_run, replace_file, write_json
+from pplmodels.generators import seed_generators
 from pplmodels.infer import (
     SVI,
     SummedOut_ELBO,
@@ -58,7 +59,7 @@ def parser() -> cli.Parser:
     parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
     parser.add_argument("--reading", choices=READINGS, help="what pixels become (default: as in training)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
-    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the guide's samples")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the guide's samples")
     bound = parser.add_argument_group("importance-weighted bound")
     bound.add_argument("--iw-samples", type=cli.positive_int, metavar="K", help="samples an image")
     bound.add_argument("--iw-images", type=cli.positive_int, metavar="N", help="of the first N images only")
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     data = load(trained, run)
     try_out(model, guide, data.test, run.folder)
     bound = compiled_log_probs(model, guide, fallback=True)
-    torch.manual_seed(options.seed)
+    seed_generators(options.seed)
     metrics, arrays = {"data": trained.data, **measure(bound, model, guide, data)}, {}
     if isinstance(model, AIR):
         batches = data.test.batches(BATCH)

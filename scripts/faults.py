@@ -376,7 +376,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=cli.positive_int, default=50, help="by kill -9; of other faults fewer")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help=f"{QUICK} is one of them")
     parser.add_argument("--long", type=cli.positive_int, default=10_000, metavar="STEPS", help="of a run to watch")
-    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="where the counts go")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of files")
     parser.add_argument("--inputs", type=cli.positive_int, default=10_000, metavar="N", help="of each kind")
-    parser.add_argument("--seed", type=cli.natural_int, default=0, help="of the changes")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of the changes")
     parser.add_argument(
         "--replay", type=cli.natural_int, metavar="INDEX", help="load this input only, and leave it here"
     )

@@ -5,14 +5,13 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import pyro
-import torch
 from torch import Tensor
 
 from guides import AIRGuide, DAIRGuide
 from pplmodels import AIR, ranks
 from pplmodels.data import SceneSet, scene_set
 from pplmodels.errors import InputError
+from pplmodels.generators import seed_generators
 from pplmodels.infer import (
     NVIL_ELBO,
     SVI,
@@ -177,7 +176,7 @@ def built(options: argparse.Namespace, scenes: SceneSet) -> tuple[AIR, AIRGuide]
 
 def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, resume: bool, steps: int):
     """The first ``steps`` steps of the training that options describe; returns the SVI, the bound and the seconds."""
-    pyro.set_rng_seed(seed)
+    seed_generators(seed)
     svi = build(options, scenes)
     pair = svi.model, svi.guide
     bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
@@ -210,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         begin = partial(train, options, scenes, steps=options.count_steps[1])
         seed, resume = best_start(run, range(seed, seed + options.restarts), begin), True
     svi, bound, seconds = train(options, scenes, run, seed, resume, options.steps)
-    torch.manual_seed(options.seed + ranks.index())
+    seed_generators(options.seed + ranks.index())
     metrics = measure(bound, svi.model, svi.guide, scenes)
     if ranks.index() > 0:
         return

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from pplmodels import AIR3D, ranks
 from pplmodels.data import ImageSet, make_tables
 from pplmodels.distributions.turn import EVEN
 from pplmodels.errors import InputError
+from pplmodels.generators import SEEDS, seed_generators
 from pplmodels.infer import (
     NVIL_ELBO,
     SVI,
@@ -95,7 +95,7 @@ def drawn(options: argparse.Namespace, counts: list[int]) -> ImageSet:
     """Scenes of some counts."""
     numbers, device = (options.train_scenes, options.test_scenes), cli.find_device(options.device)
     shape = {"counts": counts, "size": (options.size, options.size)}
-    halves = (make_tables(n, **shape, seed=2 * options.seed + half) for half, n in enumerate(numbers))
+    halves = (make_tables(n, **shape, seed=(2 * options.seed + half) % SEEDS) for half, n in enumerate(numbers))
     return ImageSet(*(half.to(device) for half in halves))
 
 
@@ -158,7 +158,7 @@ def train(
     options: argparse.Namespace, tables: ImageSet, run: Run, num_steps: int, steps: int, start: AIR3DGuide | None
 ) -> tuple[SVI, Callable[[Tensor], LogProbs], float]:
     """Train a pair for so many solids, from the weights of another guide; the SVI, the bound and the seconds."""
-    pyro.set_rng_seed(options.seed)
+    seed_generators(options.seed)
     svi = build(options, num_steps, tables.train.pixels.device)
     if start is not None:
         svi.guide.load_state_dict(start.state_dict())
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
             part.close()
             start, earlier = svi.guide, earlier + seconds
     svi, bound, seconds = train(options, tables, run, most, options.steps, start)
-    torch.manual_seed(options.seed + ranks.index())
+    seed_generators(options.seed + ranks.index())
     metrics = measure(bound, svi.model, svi.guide, tables) | {"seconds_before": round(earlier, 1)}
     if ranks.index() > 0:
         return

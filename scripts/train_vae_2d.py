@@ -9,6 +9,7 @@ from pplmodels import PlaneVAE, inspect, plotting
 from pplmodels.data import Images, ImageSet, as_they_are
 from pplmodels.data.gaussians import GAUSSIANS
 from pplmodels.errors import InputError
+from pplmodels.generators import SEEDS
 from pplmodels.report import save_picture
 from pplmodels.training import Run, cli, imports
 
@@ -31,7 +32,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
         raise InputError(f"there is no Gaussian set {options.data!r}: choose {', '.join(GAUSSIANS)}.")
     gaussian, device = GAUSSIANS[options.data], cli.find_device(options.device)
     numbers = options.train_points, TEST_POINTS, options.valid
-    draws = (gaussian.draw(n, seed=3 * options.seed + i) for i, n in enumerate(numbers))
+    draws = (gaussian.draw(n, seed=(3 * options.seed + i) % SEEDS) for i, n in enumerate(numbers))
     images = ImageSet(*(Images(x.to(device), reading=as_they_are) for x in draws))
     cli.check_images(options, run, images.train.shape)
     return images

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import pyro
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -14,6 +12,7 @@ from pplmodels import ranks
 from pplmodels.data import Images, ImageSet, bernoulli, load_images
 from pplmodels.data.reading import READINGS
 from pplmodels.errors import InputError
+from pplmodels.generators import seed_generators
 from pplmodels.infer import (
     SVI,
     Annealed,
@@ -122,7 +121,7 @@ def train(
     ``late`` says what part of the pair, if any, learns only from the share ``late_from`` of the steps on.
     """
     device = images.train.pixels.device
-    pyro.set_rng_seed(options.seed)
+    seed_generators(options.seed)
     model, guide = pair = imports.checked(options, build, images.train)
     run = run or cli.open_run(options, name)
     halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
@@ -170,7 +169,7 @@ def train(
         patience=options.patience,
     )
     settle_batch_norm(*measured, images.train.batches(options.batch_size))
-    torch.manual_seed(options.seed + ranks.index())
+    seed_generators(options.seed + ranks.index())
     metrics = figures(bound, *(half.eval() for half in measured), images.test)
     if ranks.index() == 0:
         for half in measured:

@@ -65,6 +65,14 @@ def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = Non
     return state["step"], state["seconds"], state["summed_losses"].clone()
 
 
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, of whatever pair. Raises :class:`InputError` for a file that is none."""
+    step = _read(path).get("step")
+    if type(step) is not int:
+        raise InputError(f"{path} does not say its step.")
+    return step
+
+
 def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Write the weights that are best so far."""
     _write(_weights(svi, averaged), folder / BEST)
@@ -96,11 +104,8 @@ def _weights(svi: SVI, averaged: AveragedModel | None) -> dict:
 def _load(path: Path, svi: SVI, averaged: AveragedModel | None, more: dict) -> dict:
     if not path.exists():
         raise InputError(f"{path.parent} holds no checkpoint to resume from.")
-    with refused_as(f"{path} is not a checkpoint, or was cut short."):
-        _refuse_foreign(path)
-        # mapped: a storage is then a part of the file; what is kept of it is copied
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        classes = state["model_class"], state["guide_class"]
+    state = _read(path)
+    classes = state["model_class"], state["guide_class"]
     if classes != (type(svi.model).__name__, type(svi.guide).__name__):
         raise InputError(f"{path} belongs to the pair {classes[0]}/{classes[1]}, not to this one.")
     parts = {"model": svi.model, "guide": svi.guide, **more, **({} if averaged is None else {"averaged": averaged})}
@@ -115,6 +120,17 @@ def _load(path: Path, svi: SVI, averaged: AveragedModel | None, more: dict) -> d
             _check_course(state)
         for name, part in parts.items():
             part.load_state_dict(copy.deepcopy(state[name]))
+    return state
+
+
+def _read(path: Path) -> dict:
+    """What is in a checkpoint's file, the names of the pair's classes at least."""
+    with refused_as(f"{path} is not a checkpoint, or was cut short."):
+        _refuse_foreign(path)
+        # mapped: a storage is then a part of the file; what is kept of it is copied
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not {"model_class", "guide_class"} <= state.keys():
+            raise ValueError("no names")
     return state
 
 

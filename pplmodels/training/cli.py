@@ -13,16 +13,22 @@ import torch
 from pplmodels import ranks
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.files import STAMP, newest_run
+from pplmodels.generators import LARGEST_SEED
 from pplmodels.machine import available_memory
+from pplmodels.training.checkpoint import FILE, step_of
 from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import raising
 
 # What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
 # its classes; its path is never taken from a run's folder, which a stranger may have written.
-FREE = ("out", "resume", "device", "data_dir", "data_memory", "workers", "compile", "imports")
+FREE = ("out", "resume", "device", "data_dir", "data_memory", "workers", "compile", "imports", *("extend", "init_from"))
 # Options that runs of version 0.1.0 do not have in their configuration; they were trained with the defaults.
-LATER = ("background", "image_size", "white_level", "object_spread", "restart_steps")
+LATER = (
+    *("background", "image_size", "white_level", "data_memory", "workers", "object_spread"),
+    *("restart_steps", "schedule_steps", "extend", "init_from"),
+)
+ONCE = ("restarts", "with_prior", "eval_every")  # what a run that goes on from another one does not take over from it
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 _typed: argparse.Namespace | None = None  # the options of this process's command, once they are known
 
@@ -76,9 +82,12 @@ def training_parser(
     training.add_argument(
         "--steps", type=positive_int, default=steps, help=f"gradient steps{usual_steps and f' (default: {usual_steps})'}"
     )
+    training.add_argument(
+        "--schedule-steps", type=positive_int, help="steps that schedules other than the rate's are for (default: --steps)"
+    )
     training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
     training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
-    training.add_argument("--seed", type=natural_int, default=0, help="of weights, noise, scenes and order")
+    training.add_argument("--seed", type=seed, default=0, help="of weights, noise, scenes and order")
     training.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
     )
@@ -95,6 +104,11 @@ def training_parser(
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
     output.add_argument("--resume", action="store_true", help="continue the run in --out, or the newest in it")
+    begin = output.add_mutually_exclusive_group()
+    begin.add_argument(
+        "--extend", metavar="RUN", help="train RUN further, from its last state, to more --steps in a new run"
+    )
+    begin.add_argument("--init-from", metavar="RUN", help="begin with the weights of RUN")
     output.add_argument("--eval-every", type=positive_int, help="steps between evaluations (default: a tenth)")
     return parser
 
@@ -146,6 +160,8 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
     run = None
     if options.resume:
         run = _resumed(parser, argv, options)
+    elif options.extend or options.init_from:
+        _taken_from(parser, argv, options)
     else:
         run_import(options)
     ranks.check_shares(options.batch_size)
@@ -173,7 +189,31 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
         run.config[name] = stored
     if "data_dir" not in given:  # the data may have moved since
         options.data_dir = restored.get("data_dir", options.data_dir)
-    return run.lock()
+    options.extend, options.init_from = restored["extend"], restored["init_from"]
+    run.lock()
+    if options.extend and not (run.folder / FILE).exists():  # it was killed before it had taken over
+        run.take_over(options.extend)
+    return run
+
+
+def _taken_from(parser: Parser, argv: list[str] | None, options: argparse.Namespace) -> None:
+    """Options that were not typed are those of the run that ``--extend`` or ``--init-from`` names."""
+    flag = "extend" if options.extend else "init_from"
+    folder = Path(ranks.from_all(str(newest_run(getattr(options, flag)).absolute()) if ranks.index() == 0 else "")[0])
+    earlier = Run.open(folder)
+    run_import(options, earlier)
+    given, restored = _given(parser, argv), restore(parser, earlier)
+    if not all(name in restored for name in kept(parser)):
+        raise InputError(f"{folder} holds a run of another script.")
+    for name in {*kept(parser), "data_dir"} - {*given, *ONCE}:
+        setattr(options, name, restored.get(name, getattr(options, name)))
+    setattr(options, flag, str(folder))
+    if options.extend:
+        if not (folder / FILE).exists():
+            raise InputError(f"{folder} holds no checkpoint of a training to extend.")
+        reached = step_of(folder / FILE)
+        if options.steps <= reached:
+            raise InputError(f"{folder} has taken {reached} steps: give more --steps than that to extend it.")
 
 
 def restore(parser: Parser, run: Run) -> dict:
@@ -244,7 +284,11 @@ def open_run(options: argparse.Namespace, script: str) -> Run:
         folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime(STAMP)
         options.out = ranks.from_all(str(_unused(folder)) if ranks.index() == 0 else "")[0]
     config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
-    return Run.create(options.out, {"script": script, **config})
+    run = Run.create(options.out, {"script": script, **config})
+    if options.extend:
+        run.take_over(options.extend)
+        options.resume = True
+    return run
 
 
 def _unused(folder: Path) -> Path:
@@ -333,6 +377,11 @@ def positive_int(text: str) -> int:
 def natural_int(text: str) -> int:
     """A whole number from 0."""
     return _number(text, int, 0, "a whole number from 0")
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 to 2^63."""
+    return _number(text, int, 0, "a whole number from 0 to 2^63", most=LARGEST_SEED)
 
 
 def odd_int(text: str) -> int:

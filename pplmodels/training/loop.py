@@ -14,10 +14,11 @@ from tqdm import tqdm
 from pplmodels import ranks
 from pplmodels.data import Images
 from pplmodels.errors import NonFiniteLoss, Terminated
-from pplmodels.generators import generator_states, restore_generators
+from pplmodels.generators import SEEDS, generator_states, restore_generators, seed_generators
 from pplmodels.infer import SVI, Annealed
 from pplmodels.infer.bounds import nonfinite_sites
 from pplmodels.infer.state import tensors_of
+from pplmodels.messages import say
 from pplmodels.training.checkpoint import FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import noting
@@ -73,7 +74,7 @@ def fit(
     else:
         ranks.same(tensors_of([pair]))
         if ranks.index() > 0:
-            pyro.set_rng_seed(seed + 1_000_003 * ranks.index())
+            seed_generators(seed + 1_000_003 * ranks.index())
         save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # a run that is killed early can be resumed too
     run.begin(start, device)
     begun = time.perf_counter()
@@ -85,10 +86,6 @@ def fit(
 
     def seconds() -> float:
         return earlier + time.perf_counter() - begun
-
-    def say(line: str) -> None:
-        if ranks.index() == 0:
-            tqdm.write(line, file=sys.stderr)
 
     if over:
         say(f"{run.folder}: training had already ended, at step {start}")
@@ -153,7 +150,7 @@ def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.d
     per_epoch = -(-used // batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % SEEDS)
         order = torch.randperm(length, generator=generator, device="cpu")[:used].to(device)
         for indices in order.split(batch_size)[position:]:
             yield indices[ranks.share(len(indices))]

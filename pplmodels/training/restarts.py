@@ -1,12 +1,11 @@
 """Several short starts from different seeds, of which the best is trained to the end."""
 
-import shutil
-import sys
 from collections.abc import Callable, Iterable
 
 from pplmodels import ranks
 from pplmodels.errors import InputError
-from pplmodels.files import read_json, replace_file, write_json
+from pplmodels.files import read_json, write_json
+from pplmodels.messages import say
 from pplmodels.training.checkpoint import FILE
 from pplmodels.training.run import Run
 
@@ -36,19 +35,12 @@ def best_start(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool],
         if last["train_elbo"] is None:
             raise InputError(f"{start.folder} does not say how well the start of seed {seed} went.")
         starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
-        _say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
+        say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
     kept = max(starts, key=lambda start: start["train_elbo"])["seed"]
     rate = sum(start["warning"] is None for start in starts) / len(starts)
-    _say(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end")
+    say(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end")
+    run.take_over(run.folder / "starts" / str(kept))
     if ranks.index() == 0:
-        for name in (FILE, "metrics.jsonl"):
-            source = run.folder / "starts" / str(kept) / name
-            replace_file(run.folder / name, lambda path, source=source: shutil.copyfile(source, path))
         write_json(report, {"kept": kept, "success_rate": rate, "starts": starts})
     ranks.wait()
     return kept
-
-
-def _say(line: str) -> None:
-    if ranks.index() == 0:
-        print(line, file=sys.stderr)

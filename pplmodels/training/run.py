@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pyro
@@ -22,6 +23,8 @@ from pplmodels.files import (
     whole_lines,
     write_json,
 )
+from pplmodels.training.checkpoint import BEST, step_of
+from pplmodels.training.checkpoint import FILE as CHECKPOINT
 from pplmodels.training.events import Events
 
 LOCK = ".lock"
@@ -53,7 +56,10 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, config: dict) -> "Run":
-        """Begin and lock a run in a new or empty folder; a folder with anything in it is refused and left alone."""
+        """Begin and lock a run in a new or empty folder; a folder with anything in it is refused and left alone.
+
+        What a run leaves in which nothing was trained, because it failed at the start, say, counts as nothing and goes.
+        """
         run = cls(Path(folder), {**config, "command": " ".join(["python", *sys.argv])})
         if ranks.index() == 0:
             run._create()
@@ -61,21 +67,27 @@ class Run:
         return run
 
     def _create(self) -> None:
-        self._refuse_used()
         try:
+            self._refuse_used()
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock()
             self._refuse_used()  # by somebody who was faster
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
             write_json(self.folder / "config.json", self.config)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written to ({error.strerror}).") from error
 
     def _refuse_used(self) -> None:
         folder = self.folder
+        if not folder.exists() or (folder.is_dir() and _unused(folder)):
+            return
         if (folder / "config.json").exists():
             raise InputError(f"{folder} holds another run: choose another --out, or continue that run with --resume.")
-        if folder.exists() and (not folder.is_dir() or any(not _left_over(path) for path in folder.iterdir())):
-            raise InputError(f"{folder} is not an empty folder: choose another --out.")
+        raise InputError(f"{folder} is not an empty folder: choose another --out.")
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -92,6 +104,15 @@ class Run:
         if not isinstance(config, dict):
             raise InputError(otherwise)
         return cls(folder, config)
+
+    def take_over(self, earlier: str | Path) -> None:
+        """Go on from the state of another run: its checkpoint, its evaluations and its best weights are copied here."""
+        if ranks.index() == 0:
+            for name in ("metrics.jsonl", BEST, CHECKPOINT):  # the last one says that all are here
+                source = Path(earlier) / name
+                if source.exists():
+                    replace_file(self.folder / name, lambda path, source=source: shutil.copyfile(source, path))
+        ranks.wait()
 
     def within(self, name: str, **changed) -> "Run":
         """A run in a folder of this one's, locked: the one that an earlier sitting began, or a new one.
@@ -210,9 +231,33 @@ def commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _left_over(path: Path) -> bool:
-    """Whether a process that was killed before it had written its configuration left this."""
-    return path.name == LOCK or path.name.startswith(TEMPORARY)
+def _unused(folder: Path) -> bool:
+    """Whether there is nothing in the folder, or only what a run leaves in which nothing was trained."""
+    paths = [path for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(TEMPORARY)]
+    return not paths or (_is_configuration(folder / "config.json") and all(map(_is_of_a_start, paths)))
+
+
+def _is_configuration(path: Path) -> bool:
+    """Whether this is a run's, not somebody else's file of that name."""
+    try:
+        return isinstance(read_json(path, "")["command"], str)
+    except (InputError, OSError, LookupError, TypeError):
+        return False
+
+
+def _is_of_a_start(path: Path) -> bool:
+    """Whether a run has this file or folder before anything is trained in it."""
+    if path.is_dir():
+        inside = list(path.iterdir())
+        if path.name == "starts":
+            return all(part.is_dir() and _unused(part) for part in inside)
+        return _unused(path) if inside else path.name == "tensorboard"
+    if path.name == "metrics.jsonl":
+        return path.stat().st_size == 0
+    if path.name == CHECKPOINT:
+        with suppress(InputError):
+            return step_of(path) == 0
+    return path.is_file() and path.name in ("config.json", "environment.jsonl")
 
 
 def _refuse_links(folder: Path) -> None:

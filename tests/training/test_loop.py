@@ -1,7 +1,9 @@
 """The loop: every image once an epoch, and runs that go on where they were."""
 
 import json
+import os
 import random
+import signal
 
 import numpy as np
 import pyro
@@ -205,3 +207,52 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
     with pytest.raises(InputError, match="holds another run"):
         Run.create(tmp_path / "run", {"seed": 1})
     assert (tmp_path / "run/config.json").read_bytes() == before
+
+
+def failed_start(folder):
+    """What a training leaves that fails in its first step, and one that goes on from there."""
+    for resume in (False, True):
+        with pytest.raises(ZeroDivisionError):
+            train(folder, 5, schedule=lambda step: 1 / 0, resume=resume)
+
+
+def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
+    run = tmp_path / "run"
+    failed_start(run)
+    for part in ("alone", "starts/0"):
+        failed_start(run / part)
+    (run / "tensorboard").mkdir()
+    (run / ".writing-7-checkpoint.pt").write_text("half a checkpoint")
+    assert {"config.json", "checkpoint.pt", "metrics.jsonl"} <= {path.name for path in run.iterdir()}
+    again, fresh = train(run, 5, seed=6), train(tmp_path / "fresh", 5, seed=6)
+    assert torch.equal(again[0].weight, fresh[0].weight) and again[3] == fresh[3]
+    assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "fresh").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes",
+        "config.json",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "tensorboard/events",
+        "starts/notes",
+        "mine/config.json",
+    ],
+)
+def test_a_folder_with_anything_else_in_it_is_not(tmp_path, name):
+    failed_start(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="holds another run"):
+        train(tmp_path, 5)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_a_run_that_was_stopped_before_its_first_evaluation_is_not(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 9, schedule=lambda step: 1.0 if step < 3 else os.kill(os.getpid(), signal.SIGINT) or 1.0)
+    with pytest.raises(InputError, match="holds another run"):
+        train(tmp_path, 5)
