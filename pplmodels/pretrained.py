@@ -60,6 +60,20 @@ class Half(PyroModule):
         write_json(description, described)
         replace_file(file, lambda path: path.write_bytes(save(weights)))
 
+    def load_weights(self, folder: str | Path) -> None:
+        """Take over the weights that a half of the same sizes has saved in ``folder``, and stay in this mode.
+
+        A buffer that a constructor's argument sets (a prior's mean, an annealed ratio) keeps this half's value. Raises
+        :class:`InputError` for other sizes.
+        """
+        _, weights = _files(folder, self.role)
+        with refused_as(f"{weights} does not hold the weights of a {type(self).__name__} of these sizes."):
+            if _shapes(weights) != {key: value.shape for key, value in self.state_dict().items()}:
+                raise ValueError("other shapes")
+            own = inspect.signature(type(self)).parameters.keys() & dict(self.named_buffers(recurse=False)).keys()
+            found = {key: value for key, value in load_file(weights).items() if key not in own}
+            self.load_state_dict(found, strict=False)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Half":
         """Rebuild what :meth:`save_pretrained` wrote, on the CPU and in evaluation mode.

@@ -250,7 +250,8 @@ def _arrays(painting: inspect.Painting) -> list[np.ndarray | None]:
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
     """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
     view = inspect.view_scenes(model, guide, scenes[:])
-    arrays = [tensor.cpu().numpy() for tensor in (view.scenes, view.reconstruction, view.z_pres, view.z_where)]
+    drawn = view.reconstruction.clamp(0, 1)
+    arrays = [tensor.cpu().numpy() for tensor in (view.scenes, drawn, view.z_pres, view.z_where)]
     counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
     save_picture(plotting.scenes_with_windows(*arrays, counts), folder / "scenes.png")
     numbers = range(1, model.num_steps + 1)

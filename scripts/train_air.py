@@ -25,44 +25,89 @@ from pplmodels.infer import (
     log_probs,
 )
 from pplmodels.infer.bounds import LogProbs
+from pplmodels.messages import say
 from pplmodels.report import gradient_health, held_out_metrics, scene_metrics, scene_pictures
-from pplmodels.training import Run, best_start, cli, fit, imports
+from pplmodels.training import Run, best_start, cli, fit, imports, warn_if_short
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
 STEPS = {"digits": 3000}  # on small canvases fewer are enough
+MOST = 2  # objects in a scene, where nobody says how many
 SHOWN = ("elbo", "count_accuracy")
 
 
 def parser() -> cli.Parser:
     """The script's options, the paper's values as defaults where training in minutes allows."""
-    parser = cli.training_parser(__doc__, steps=None, batch_size=128, lr=1.5e-3)
+    usual = "6000; 3000 for the built-in digits"
+    parser = cli.training_parser(__doc__, steps=None, batch_size=128, lr=1.5e-3, background="black", usual_steps=usual)
     scenes = parser.add_argument_group("scenes")
-    scenes.add_argument("--scenes", action="store_true", help="the .npz file holds ready-made scenes, not objects")
-    scenes.add_argument("--canvas", type=cli.positive_int, help="side in pixels (50; 40 for the built-in digits)")
-    scenes.add_argument("--object-size", type=cli.positive_float, help="side in pixels (21.5; 13 for the digits)")
-    scenes.add_argument("--max-objects", type=cli.positive_int, default=2, help="scenes have 0 to this many")
     scenes.add_argument(
-        "--counts", type=cli.natural_int, nargs="+", metavar="N", help="numbers of objects (default: 0 to max-objects)"
+        "--scenes",
+        action="store_true",
+        help="the .npz file of --data holds ready-made scenes on black; else scenes are made of its images, as objects",
+    )
+    scenes.add_argument(
+        "--canvas", type=cli.positive_int, help="side in pixels of scenes that are made (50; 40 for built-in digits)"
+    )
+    scenes.add_argument(
+        "--object-size",
+        type=cli.positive_float,
+        metavar="PIXELS",
+        help="side to which objects are scaled (21.5; 13 for built-in digits); with --scenes that of the objects in "
+        "them (estimated)",
+    )
+    scenes.add_argument(
+        "--object-spread",
+        type=cli.positive_float,
+        metavar="SHARE",
+        help="relative deviation of that side in the prior (0.07; 0.05 for built-in digits; estimated with --scenes)",
+    )
+    scenes.add_argument(
+        "--max-objects",
+        type=cli.positive_int,
+        help="scenes are made with 0 to this many objects; with --scenes, the most if their counts are unknown (2)",
+    )
+    scenes.add_argument(
+        "--counts",
+        type=cli.natural_int,
+        nargs="+",
+        metavar="N",
+        help="numbers of objects of scenes that are made (default: 0 to --max-objects)",
     )
     scenes.add_argument(
         "--unseen-counts",
         type=cli.natural_int,
         nargs="+",
         metavar="N",
-        help="further numbers, never trained on, to be measured at the end",
+        help="further numbers, never trained on, of scenes that are made to be measured at the end",
     )
-    scenes.add_argument("--train-scenes", type=cli.positive_int, default=60_000, help="number to train on")
-    scenes.add_argument("--test-scenes", type=cli.positive_int, default=10_000, help="number held out")
+    scenes.add_argument(
+        "--train-scenes", type=cli.positive_int, default=60_000, help="number to train on; of --scenes at most so many"
+    )
+    scenes.add_argument(
+        "--test-scenes", type=cli.positive_int, default=10_000, help="number held out; of --scenes at most so many"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--guide", choices=GUIDES, default="air", help="dair sees what the model has not yet drawn")
-    model.add_argument("--num-steps", type=cli.positive_int, help="most objects inferred (default: 1 more)")
+    model.add_argument(
+        "--num-steps", type=cli.positive_int, help="most objects inferred (default: 1 more than scenes have)"
+    )
     model.add_argument("--what-dim", type=cli.positive_int, default=50, help="size of an object's appearance code")
     model.add_argument("--window", type=cli.positive_int, default=28, help="side of an object's own image in pixels")
     learning = parser.add_argument_group("learning to count")
     learning.add_argument("--estimator", choices=ESTIMATORS, default="reinforce", help="of the gradient of z_pres")
     learning.add_argument(
-        "--restarts", type=cli.positive_int, default=1, metavar="K", help="seeds to try briefly, keeping the best"
+        "--restarts",
+        type=cli.positive_int,
+        default=1,
+        metavar="K",
+        help="seeds to try for --restart-steps steps each; the best is trained to the end",
+    )
+    learning.add_argument(
+        "--restart-steps",
+        type=cli.positive_int,
+        metavar="N",
+        help="steps of each try (default: to the end of --count-steps, or half of --steps if that is less)",
     )
     learning.add_argument("--baseline-lr", type=cli.positive_float, default=1.5e-3, help="the baseline's learning rate")
     learning.add_argument("--clip-norm", type=cli.positive_float, default=100.0, help="of a gradient, nats per image")
@@ -93,14 +138,23 @@ def parser() -> cli.Parser:
 
 def load(options: argparse.Namespace, run: Run | None = None) -> SceneSet:
     """The training and held-out scenes that a run's options name, of the shape that an earlier ``run`` was given."""
+    if options.scenes:
+        for name in ("canvas", "counts", "unseen_counts", "image_size"):
+            if getattr(options, name):
+                raise InputError(f"--{name.replace('_', '-')} does not apply to --scenes, which are made already.")
+    else:
+        options.counts = options.counts or list(range((options.max_objects or MOST) + 1))
+        options.unseen_counts = options.unseen_counts or []
     scenes = scene_set(
         options.data,
         options.data_dir,
+        **cli.image_options(options),
         ready_made=options.scenes,
         canvas=options.canvas,
         counts=options.counts,
         unseen_counts=options.unseen_counts,
         object_size=options.object_size,
+        object_spread=options.object_spread,
         num_train=options.train_scenes,
         num_test=options.test_scenes,
         seed=options.seed,
@@ -119,16 +173,36 @@ def draw(model: AIR, guide: AIRGuide, scenes: SceneSet, run: Run) -> None:
     scene_pictures(model, guide, scenes.test.head(12), run.metrics, run.folder)
 
 
-def complete(options: argparse.Namespace) -> None:
-    """Defaults that depend on other options; what cannot be is refused before there is a folder."""
+def most_objects(options: argparse.Namespace, scenes: SceneSet) -> int:
+    """The largest number of objects in a scene; :class:`InputError` if options of ready-made scenes say less."""
+    if not options.scenes:
+        return max(options.counts)
+    known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
+    if not known:
+        most = options.max_objects or MOST
+        say(f"{options.data} does not say how many objects its scenes have: at most {most} are assumed (--max-objects)")
+        return most
+    for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):
+        if given is not None and given < max(known):
+            raise InputError(f"{flag} {given} is fewer than the {max(known)} objects of a scene of {options.data}.")
+    return max(known)
+
+
+def complete(options: argparse.Namespace, scenes: SceneSet) -> None:
+    """Defaults that depend on other options and on the scenes; what cannot be is refused before there is a folder."""
     imports.yours(options, AIR, GUIDES[options.guide])
     options.steps = options.steps or STEPS.get(options.data, 6000)
+    options.schedule_steps = options.schedule_steps or options.steps
     options.eval_every = options.eval_every or max(1, options.steps // 10)
-    options.counts = options.counts or list(range(options.max_objects + 1))
-    options.unseen_counts = options.unseen_counts or []
-    options.num_steps = options.num_steps or max(max(options.counts) + 1, *options.unseen_counts, 0)
-    options.explore = options.explore or [1 - 0.7 ** (1 / max(1, *(n - 1 for n in options.counts))), 1e-4]
-    options.explore_steps = options.explore_steps or [options.count_steps[0], 3 * options.steps // 4]
+    options.restart_steps = options.restart_steps or min(options.count_steps[1], max(1, options.steps // 2))
+    if options.restart_steps > options.steps:
+        raise InputError(f"--restart-steps {options.restart_steps} is more than the run's {options.steps} --steps.")
+    if options.restarts > 1 and (options.extend or options.init_from):
+        raise InputError("--restarts tries new seeds: it does not go together with --extend and --init-from.")
+    most = most_objects(options, scenes)
+    options.num_steps = options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0)
+    options.explore = options.explore or [1 - 0.7 ** (1 / max(1, most - 1)), 1e-4]
+    options.explore_steps = options.explore_steps or [options.count_steps[0], 3 * options.schedule_steps // 4]
     if not all(p < 0.5 for p in options.explore):
         raise InputError("--explore: the probabilities must be below 0.5.")
 
@@ -179,6 +253,10 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
     seed_generators(seed)
     svi = build(options, scenes)
     pair = svi.model, svi.guide
+    cli.initialise(options, *pair)
+    annealed = schedules(options, svi)
+    if steps == options.steps:
+        warn_if_short(steps, annealed, "--count-steps, --explore-steps")
     bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
     few = scenes.test.head(5000)
     seconds = fit(
@@ -188,11 +266,13 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
         steps=steps,
         batch_size=options.batch_size,
         seed=seed,
-        annealed=schedules(options, svi),
+        annealed=annealed,
         evaluate=lambda: scene_metrics(bound, svi.guide, few) | gradient_health(svi, few, options.batch_size),
         eval_every=options.eval_every,
         shown=SHOWN,
         resume=resume,
+        saved=pair,
+        draw=lambda: draw(*pair, scenes, run),
     )
     return svi, bound, seconds
 
@@ -200,13 +280,15 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    complete(options)
     scenes = load(options, run)
+    complete(options, scenes)
     imports.checked(options, partial(built, options, scenes), scenes.train)
     run = run or cli.open_run(options, "air")
     seed, resume = options.seed, options.resume
     if options.restarts > 1:
-        begin = partial(train, options, scenes, steps=options.count_steps[1])
+        brief, every = options.restart_steps, options.restarts * options.restart_steps
+        say(f"{options.restarts} starts of {brief:,} steps, {every + options.steps - brief:,} steps in all")
+        begin = partial(train, options, scenes, steps=brief)
         seed, resume = best_start(run, range(seed, seed + options.restarts), begin), True
     svi, bound, seconds = train(options, scenes, run, seed, resume, options.steps)
     seed_generators(options.seed + ranks.index())

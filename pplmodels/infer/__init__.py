@@ -8,7 +8,7 @@ from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.normalisation import settle_batch_norm
 from pplmodels.infer.optim import adam, learning_rates
 from pplmodels.infer.parameters import module_owned_parameters
-from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear
+from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear, schedules_end
 from pplmodels.infer.svi import SVI
 from pplmodels.infer.tracing import CannotCompile
 
@@ -37,6 +37,7 @@ __all__ = [
     "linear",
     "log_probs",
     "module_owned_parameters",
+    "schedules_end",
     "settle_batch_norm",
     "usage",
 ]

@@ -1,22 +1,36 @@
 """Annealed quantities: a tensor that a program reads, and a function of the step that says its value."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-Schedule = Callable[[int], float]
+
+@dataclass(frozen=True)
+class Schedule:
+    """A function of the step, and the step from which on its value stays; None if it never does."""
+
+    value: Callable[[int], float]
+    finish: int | None
+
+    def __call__(self, step: int) -> float:
+        """The value at ``step``."""
+        return self.value(step)
 
 
 def linear(start: float, end: float, begin: int, finish: int) -> Schedule:
     """``start`` until step ``begin``, along a line to ``end`` at step ``finish``, then ``end``."""
-    return lambda step: start + (end - start) * _progress(step, begin, finish)
+    return Schedule(lambda step: start + (end - start) * _progress(step, begin, finish), finish)
 
 
 def cosine(start: float, end: float, begin: int, finish: int) -> Schedule:
     """``start`` until step ``begin``, half a cosine wave to ``end`` at step ``finish``, then ``end``."""
-    return lambda step: end + (start - end) * (1 + math.cos(math.pi * _progress(step, begin, finish))) / 2
+
+    def value(step: int) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * _progress(step, begin, finish))) / 2
+
+    return Schedule(value, finish)
 
 
 def cyclical(start: float, end: float, period: int, ramp: float = 0.5) -> Schedule:
@@ -24,18 +38,23 @@ def cyclical(start: float, end: float, period: int, ramp: float = 0.5) -> Schedu
 
     Cyclical annealing (Fu et al. 2019, arXiv 1903.10145).
     """
-    return lambda step: start + (end - start) * min(1.0, (step % period) / (ramp * period))
+    return Schedule(lambda step: start + (end - start) * min(1.0, (step % period) / (ramp * period)), None)
 
 
 def delayed(schedule: Schedule, begin: int) -> Schedule:
     """0 until step ``begin``, then ``schedule``."""
-    return lambda step: schedule(step) if step >= begin else 0.0
+    return Schedule(lambda step: schedule(step) if step >= begin else 0.0, schedule.finish)
 
 
 def _progress(step: int, begin: int, finish: int) -> float:
     if step >= finish:
         return 1.0
     return 0.0 if step <= begin else (step - begin) / (finish - begin)
+
+
+def schedules_end(annealed: Iterable["Annealed"]) -> int:
+    """The step at which the last of the schedules that end has ended."""
+    return max((getattr(quantity.schedule, "finish", None) or 0 for quantity in annealed), default=0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class Annealed:
     """
 
     tensor: Tensor
-    schedule: Schedule
+    schedule: Callable[[int], float]
 
     def set(self, step: int) -> None:
         """Give the tensor its value for ``step``, counted from 0."""

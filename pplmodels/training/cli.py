@@ -15,6 +15,7 @@ from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, 
 from pplmodels.files import STAMP, newest_run
 from pplmodels.generators import LARGEST_SEED
 from pplmodels.machine import available_memory
+from pplmodels.pretrained import Half
 from pplmodels.training.checkpoint import FILE, step_of
 from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
@@ -79,11 +80,13 @@ def training_parser(
     else:
         add_image_options(source, background)
     training = parser.add_argument_group("training")
+    default = f" (default: {usual_steps})" if usual_steps else ""
+    training.add_argument("--steps", type=positive_int, default=steps, help=f"gradient steps{default}")
     training.add_argument(
-        "--steps", type=positive_int, default=steps, help=f"gradient steps{usual_steps and f' (default: {usual_steps})'}"
-    )
-    training.add_argument(
-        "--schedule-steps", type=positive_int, help="steps that schedules other than the rate's are for (default: --steps)"
+        "--schedule-steps",
+        type=positive_int,
+        metavar="N",
+        help="steps that schedules other than the learning rate's are made for (default: --steps)",
     )
     training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
     training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
@@ -276,6 +279,13 @@ def _given(parser: Parser, argv: list[str] | None) -> set[str]:
     typed = parser.parse_args(argv)
     parser.set_defaults(**defaults)
     return {name for name, value in vars(typed).items() if value is not unset}
+
+
+def initialise(options: argparse.Namespace, *halves: Half) -> None:
+    """Give the halves the weights of the run that ``--init-from`` names, if there is one."""
+    if options.init_from:
+        for half in halves:
+            half.load_weights(options.init_from)
 
 
 def open_run(options: argparse.Namespace, script: str) -> Run:

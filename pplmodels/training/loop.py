@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pyro
 import torch
@@ -15,11 +16,13 @@ from pplmodels import ranks
 from pplmodels.data import Images
 from pplmodels.errors import NonFiniteLoss, Terminated
 from pplmodels.generators import SEEDS, generator_states, restore_generators, seed_generators
-from pplmodels.infer import SVI, Annealed
+from pplmodels.infer import SVI, Annealed, schedules_end
 from pplmodels.infer.bounds import nonfinite_sites
 from pplmodels.infer.state import tensors_of
 from pplmodels.messages import say
+from pplmodels.pretrained import Half
 from pplmodels.training.checkpoint import FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
+from pplmodels.training.preview import Preview
 from pplmodels.training.run import Run
 from pplmodels.training.stopping import noting
 
@@ -42,6 +45,8 @@ def fit(
     resume: bool = False,
     averaged: AveragedModel | None = None,
     patience: int | None = None,
+    saved: Sequence[Half] = (),
+    draw: Callable[[], object] | None = None,
 ) -> float:
     """Take ``steps`` SVI steps over shuffled batches of ``images``; returns the seconds spent, of all sittings.
 
@@ -56,6 +61,9 @@ def fit(
     ``averaged``, over a ModuleList of the SVI's model and guide, follows the weights after each step; its state is in
     the checkpoint. With ``patience`` training ends after that many evaluations without a higher "valid_elbo", and the
     weights (the averaged ones too) of the highest come back.
+
+    After each evaluation but the last, and before it stops early, the weights of the halves ``saved`` are written to
+    the run's folder and ``draw()`` draws its pictures; these are drawn again when that takes little of the time.
 
     Of several ranks (:mod:`pplmodels.ranks`) each takes its share of a batch, the same number of images; ``evaluate``
     gives all of them the same figures. They start from rank 0's weights and draw noise of their own.
@@ -82,6 +90,7 @@ def fit(
     history = [line for line in run.metrics if line["step"] <= start]
     metrics: dict = history[-1] if history else {}
     evaluated = metrics.get("step", 0)
+    preview = Preview(run.folder, saved, draw)
     over = start >= steps or (patience is not None and _since_best(history) >= patience)
 
     def seconds() -> float:
@@ -129,6 +138,8 @@ def fit(
                 stopping = ranks.any_of(stop_requested() is not None)  # it may have come since
             if saving:
                 save_checkpoint(run.folder, svi, done, seconds(), summed, averaged)
+                if stopping or done < steps:
+                    _undisturbed(partial(preview.update, stopping), pair)
                 if stopping:
                     run.close()
                     raise stop_requested() or Terminated()
@@ -138,6 +149,16 @@ def fit(
     if patience is not None:
         load_weights(run.folder, svi, averaged)
     return seconds()
+
+
+def warn_if_short(steps: int, annealed: Sequence[Annealed], options: str) -> None:
+    """Say if schedules, which ``options`` set, end later than a run of ``steps`` steps."""
+    needed = schedules_end(annealed)
+    if needed > steps:
+        say(
+            f"warning: the schedules of this run need {needed:,} steps, and it has {steps:,}: they are cut off (--steps, "
+            f"{options})"
+        )
 
 
 def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.device) -> Iterator[Tensor]:
