@@ -13,7 +13,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, sentence: str):
-        line = "".join(character if character.isprintable() else " " for character in sentence)
+        text = sentence.encode(errors="backslashreplace").decode()  # a file's name may have bytes that are no UTF-8
+        line = "".join(character if character.isprintable() else " " for character in text)
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ...")
 
 

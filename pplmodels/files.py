@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +46,7 @@ def remove_temporary_files(folder: Path) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append ``line`` and force it to disk. Raises :class:`StorageError`."""
-    with named(path), open(path, "a", opener=_not_a_link) as file:
+    with named(path), open(path, "a", encoding="utf-8", opener=_not_a_link) as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -79,6 +80,20 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """``path``, or where its name has other bytes than UTF-8's a link to it: torch and safetensors cannot map such."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "link"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def newest_run(folder: str | Path, holding: str = RUN) -> Path:
@@ -126,7 +141,7 @@ def read_json(path: Path, otherwise: str):
 
 def write_json(path: Path, content) -> None:
     """Write ``content`` as JSON, whole or not at all. Raises :class:`StorageError`."""
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8"))
 
 
 def _finite(text: str) -> float:

@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from pplmodels.errors import InputError, refused_as
-from pplmodels.files import PAIR, newest_run, read_json, replace_file, write_json
+from pplmodels.files import PAIR, named_in_utf8, newest_run, read_json, replace_file, write_json
 
 IMAGE = ("channel", "row", "column")  # dimensions
 REGISTERED = 4  # parameters that a constructor may register for each tensor that is saved: it may replace some
@@ -111,12 +111,12 @@ def load_pair(folder: str | Path) -> tuple[Half, Half]:
     whose constructor has an argument ``model`` is given the model. Of a folder of runs the newest that holds a pair is
     taken, and told on stderr.
     """
-    folder = newest_run(folder, PAIR)
     importlib.import_module("guides")  # so that its classes are known; at the top it would be a circle
-    model = _class_of(folder, "model").from_pretrained(folder)
-    guide = _class_of(folder, "guide")
-    parts = {"model": model} if "model" in inspect.signature(guide).parameters else {}
-    return model, guide.from_pretrained(folder, **parts)
+    with named_in_utf8(newest_run(folder, PAIR)) as folder:
+        model = _class_of(folder, "model").from_pretrained(folder)
+        guide = _class_of(folder, "guide")
+        parts = {"model": model} if "model" in inspect.signature(guide).parameters else {}
+        return model, guide.from_pretrained(folder, **parts)
 
 
 def _class_of(folder: str | Path, role: str) -> type[Half]:

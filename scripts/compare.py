@@ -200,7 +200,7 @@ The runs' commands:
 
 {commands}
 """
-    replace_file(folder / "report.md", lambda path: path.write_text(text))
+    replace_file(folder / "report.md", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
     return folder / "report.md"
 
 

@@ -22,16 +22,16 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     results, configs, lines = [], [], []
     for run in runs:
         try:
-            result = json.loads((run / "result.json").read_text())
-            config = json.loads((run / "config.json").read_text())
+            result = json.loads((run / "result.json").read_text("utf-8"))
+            config = json.loads((run / "config.json").read_text("utf-8"))
             if (run / "evaluation.json").exists():
-                evaluation = json.loads((run / "evaluation.json").read_text())
+                evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
                 if evaluation.pop("data") != config["data"]:
                     raise InputError(f"{run} was last evaluated on other data: evaluate it on its own again.")
                 result["metrics"] |= evaluation
             results.append(result)
             configs.append(config)
-            lines.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
+            lines.append([json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()])
         except (OSError, ValueError) as error:
             raise InputError(f"{run} is not the folder of a finished run.") from error
     fixed = [{key: value for key, value in config.items() if key not in ("seed", "command")} for config in configs]
@@ -58,7 +58,7 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     }
     CARDS.mkdir(exist_ok=True)
     path = CARDS / f"{name}.json"
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(card) + "\n"))
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(card) + "\n", "utf-8"))
     return path
 
 
@@ -69,7 +69,7 @@ def seconds_to(accuracy: float, curve: list[dict]) -> float | None:
 
 def picture(names: list[str], path: Path) -> None:
     """Count accuracy against the seconds of training, a line a run, a colour a card."""
-    curves = {name: json.loads((CARDS / f"{name}.json").read_text())["curve"] for name in names}
+    curves = {name: json.loads((CARDS / f"{name}.json").read_text("utf-8"))["curve"] for name in names}
     plotting.save(plotting.curves_by_run(curves, "count_accuracy"), path)
 
 
@@ -110,7 +110,7 @@ def update_tables(path: Path) -> None:
     """
 
     def card(name: str) -> dict:
-        return json.loads((CARDS / f"{name}.json").read_text())
+        return json.loads((CARDS / f"{name}.json").read_text("utf-8"))
 
     def fill(match: re.Match) -> str:
         names, metrics = (part.split() for part in match[1].split("|"))
@@ -129,14 +129,14 @@ def update_tables(path: Path) -> None:
         source = f"`{found['command']}`, on {found['device']}, torch {found['versions']['torch']}."
         return f"<!-- rows:{match[1]}-->\n\n{text}\n\n{source}\n\n<!-- end -->"
 
-    text = path.read_text()
+    text = path.read_text("utf-8")
     if "<!-- benchmark -->" in text:
         filled = f"<!-- benchmark -->\n\n{benchmark_tables(card('benchmark'))}\n\n<!-- end -->"
         text = re.sub("<!-- benchmark -->.*?<!-- end -->", filled, text, flags=re.DOTALL)
     text = re.sub(r"<!-- results:(.*?)-->.*?<!-- end -->", fill, text, flags=re.DOTALL)
     text = re.sub(r"<!-- rows:(.*?)-->.*?<!-- end -->", rows, text, flags=re.DOTALL)
     text = re.sub(r"<!-- figure:(.*?)-->.*?<!-- end -->", figure, text)
-    replace_file(path, lambda temporary: temporary.write_text(text))
+    replace_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def benchmark_tables(measured: dict) -> str:

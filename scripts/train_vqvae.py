@@ -1,6 +1,8 @@
 """Train a VQ-VAE on images; train_pixelcnn.py RUN then learns the prior of its codes (or --with-prior)."""
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import train_pixelcnn
 import vaes
@@ -63,9 +65,15 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = vaes.train(options, run, "vq-vae", build, images, draw, code_metrics, objective="bound_less_distances")
     if options.with_prior:
-        second = folder / "prior"
-        resume = ["--resume"] if (second / "config.json").exists() else []
-        train_pixelcnn.main([str(folder), "--out", str(second), *resume])
+        train_pixelcnn.main([str(folder), *prior_options(options, folder / "prior")])
+
+
+def prior_options(options: argparse.Namespace, folder: Path) -> list[str]:
+    """What the prior's training in ``folder`` is told: how and where to compute, and, as it begins, what it keeps."""
+    given = ["--out", str(folder), "--device", options.device, "--compile" if options.compile else "--no-compile"]
+    if (folder / "config.json").exists():
+        return [*given, "--resume"]
+    return [*given, "--seed", str(options.seed), "--precision", options.precision]
 
 
 def measure(bound: Callable[[Tensor], LogProbs], model: VQVAE, guide: VQGuide, images: ImageSet) -> dict:

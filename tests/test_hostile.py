@@ -61,6 +61,7 @@ def refused(load, *arguments, match=None):
 
 def test_a_sentence_is_one_short_line_whatever_it_quotes():
     assert str(InputError("a\nb\x1b[31m")) == "a b [31m"
+    assert str(InputError("a\udcff")) == "a\\udcff"
     assert len(str(InputError("x" * 10**6))) == LONGEST
 
 

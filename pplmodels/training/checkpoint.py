@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pplmodels import ranks
 from pplmodels.errors import InputError, refused_as
-from pplmodels.files import replace_file
+from pplmodels.files import named_in_utf8, replace_file
 from pplmodels.generators import generator_states, restore_generators
 from pplmodels.infer import SVI
 
@@ -128,7 +128,8 @@ def _read(path: Path) -> dict:
     with refused_as(f"{path} is not a checkpoint, or was cut short."):
         _refuse_foreign(path)
         # mapped: a storage is then a part of the file; what is kept of it is copied
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with named_in_utf8(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         if not {"model_class", "guide_class"} <= state.keys():
             raise ValueError("no names")
     return state

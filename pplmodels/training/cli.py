@@ -346,8 +346,11 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's ``main``; whatever ends it early is told in one sentence.
 
     Exit codes: 2 for bad input, 1 for a failed training or a file that could not be written, 130 for Ctrl-C, 143 for
-    SIGTERM.
+    SIGTERM. A character that the terminal's encoding lacks is printed as its number, ``\\u2713``, say.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # notebooks have streams of their own
+            stream.reconfigure(errors="backslashreplace")
     try:
         with raising(), ranks.group():
             main()

@@ -130,7 +130,7 @@ def _findings(pair: nn.ModuleList, x: Tensor, file: Path) -> list[str]:
     try:
         moved = copy.deepcopy(pair)
         with torch.no_grad():
-            for parameter in moved.parameters():
+            for parameter in (p for p in moved.parameters() if p.requires_grad):
                 parameter += NUDGE * torch.randn_like(parameter)
         return check_pair(*moved, x)
     except Exception as error:

@@ -159,14 +159,14 @@ class Run:
         path = self.folder / "environment.jsonl"
         sitting = {"step": step, "command": " ".join(["python", *sys.argv]), **environment(device)}
         text = "".join(whole_lines(path)) + json.dumps(sitting) + "\n"
-        replace_file(path, lambda temporary: temporary.write_text(text))
+        replace_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
     def forget_after(self, step: int) -> None:
         """Drop evaluations later than ``step``: a resumed run will come to them again."""
         if ranks.index() > 0:
             return
         kept = "".join(json.dumps(line) + "\n" for line in self.metrics if line["step"] <= step)
-        replace_file(self.folder / "metrics.jsonl", lambda path: path.write_text(kept))
+        replace_file(self.folder / "metrics.jsonl", lambda path: path.write_text(kept, "utf-8"))
 
     def log(self, step: int, seconds: float, metrics: dict) -> None:
         """Append one evaluation to metrics.jsonl and TensorBoard."""

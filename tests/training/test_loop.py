@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 
 import numpy as np
 import pyro
@@ -123,6 +124,13 @@ def test_resumed_is_the_same_as_never_stopped(tmp_path):
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert straight[3][-2:] == resumed[3][-2:]
     assert [line["step"] for line in resumed[3]] == [5, 10, 15, 20, 23]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's file names are any bytes")
+def test_a_run_whose_name_is_no_utf8_is_resumed(tmp_path):
+    run = tmp_path / "run \udcff"
+    train(run, 5)
+    assert [line["step"] for line in train(run, 10, resume=True)[3]] == [5, 10]
 
 
 def test_averaged_weights_follow_the_weights_and_survive_a_kill(tmp_path):
