@@ -46,7 +46,9 @@ BLURRED = 3.0  # the likelihood's deviation begins so many times wider
 def parser() -> cli.Parser:
     """The script's options."""
     known = "tables, which are drawn"
-    parser = cli.training_parser(__doc__, steps=None, batch_size=64, lr=1e-3, data="tables", known=known)
+    parser = cli.training_parser(
+        __doc__, steps=None, batch_size=64, lr=1e-3, data="tables", known=known, background=None, usual_steps="3000"
+    )
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument(
         "--counts", type=cli.natural_int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="numbers of solids"
@@ -113,6 +115,7 @@ def complete(options: argparse.Namespace) -> None:
     """Defaults that depend on other options; what cannot be is refused before there is a folder."""
     imports.yours(options, AIR3D, AIR3DGuide)
     options.steps = options.steps or 3000
+    options.schedule_steps = options.schedule_steps or options.steps
     options.eval_every = options.eval_every or max(1, options.steps // 10)
 
 
@@ -137,20 +140,23 @@ def built(options: argparse.Namespace, num_steps: int, device: torch.device) -> 
     return svi.model, svi.guide
 
 
-def schedules(options: argparse.Namespace, svi: SVI, steps: int, anew: bool) -> list[Annealed]:
-    """What changes in the course of a part's training, which begins ``anew`` or with what another part has learnt."""
+def schedules(options: argparse.Namespace, svi: SVI, steps: int, course: int, anew: bool) -> list[Annealed]:
+    """What changes in the ``steps`` of a part's training, which begins ``anew`` or with what another part has learnt.
+
+    All but the learning rates change within the first ``course`` steps.
+    """
     model, guide = svi.model, svi.guide
-    third, two_thirds = steps // 3, 2 * steps // 3
+    third, two_thirds = course // 3, 2 * course // 3
     begun = [(tensor, float(tensor)) for tensor in learning_rates(svi.optim)]
     decaying = [Annealed(tensor, cosine(rate, rate / 100, steps // 2, steps)) for tensor, rate in begun]
     if not anew:
-        return [*decaying, Annealed(guide.presence_limit, linear(TRYING, SURE, 0, 3 * steps // 4))]
+        return [*decaying, Annealed(guide.presence_limit, linear(TRYING, SURE, 0, 3 * course // 4))]
     return [
         *decaying,
         Annealed(model.pixel_scale, linear(BLURRED * options.pixel_scale, options.pixel_scale, 0, third)),
         Annealed(guide.presence_limit, linear(UNSURE, SURE, third, two_thirds)),
         Annealed(guide.kind_limit, linear(KINDS_OPEN, KINDS_SETTLED, third, two_thirds)),
-        Annealed(guide.yaw_limit, linear(YAW_NARROW, EVEN, steps // 2, two_thirds)),
+        Annealed(guide.yaw_limit, linear(YAW_NARROW, EVEN, course // 2, two_thirds)),
     ]
 
 
@@ -160,9 +166,14 @@ def train(
     """Train a pair for so many solids, from the weights of another guide; the SVI, the bound and the seconds."""
     seed_generators(options.seed)
     svi = build(options, num_steps, tables.train.pixels.device)
+    pair = svi.model, svi.guide
     if start is not None:
         svi.guide.load_state_dict(start.state_dict())
-    pair = svi.model, svi.guide
+    elif options.init_from:
+        cli.initialise(options, *pair)
+    last = num_steps == max(options.counts)
+    anew = num_steps == 1 and start is None and not options.init_from
+    course = options.schedule_steps if last else steps
     bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
     few = tables.test.head(EVALUATED)
     seconds = fit(
@@ -172,11 +183,13 @@ def train(
         steps=steps,
         batch_size=options.batch_size,
         seed=options.seed,
-        annealed=schedules(options, svi, steps, start is None),
+        annealed=schedules(options, svi, steps, course, anew),
         evaluate=lambda: table_metrics(bound, svi.guide, few),
         eval_every=options.eval_every,
         shown=SHOWN,
         resume=(run.folder / FILE).exists(),
+        saved=pair,
+        draw=lambda: draw(*pair, tables, run),
     )
     return svi, bound, seconds
 
@@ -190,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     for num_steps in sorted({1, most}):
         imports.checked(options, partial(built, options, num_steps, tables.train.pixels.device), tables.train)
     run = run or cli.open_run(options, "air3d")
-    if most > 1:
+    if most > 1 and not (options.extend or options.init_from):  # those have learnt that already
         for name, scenes in (("alone", drawn(options, [1])), ("one", tables)):
             part = run.within(name)
             svi, _, seconds = train(options, scenes, part, 1, options.first_steps, start)

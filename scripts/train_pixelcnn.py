@@ -81,6 +81,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
         images = images.with_validation(options.valid)
         if images.train.shape[0] != 1:
             raise InputError(f"{options.data} has colours: only grey images are maps of pixels here.")
+        vaes.say_binarised(images.train, options.reading)
         device = cli.find_device(options.device)
         maps = images.map(lambda part: part.read_as(MAPS[options.reading]).to(device))
     else:

@@ -29,9 +29,10 @@ from pplmodels.infer import (
     settle_batch_norm,
 )
 from pplmodels.infer.bounds import LogProbs
+from pplmodels.messages import say
 from pplmodels.pretrained import Half
 from pplmodels.report import BATCH, image_metrics, image_pictures
-from pplmodels.training import Run, cli, fit, imports
+from pplmodels.training import Run, cli, fit, imports, warn_if_short
 
 STEPS = 20_000
 READ_FOR = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
@@ -86,9 +87,10 @@ def add_annealing(parser: cli.Parser) -> None:
 def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
     """Defaults that depend on other options; ``steps`` are those of data sets that need fewer."""
     options.steps = options.steps or steps.get(options.data, STEPS)
+    options.schedule_steps = options.schedule_steps or options.steps
     options.eval_every = options.eval_every or max(1, options.steps // 10)
     if options.warm_up is None:
-        options.warm_up = min(2000, options.steps // 10)
+        options.warm_up = min(2000, options.schedule_steps // 10)
     if options.cycle and not 0 < options.warm_up <= options.cycle:
         raise InputError(f"--cycle {options.cycle} needs a --warm-up from 1 to {options.cycle}, not {options.warm_up}.")
 
@@ -123,6 +125,7 @@ def train(
     device = images.train.pixels.device
     seed_generators(options.seed)
     model, guide = pair = imports.checked(options, build, images.train)
+    cli.initialise(options, *pair)
     run = run or cli.open_run(options, name)
     halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
     part = late(model, guide) if late else None
@@ -133,13 +136,14 @@ def train(
         *halves, optim, elbo, clip_norm=options.clip_norm, compile=options.compile and "auto", precision=precision
     )
     falling = linear(options.lr, options.lr / 100, int(options.hold * options.steps), options.steps)
-    courses = (falling, delayed(falling, int(late_from * options.steps)))
+    courses = (falling, delayed(falling, int(late_from * options.schedule_steps)))
     annealed = [Annealed(rate, course) for rate, course in zip(learning_rates(optim), courses, strict=False)]
     if options.warm_up:
         warm_up = linear(0.0, 1.0, 0, options.warm_up)
         if options.cycle:
             warm_up = cyclical(0.0, 1.0, options.cycle, options.warm_up / options.cycle)
         annealed += [Annealed(half.beta, warm_up) for half in halves]
+    warn_if_short(options.steps, annealed, "--warm-up")
     averaged = None
     if options.averaging:
         multi = get_ema_multi_avg_fn(options.averaging)
@@ -167,6 +171,8 @@ def train(
         resume=options.resume,
         averaged=averaged,
         patience=options.patience,
+        saved=measured,
+        draw=lambda: draw(*measured, images, run),
     )
     settle_batch_norm(*measured, images.train.batches(options.batch_size))
     seed_generators(options.seed + ranks.index())
@@ -207,7 +213,12 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     cli.check_images(options, run, images.train.shape)
     if options.reading == "static":
         for part in (images.train, images.test, images.valid):
-            _refuse_grey(part, options.data)
+            if not black_and_white(part):
+                raise InputError(
+                    f"{options.data} has grey pixels, which have no probability where pixels are 0 or 1: "
+                    "draw them with --binarise dynamic, or cut them with --binarise threshold."
+                )
+    say_binarised(images.train, options.reading)
     images = images.map(lambda part: part.read_as(READINGS[options.reading]))
     if images.train.reading is bernoulli:
         images = ImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))
@@ -215,9 +226,18 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     return images.map(lambda part: part.to(device))
 
 
-def _refuse_grey(images: Images, source: str) -> None:
-    if not all(bool(((levels == 0) | (levels == 255)).all()) for levels in images.levels()):
-        raise InputError(
-            f"{source} has grey pixels, which have no probability where pixels are 0 or 1: "
-            "draw them with --binarise dynamic, or cut them with --binarise threshold."
-        )
+def black_and_white(images: Images) -> bool:
+    """Whether each pixel is 0 or full."""
+    return all(bool(((levels == 0) | (levels == 255)).all()) for levels in images.levels())
+
+
+def say_binarised(images: Images, reading: str) -> None:
+    """Say what becomes of grey or coloured pixels where a pixel is to be 0 or 1."""
+    made = {
+        "dynamic": "drawn as 0 or 1 with their intensity as probability, each time anew",
+        "threshold": "cut to 0 or 1 at a half",
+        "bits": "cut to 0 or 1 at a half (--pixels)",
+    }
+    if reading in made and not black_and_white(images):
+        kind = "coloured pixels, by channel," if images.shape[0] == 3 else "grey pixels"
+        say(f"{kind} are {made[reading]}; train_image_vae.py models their levels")

@@ -155,10 +155,7 @@ def warn_if_short(steps: int, annealed: Sequence[Annealed], options: str) -> Non
     """Say if schedules, which ``options`` set, end later than a run of ``steps`` steps."""
     needed = schedules_end(annealed)
     if needed > steps:
-        say(
-            f"warning: the schedules of this run need {needed:,} steps, and it has {steps:,}: they are cut off (--steps, "
-            f"{options})"
-        )
+        say(f"warning: the schedules of this run need {needed:,} steps, but it takes {steps:,}: see --steps, {options}")
 
 
 def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.device) -> Iterator[Tensor]:
