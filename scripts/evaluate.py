@@ -55,9 +55,10 @@ def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, one of runs, or one with two halves that you saved")
     imports.add_import(parser, "the classes of the pair")
-    parser.add_argument("--data", metavar="NAME|FILE.npz|FOLDER", help="other data (default: as in training)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where torchvision's data sets are (default: as in training)")
-    parser.add_argument("--reading", choices=READINGS, help="what pixels become (default: as in training)")
+    source = parser.add_argument_group("data", "by default as in training")
+    source.add_argument("--data", metavar="NAME|FILE|FOLDER", help="other data")
+    cli.add_image_options(source)
+    source.add_argument("--reading", choices=READINGS, help="what pixels become")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the guide's samples")
     bound = parser.add_argument_group("importance-weighted bound")
@@ -119,8 +120,14 @@ def main(argv: list[str] | None = None) -> None:
 def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
     """The options that a run was trained with, those of its data as ``options`` say where they do."""
     described, *_ = kind_of(run)
-    trained = {"data_dir": "data", "valid": None, **cli.restore(described(), run), "device": options.device}
-    given = {name: getattr(options, name) for name in ("data", "data_dir", "reading")}
+    trained = {
+        "data_dir": "data",
+        "valid": None,
+        **cli.restore(described(), run),
+        "device": options.device,
+        "typed": (),
+    }
+    given = {name: getattr(options, name) for name in ("data", "data_dir", "reading", *cli.IMAGE_OPTIONS)}
     trained |= {name: value for name, value in given.items() if value is not None}
     missing = [name for name in ("data", "reading") if name not in trained]
     if missing and described is vaes.image_parser:

@@ -140,8 +140,9 @@ def load(options: argparse.Namespace, run: Run | None = None) -> SceneSet:
     """The training and held-out scenes that a run's options name, of the shape that an earlier ``run`` was given."""
     if options.scenes:
         for name in ("canvas", "counts", "unseen_counts", "image_size"):
-            if getattr(options, name):
+            if getattr(options, name) and name in options.typed:
                 raise InputError(f"--{name.replace('_', '-')} does not apply to --scenes, which are made already.")
+            setattr(options, name, None)
     else:
         options.counts = options.counts or list(range((options.max_objects or MOST) + 1))
         options.unseen_counts = options.unseen_counts or []
@@ -255,8 +256,10 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
     pair = svi.model, svi.guide
     cli.initialise(options, *pair)
     annealed = schedules(options, svi)
-    if steps == options.steps:
+    shown = {}
+    if steps == options.steps:  # not one of several brief starts
         warn_if_short(steps, annealed, "--count-steps, --explore-steps")
+        shown = {"saved": pair, "draw": lambda: draw(*pair, scenes, run)}
     bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
     few = scenes.test.head(5000)
     seconds = fit(
@@ -271,8 +274,7 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
         eval_every=options.eval_every,
         shown=SHOWN,
         resume=resume,
-        saved=pair,
-        draw=lambda: draw(*pair, scenes, run),
+        **shown,
     )
     return svi, bound, seconds
 

@@ -165,6 +165,8 @@ def scene_set(
 def _ready_made(
     path: Path, num_train: int, num_test: int, side: float | None, spread: float | None, white_level: float | None
 ) -> SceneSet:
+    if path.suffix.lower() != ".npz":
+        raise InputError(f"ready-made scenes come from an .npz file, not from {path}.")
     train, test = load_scenes(path, white_level)
     size = min(train.shape[1:])
     sides = object_sides(train)

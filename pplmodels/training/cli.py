@@ -24,10 +24,11 @@ from pplmodels.training.stopping import raising
 # What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
 # its classes; its path is never taken from a run's folder, which a stranger may have written.
 FREE = ("out", "resume", "device", "data_dir", "data_memory", "workers", "compile", "imports", *("extend", "init_from"))
+IMAGE_OPTIONS = ("background", "image_size", "white_level", "data_memory", "workers")
 # Options that runs of version 0.1.0 do not have in their configuration; they were trained with the defaults.
 LATER = (
-    *("background", "image_size", "white_level", "data_memory", "workers", "object_spread"),
-    *("restart_steps", "schedule_steps", "extend", "init_from"),
+    *IMAGE_OPTIONS,
+    *("object_spread", "restart_steps", "schedule_steps", "extend", "init_from"),
 )
 ONCE = ("restarts", "with_prior", "eval_every")  # what a run that goes on from another one does not take over from it
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -78,7 +79,7 @@ def training_parser(
     if background is None:
         parser.set_defaults(data_dir="data")
     else:
-        add_image_options(source, background)
+        add_image_options(source, background, "data")
     training = parser.add_argument_group("training")
     default = f" (default: {usual_steps})" if usual_steps else ""
     training.add_argument("--steps", type=positive_int, default=steps, help=f"gradient steps{default}")
@@ -116,9 +117,11 @@ def training_parser(
     return parser
 
 
-def add_image_options(source: argparse._ArgumentGroup, background: str) -> None:
+def add_image_options(
+    source: argparse._ArgumentGroup, background: str | None = None, data_dir: str | None = None
+) -> None:
     """How images of the user's are read (:func:`pplmodels.data.load_images`)."""
-    source.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
+    source.add_argument("--data-dir", default=data_dir, metavar="DIR", help="where torchvision's data sets are, or go")
     source.add_argument(
         "--background", default=background, metavar="COLOUR", help="the colour under transparent pixels, as in CSS"
     )
@@ -148,14 +151,18 @@ def image_options(options: argparse.Namespace) -> dict:
     device = find_device(options.device)
     if device.type == "cuda" and options.data_memory is None:
         memory = min(memory, torch.cuda.mem_get_info(device)[0] / 2)
-    named = {name: getattr(options, name) for name in ("background", "image_size", "white_level", "workers")}
+    named = {name: getattr(options, name) for name in IMAGE_OPTIONS if name != "data_memory"}
     return {**named, "memory": int(memory)}
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
-    """The options, and with ``--resume`` the run to continue, locked, whose options then hold."""
+    """The options, and with ``--resume`` the run to continue, locked, whose options then hold.
+
+    ``options.typed`` are the names of those that are on the command line.
+    """
     global _typed
     options = parser.parse_args(argv)
+    options.typed = _given(parser, argv)
     if argv is None:
         _typed = options
     if ranks.restarted() and options.out is not None:
@@ -180,7 +187,7 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
     if options.imports and not run.config.get("imports"):
         raise InputError(f"{options.out} was trained without --import.")
     run_import(options, run)
-    given, restored = _given(parser, argv), restore(parser, run)
+    given, restored = options.typed, restore(parser, run)
     if not isinstance(run.config.get("command"), str) or not all(name in restored for name in kept(parser)):
         raise InputError(f"{options.out} holds a run of another script.")
     for name in kept(parser):
@@ -205,7 +212,7 @@ def _taken_from(parser: Parser, argv: list[str] | None, options: argparse.Namesp
     folder = Path(ranks.from_all(str(newest_run(getattr(options, flag)).absolute()) if ranks.index() == 0 else "")[0])
     earlier = Run.open(folder)
     run_import(options, earlier)
-    given, restored = _given(parser, argv), restore(parser, earlier)
+    given, restored = options.typed, restore(parser, earlier)
     if not all(name in restored for name in kept(parser)):
         raise InputError(f"{folder} holds a run of another script.")
     for name in {*kept(parser), "data_dir"} - {*given, *ONCE}:
@@ -293,7 +300,7 @@ def open_run(options: argparse.Namespace, script: str) -> Run:
     if options.out is None:
         folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime(STAMP)
         options.out = ranks.from_all(str(_unused(folder)) if ranks.index() == 0 else "")[0]
-    config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
+    config = {name: value for name, value in vars(options).items() if name not in ("out", "resume", "typed")}
     run = Run.create(options.out, {"script": script, **config})
     if options.extend:
         run.take_over(options.extend)

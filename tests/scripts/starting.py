@@ -11,6 +11,8 @@ SMALL = [
     *("--what-dim", "4", "--batch-size", "16", "--device", "cpu", "--no-compile"),
 ]
 
+OWN = ["--scenes", *SMALL[SMALL.index("--train-scenes") :]]  # for ready-made scenes, whose canvas is what it is
+
 
 def start(name, *arguments):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]

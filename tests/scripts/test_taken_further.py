@@ -1,0 +1,166 @@
+"""Runs that go on from other runs, and what can be looked at before a run has ended."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from starting import OWN, SMALL
+
+from pplmodels.pretrained import load_pair
+from pplmodels.training import cli
+
+VAE = ["--hidden", "8", "--z-dim", "3", "--batch-size", "64", "--no-compile", "--hold", "1", "--eval-every", "2"]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("vaes.image_pictures", lambda *_: None)
+
+
+def weights(run):
+    return {f"{role}.{k}": v for role in ("model", "guide") for k, v in load_file(run / f"{role}.safetensors").items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_extended_run_is_the_longer_run_bit_for_bit(script, tmp_path, no_pictures):
+    """With a rate that stays: 4 steps and then 3 more are 7 steps, and the first run stays as it is."""
+    train = script("train_vae")
+    short, longer, straight = (tmp_path / name for name in ("short", "longer", "straight"))
+    train([*VAE, "--steps", "4", "--out", str(short)])
+    before = {path: path.read_bytes() for path in short.rglob("*") if path.is_file()}
+    train(["--extend", str(short), "--steps", "7", "--eval-every", "2", "--out", str(longer)])
+    train([*VAE, "--steps", "7", "--schedule-steps", "4", "--out", str(straight)])
+    assert same(weights(longer), weights(straight))
+    steps = [json.loads(line)["step"] for line in (longer / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 7]
+    assert {path: path.read_bytes() for path in short.rglob("*") if path.is_file()} == before
+    config = json.loads((longer / "config.json").read_text())
+    assert config["extend"] == str(short) and config["hidden"] == [8]
+    (longer / "checkpoint.pt").unlink()  # as if it had been killed while it took over the first run's state
+    (longer / "metrics.jsonl").unlink()
+    train(["--resume", "--out", str(longer)])
+    assert same(weights(longer), weights(straight))
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_may_be_extended_with_another_rate_and_other_data(script, tmp_path, no_pictures):
+    short, longer = tmp_path / "short", tmp_path / "longer"
+    script("train_vae")([*VAE, "--steps", "2", "--out", str(short)])
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=pixels, x_test=pixels[:9])
+    changed = ["--data", str(tmp_path / "mine.npz"), "--lr", "1e-5", "--steps", "4"]
+    script("train_vae")(["--extend", str(short), *changed, "--out", str(longer)])
+    assert json.loads((longer / "config.json").read_text())["lr"] == 1e-5
+    moved = (weights(longer)[name] - value for name, value in weights(short).items())
+    assert 0 < max(float(difference.abs().max()) for difference in moved) < 1e-4  # two steps at that rate
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_begins_with_the_weights_of_another(script, tmp_path):
+    """With a rate of almost nothing the weights stay those of the first run, while what the run sets itself changes."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    script("train_air")([*SMALL, "--steps", "2", "--out", str(first)])
+    scenes = np.zeros((30, 20, 20), np.uint8)
+    scenes[:, 4:8, 4:8] = 255
+    np.savez(tmp_path / "mine.npz", x_train=scenes, x_test=scenes, n_train=np.ones(30, int), n_test=np.ones(30, int))
+    changed = [
+        *OWN,
+        "--data",
+        str(tmp_path / "mine.npz"),
+        "--num-steps",
+        "3",
+        "--lr",
+        "1e-12",
+        "--baseline-lr",
+        "1e-12",
+    ]
+    script("train_air")([*changed, "--init-from", str(first), "--steps", "1", "--out", str(second)])
+    before, after = weights(first), weights(second)
+    assert not torch.equal(
+        before["model.where_loc"], after["model.where_loc"]
+    )  # the prior's windows fit the new scenes
+    learned = [
+        f"{role}.{name}"
+        for role, half in zip(("model", "guide"), load_pair(first), strict=True)
+        for name, _ in half.named_parameters()
+    ]
+    assert learned and all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in learned)
+
+
+BAD = [
+    (["train_vae", "--extend", "RUN"], "has taken 2 steps: give more --steps than that to extend it"),
+    (["train_vae", "--init-from", "RUN", "--z-dim", "5"], "does not hold the weights of a MLPVAE of these sizes"),
+    (["train_ladder_vae", "--extend", "RUN", "--steps", "9"], "holds a run of another script"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    import train_vae
+
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train_vae.main([*VAE, "--steps", "2", "--out", str(run)])
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence", BAD, ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else ""
+)
+def test_what_cannot_go_on_is_refused_before_there_is_a_folder(script, tmp_path, capsys, trained, arguments, sentence):
+    name, *options = [str(trained) if word == "RUN" else word for word in arguments]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(lambda: script(name)([*options, "--out", str(tmp_path / "new")]))
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name, options", [("train_air", SMALL), ("train_vae", VAE)])
+def test_weights_and_pictures_are_there_before_the_end(script, tmp_path, monkeypatch, name, options):
+    """Stopped after the first evaluation: what was there, and what the stop left, can be loaded and looked at."""
+    import pplmodels.training.loop as loop
+
+    run, seen = tmp_path / "run", []
+
+    class Stopped(Exception):
+        pass
+
+    def save(*arguments):
+        if arguments[2] > 3:
+            seen.extend(path.name for path in run.iterdir())
+            raise Stopped
+        return original(*arguments)
+
+    original = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    with pytest.raises(Stopped):
+        script(name)([*options, "--steps", "8", "--eval-every", "2", "--out", str(run)])
+    assert {"model.json", "model.safetensors", "guide.json", "guide.safetensors", "curves.png"} <= set(seen)
+    assert len([name for name in seen if name.endswith(".png")]) >= 3
+    load_pair(run)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_that_is_too_short_for_its_schedules_says_so(script, tmp_path, capsys, no_pictures):
+    script("train_air")([*SMALL, "--steps", "1", "--out", str(tmp_path / "air")])
+    assert (
+        "the schedules of this run need 1,500 steps, but it takes 1: see --steps, --count-steps"
+        in capsys.readouterr().err
+    )
+    script("train_vae")([*VAE, "--steps", "2", "--warm-up", "5", "--out", str(tmp_path / "vae")])
+    assert "need 5 steps, but it takes 2: see --steps, --warm-up" in capsys.readouterr().err
+    script("train_vae")([*VAE, "--steps", "2", "--out", str(tmp_path / "enough")])
+    assert "schedules" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("binarise", ["dynamic", "threshold"])
+def test_grey_images_are_not_binarised_without_a_word(script, tmp_path, capsys, no_pictures, binarise):
+    script("train_vae")([*VAE, "--binarise", binarise, "--steps", "1", "--out", str(tmp_path / "run")])
+    assert "grey pixels are" in capsys.readouterr().err
