@@ -31,6 +31,8 @@ LATER = (
     *("object_spread", "restart_steps", "schedule_steps", "extend", "init_from"),
 )
 ONCE = ("restarts", "with_prior", "eval_every")  # what a run that goes on from another one does not take over from it
+# Options that say what is in the data: nor those, where other data are named.
+OF_DATA = (*IMAGE_OPTIONS, "canvas", "counts", "unseen_counts", "max_objects", "object_size", "object_spread")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 _typed: argparse.Namespace | None = None  # the options of this process's command, once they are known
 
@@ -215,7 +217,7 @@ def _taken_from(parser: Parser, argv: list[str] | None, options: argparse.Namesp
     given, restored = options.typed, restore(parser, earlier)
     if not all(name in restored for name in kept(parser)):
         raise InputError(f"{folder} holds a run of another script.")
-    for name in {*kept(parser), "data_dir"} - {*given, *ONCE}:
+    for name in {*kept(parser), "data_dir"} - {*given, *ONCE, *(OF_DATA if "data" in given else ())}:
         setattr(options, name, restored.get(name, getattr(options, name)))
     setattr(options, flag, str(folder))
     if options.extend:

@@ -219,7 +219,7 @@ def refused(main, sentence, capsys):
         cli.run_script(main)
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
-    assert sentence in errors.splitlines()[-1] and "Traceback" not in errors
+    assert sentence.strip() in errors.splitlines()[-1] and "Traceback" not in errors
 
 
 BAD = [
