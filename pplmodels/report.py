@@ -28,14 +28,13 @@ from pplmodels.infer import (
 from pplmodels.infer.bounds import LogProbs, without_step
 from pplmodels.nn.renderer import KINDS, Renderer
 
-BATCH = 500  # images evaluated at a time
 ASIDE = 1.0  # radians by which the other camera of a picture of solids has gone round the table
 UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
 
 
 def _batches(images: Images) -> Iterator[Tensor]:
     """This rank's share of some images that are to be measured."""
-    return images.part(ranks.share(len(images))).batches(BATCH)
+    return images.part(ranks.share(len(images))).batches()
 
 
 def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
@@ -123,7 +122,8 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
     if len(active) != 1:
         return metrics | {f"active_units/{site}": number for site, number in active.items()}
     metrics["active_units"] = active.total()
-    return metrics | (information(model, guide, images.head(1000)[:], *units) if len(units) == 1 else {})
+    some = images.head(images.at_once(1000))[:]
+    return metrics | (information(model, guide, some, *units) if len(units) == 1 else {})
 
 
 def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
@@ -152,7 +152,7 @@ def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -
 
 def code_pictures(model, guide, images: Images, folder: Path) -> None:
     """Write usage.png, how often each of a VQ-VAE's codes is used, and codes.png, maps of codes beside their images."""
-    counts = code_counts(guide, images.batches(BATCH), len(model.codebook))
+    counts = code_counts(guide, images.batches(), len(model.codebook))
     save_picture(plotting.histogram(counts.cpu().numpy(), "code", "positions"), folder / "usage.png")
     x = images.head(12)[:]
     rows = [x, inspect.reconstruct(model, guide, x)]
@@ -211,10 +211,10 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
         save_picture(figure, folder / f"{name}.png")
     if len(sites) == 1:
-        plane, coordinates = inspect.manifold(model, guide, images.head(1000)[:], site=sites[0])
+        plane, coordinates = inspect.manifold(model, guide, images.head(images.at_once(1000))[:], site=sites[0])
         labels = tuple(f"coordinate {number}" for number in coordinates)
         save_picture(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
-        clouds, _ = inspect.code_clouds(model, guide, images.head(1000)[:], sites[0])
+        clouds, _ = inspect.code_clouds(model, guide, images.head(images.at_once(1000))[:], sites[0])
         save_picture(
             plotting.clouds({name: cloud.cpu().numpy() for name, cloud in clouds.items()}), folder / "prior.png"
         )

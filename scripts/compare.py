@@ -18,7 +18,7 @@ from pplmodels.files import PAIR, newest_run, replace_file, write_json
 from pplmodels.generators import seed_generators
 from pplmodels.infer import compiled_log_probs, elbo_terms
 from pplmodels.pretrained import Half, count_parameters, load_pair
-from pplmodels.report import BATCH, last_slope, save_picture
+from pplmodels.report import last_slope, save_picture
 from pplmodels.training import Run, cli
 from pplmodels.training.run import commit, describe_device, versions
 
@@ -113,7 +113,7 @@ def measure(pair: Pair, run: Run, images: ImageSet, options: argparse.Namespace)
     bound = compiled_log_probs(*pair, fallback=True)
     row = {}
     for label, part in PARTS.items():
-        terms, _ = elbo_terms(bound, getattr(images, part).batches(BATCH))
+        terms, _ = elbo_terms(bound, getattr(images, part).batches())
         row |= {f"{label}/{term}": terms[term] for term in TERMS}
     test = images.test.head(options.iw_images or len(images.test))
     row["iw_bound"] = float(evaluate.weighted(*pair, test, options.iw_samples, chunk=50).bound.mean())

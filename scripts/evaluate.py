@@ -35,7 +35,7 @@ from pplmodels.infer import (
 )
 from pplmodels.infer.bounds import Weighted
 from pplmodels.pretrained import load_pair
-from pplmodels.report import BATCH, level_bits
+from pplmodels.report import level_bits
 from pplmodels.training import Run, cli, imports
 
 TOGETHER = 100  # images for which samples of the importance-weighted bound are drawn at once
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     seed_generators(options.seed)
     metrics, arrays = {"data": trained.data, **measure(bound, model, guide, data)}, {}
     if isinstance(model, AIR):
-        batches = data.test.batches(BATCH)
+        batches = data.test.batches()
         arrays["count_posterior"] = torch.cat([inspect.count_posterior(guide, x, options.paths) for x in batches])
         if options.gradient_samples:
             metrics |= gradient_variances(model, guide, data.test.head(trained.batch_size)[:], options.gradient_samples)

@@ -20,7 +20,7 @@ from pplmodels.files import PAIR, newest_run, write_json
 from pplmodels.infer import elbo_terms, log_probs
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.pretrained import load_pair
-from pplmodels.report import BATCH, curves_picture, level_bits, map_metrics, save_picture
+from pplmodels.report import curves_picture, level_bits, map_metrics, save_picture
 from pplmodels.training import Run, cli, imports
 
 STEPS = {"digits": 600}
@@ -113,7 +113,7 @@ def stage_one(options: argparse.Namespace) -> tuple[VQVAE, VQGuide, ImageSet]:
 @torch.no_grad()
 def _codes(guide: VQGuide, images: Images) -> Tensor:
     """The codes of all images, int16 ``(N, H/4, W/4)``."""
-    return torch.cat([inspect.infer_codes(guide, x).to(torch.int16) for x in images.batches(BATCH)])
+    return torch.cat([inspect.infer_codes(guide, x).to(torch.int16) for x in images.batches()])
 
 
 def measure(bound: Callable[[Tensor], LogProbs], model, guide: EmptyGuide, maps: ImageSet) -> dict:
@@ -126,7 +126,7 @@ def report_images(options: argparse.Namespace, folder: Path) -> str:
     model, guide, images = stage_one(options)
     prior, _ = load_pair(folder)
     model.use_prior(prior.to(images.test.pixels.device))
-    terms, _ = elbo_terms(partial(log_probs, model, guide), images.test.batches(BATCH))
+    terms, _ = elbo_terms(partial(log_probs, model, guide), images.test.batches())
     found = {"image_elbo": terms["elbo"]}
     if (per_dim := level_bits(images.test, terms["elbo"])) is not None:
         found["image_bits_per_dim"] = per_dim

@@ -31,7 +31,7 @@ from pplmodels.infer import (
 from pplmodels.infer.bounds import LogProbs
 from pplmodels.messages import say
 from pplmodels.pretrained import Half
-from pplmodels.report import BATCH, image_metrics, image_pictures
+from pplmodels.report import image_metrics, image_pictures
 from pplmodels.training import Run, cli, fit, imports, warn_if_short
 
 STEPS = 20_000
@@ -152,7 +152,7 @@ def train(
     bound = compiled_log_probs(*measured, fallback=True) if options.compile else partial(log_probs, *measured)
 
     def evaluate() -> dict:
-        seen, _ = elbo_terms(bound, images.train.head(len(images.valid)).batches(BATCH))
+        seen, _ = elbo_terms(bound, images.train.head(len(images.valid)).batches())
         metrics = figures(bound, *measured, images.valid)
         return {"train_elbo": seen["elbo"], "valid_elbo": metrics.pop("elbo"), **metrics}
 

@@ -11,6 +11,9 @@ from pplmodels.data.reading import Reading, intensities, thresholded
 from pplmodels.data.streams import SOME, DiskPixels, PackedBits
 from pplmodels.errors import InputError
 
+BATCH = 500  # images measured at a time
+LARGE = 3 * 32 * 32  # values of an image; of larger ones fewer are measured at a time
+
 
 @dataclass(frozen=True)
 class Images:
@@ -86,8 +89,14 @@ class Images:
             return self.pixels.batched(batches)
         return (self.pixels[indices] for indices in batches)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """All images once, in order, as float batches; the last may be smaller."""
+    def at_once(self, most: int) -> int:
+        """How many images to look at together: ``most``, but fewer of large ones, which take more memory."""
+        values = math.prod(self.shape)
+        return most if values <= LARGE else min(most, max(64, 2**19 // values))
+
+    def batches(self, size: int | None = None) -> Iterator[Tensor]:
+        """All images once, in order, as float batches (by default of :data:`BATCH`); the last may be smaller."""
+        size = size or self.at_once(BATCH)
         if isinstance(self.pixels, DiskPixels):
             return self.batched(torch.arange(len(self), device="cpu").split(size))
         return (self[start : start + size] for start in range(0, len(self), size))
