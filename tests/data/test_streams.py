@@ -1,6 +1,10 @@
 """Images that stay on disk are the images that are in memory, in the same order, from the same random numbers."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from pplmodels.data.streams import DiskPixels
 from pplmodels.errors import InputError
 from pplmodels.training.loop import _orders
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 CPU = torch.device("cpu")
 COLOURS = np.random.default_rng(0).integers(0, 256, (300, 6, 5, 3)).astype(np.uint8)
 
@@ -96,3 +101,37 @@ def test_a_picture_that_has_changed_its_size_is_refused(tmp_path):
     Image.fromarray(COLOURS[4][:4]).save(tmp_path / "4.png")
     with pytest.raises(InputError, match=r"4\.png has changed"):
         images.train[:]
+
+
+def peak_of_training(folder, run):
+    """The most memory, in bytes, of train_vae.py on colour images of 64x64 pixels that may take 1 GiB."""
+    sizes = ["--hidden", "64", "--z-dim", "8", "--valid", "1000", "--batch-size", "64", "--steps", "60"]
+    command = [sys.executable, str(SCRIPTS / "train_vae.py"), "--data", str(folder), "--data-memory", "1", *sizes]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--out", str(run)], **output)
+    with process.stderr:
+        errors = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = status
+    assert status == 0, errors
+    assert (run / "result.json").exists()
+    return 1024 * used.ru_maxrss, errors
+
+
+@pytest.mark.slow
+def test_more_images_than_the_memory_they_may_take_are_trained_on(tmp_path):
+    """200,000 of 64x64x3, which are 2.46 GB, with 1 GiB for images: little more memory than for 4,000 of them."""
+    peaks = []
+    for number in (4000, 200_000):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for name, part in (("x_train", number - 2000), ("x_test", 2000)):
+            images = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (part, 64, 64, 3))
+            for start in range(0, part, 1000):
+                images[start : start + 1000] = rng.integers(0, 256, (1000, 64, 1, 3)).astype(np.uint8)
+            images.flush()
+        peak, said = peak_of_training(folder, tmp_path / f"run{number}")
+        assert ("are read batch by batch" in said) == (number == 200_000)
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 2**28  # 256 MiB: a tenth of the images
