@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplmodels import ranks
 from pplmodels.errors import InputError
+from pplmodels.infer.looking import put_back, unchanged
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
 from pplmodels.infer.traces import pair_traces, random_sites
@@ -25,8 +26,15 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values.
 
     With ``samples``, that many of the guide's samples at once in a leading dimension, ``(samples, B)``; what does not
-    depend on them, such as an encoder's work, is done once.
+    depend on them, such as an encoder's work, is done once. The pair stays as it is
+    (:func:`pplmodels.infer.looking.unchanged`).
     """
+    with unchanged(model, guide):
+        return one_run(model, guide, x, samples)
+
+
+def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
+    """:func:`log_probs` with all that a run writes to the pair, such as batch statistics in training mode."""
     at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
     with module_owned_parameters(), sharing(), at_once:
         guide_trace, model_trace = pair_traces(model, guide, x)
@@ -42,13 +50,27 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
 def compiled_log_probs(
     model, guide, samples: int | None = None, fallback: bool = False
 ) -> Callable[[Tensor], LogProbs]:
-    """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed."""
+    """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed.
+
+    The pair stays as it is; modules in evaluation mode are taken to write nothing.
+    """
 
     def program(x: Tensor) -> LogProbs:
         with pyro.validation_enabled(False):
-            return log_probs(model, guide, x, samples)
+            return one_run(model, guide, x, samples)
 
-    return torch.no_grad()(Replay(program, lambda: {"model": model, "guide": guide}, fallback).__call__)
+    replay = Replay(program, lambda: {"model": model, "guide": guide}, fallback)
+
+    @torch.no_grad()
+    def run(x: Tensor) -> LogProbs:
+        with put_back(model, guide) if _may_write(model) or _may_write(guide) else nullcontext():
+            return replay(x)
+
+    return run
+
+
+def _may_write(half) -> bool:
+    return not isinstance(half, nn.Module) or any(module.training for module in half.modules())
 
 
 def without_step(site: str) -> str:
