@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pplmodels import ranks
+from pplmodels.defaults import default_device
 from pplmodels.errors import InputError
 from pplmodels.infer.looking import put_back, unchanged
 from pplmodels.infer.parameters import module_owned_parameters
@@ -36,10 +37,11 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
 def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     """:func:`log_probs` with all that a run writes to the pair, such as batch statistics in training mode."""
     at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
-    with module_owned_parameters(), sharing(), at_once:
-        guide_trace, model_trace = pair_traces(model, guide, x)
-    for trace in (model_trace, guide_trace):
-        trace.compute_log_prob()
+    with module_owned_parameters(), sharing(), default_device(getattr(x, "device", None)):
+        with at_once:
+            guide_trace, model_trace = pair_traces(model, guide, x)
+        for trace in (model_trace, guide_trace):
+            trace.compute_log_prob()
     log_p, log_q = (
         {name: site["log_prob"] for name, site in random_sites(trace) if not site["infer"].get("is_auxiliary")}
         for trace in (model_trace, guide_trace)
@@ -113,7 +115,7 @@ def elbo_terms(
             statistics.append(statistic(latents))
     totals["elbo"] = totals["reconstruction"] - totals["kl"]
     names = sorted(totals)
-    sums = [torch.as_tensor(number, dtype=torch.float64).cpu() for number in (images, *map(totals.get, names))]
+    sums = [torch.as_tensor(number, dtype=torch.float64, device="cpu") for number in (images, *map(totals.get, names))]
     images, *sums = ranks.totals(sums)
     terms = {name: float(total / images) for name, total in zip(names, sums, strict=True)}
     return terms, ranks.gathered(torch.cat(statistics)) if statistics else None

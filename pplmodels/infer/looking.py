@@ -1,12 +1,13 @@
 """Looking at a pair without changing it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 
 import torch
 from torch import nn
 
+from pplmodels.defaults import default_device
 from pplmodels.infer.parameters import Stated, module_owned_parameters
 from pplmodels.infer.state import State, Values
 from pplmodels.sharing import is_sharing
@@ -18,13 +19,17 @@ def unchanged(*programs) -> Iterator[None]:
 
     See :func:`put_back`. Within a training step that calls it, what the step writes stays.
     """
-    with module_owned_parameters(), Stated(), nullcontext() if is_sharing() else put_back(*programs):
-        yield
+    with module_owned_parameters(), Stated():
+        if is_sharing():
+            yield
+            return
+        with put_back(*programs) as state, default_device(_device(state)):
+            yield
 
 
 @contextmanager
-def put_back(*programs) -> Iterator[None]:
-    """At the end, also after an error, everything that programs can reach is what it was, in place.
+def put_back(*programs) -> Iterator[State]:
+    """Gives all that programs can reach; at the end, also after an error, it is what it was, in place.
 
     That are the values of tensors (batch statistics, a codebook's running means), what attributes, variables, lists
     and dicts hold (:class:`pplmodels.infer.state.State`), and what is in Pyro's parameter store. Random generators go
@@ -35,11 +40,17 @@ def put_back(*programs) -> Iterator[None]:
     state = State(roots, hooks=False)
     before = Values(state.tensors)
     try:
-        yield
+        yield state
     finally:
         if not state.unchanged() and _learned(State(roots, hooks=False)) <= _learned(state):
             state.restore_bindings()
         before.restore()
+
+
+def _device(state: State) -> torch.device | None:
+    """Where the programs' parameters are, or the first tensor of programs that have none."""
+    of_parameters = [tensor.device for tensor in state.tensors if isinstance(tensor, nn.Parameter)]
+    return next(iter([*of_parameters, *(tensor.device for tensor in state.tensors)]), None)
 
 
 def _learned(state: State) -> int:

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_map_only
 
 from pplmodels import ranks
+from pplmodels.defaults import default_device
 from pplmodels.infer.looking import unchanged
 from pplmodels.infer.losses import (
     check_objective,
@@ -119,7 +120,8 @@ class SVI(pyro.infer.SVI):
         loss, images, gradients = self.gradients(*args, **kwargs)
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        self._update(loss, images)
+        with default_device(self.failed.device):
+            self._update(loss, images)
         return loss.clone()  # a replay on CUDA writes its next loss to the same place
 
     def gradients(self, *args, **kwargs) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
@@ -132,7 +134,8 @@ class SVI(pyro.infer.SVI):
             if not run.fallback:
                 raise ValueError(refusal)
             run = self._differentiate
-        loss, images, gradients = _of_all_ranks(*run(*args, **kwargs), self.parameters())
+        with default_device(self.failed.device):
+            loss, images, gradients = _of_all_ranks(*run(*args, **kwargs), self.parameters())
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 

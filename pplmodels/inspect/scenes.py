@@ -40,9 +40,9 @@ def sample_scenes(model, n: int, count: int) -> Tensor:
 
     A trained prior over counts is strict: unconditioned, nearly all its scenes are empty.
     """
-    z_pres = {f"z_pres_{t}": torch.full((n,), float(t <= count)) for t in range(1, model.num_steps + 1)}
-    device = next(model.parameters()).device
-    conditioned = poutine.condition(model, data={site: value.to(device) for site, value in z_pres.items()})
+    ones = next(model.parameters()).new_ones(n)
+    z_pres = {f"z_pres_{t}": ones * (t <= count) for t in range(1, model.num_steps + 1)}
+    conditioned = poutine.condition(model, data=z_pres)
     trace = poutine.trace(conditioned).get_trace(n=n)
     return trace.nodes["x"]["fn"].mean
 

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pplmodels.data.tables import Tables
+from pplmodels.defaults import default_device
 from pplmodels.distributions.turn import wrapped
 from pplmodels.infer.bounds import log_probs
 from pplmodels.infer.handlers import Likeliest
@@ -89,7 +90,7 @@ def refine_solids(model, x: Tensor, solids: Solids, steps: int = 20, lr: float =
     moving = replace(solids, place=place, yaw=yaw)
     optim = torch.optim.Adam([{"params": [place], "lr": lr}, {"params": [yaw], "lr": 3 * lr}])
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-    with pyro.validation_enabled(False):  # turns leave the circle between steps
+    with default_device(x.device), pyro.validation_enabled(False):  # turns leave the circle between steps
         for _ in range(steps):
             place.grad, yaw.grad = torch.autograd.grad(-log_joint(model, x, moving).sum(), [place, yaw])
             optim.step()
@@ -146,7 +147,7 @@ def solid_metrics(true: Solids, found: Solids) -> dict:
     ]
     if not pairs:
         return metrics
-    scenes, rows, columns = torch.tensor(pairs).T
+    scenes, rows, columns = torch.tensor(pairs, device="cpu").T
     kind, kind_found = true.kind[scenes, rows], found.kind[scenes, columns]
     number = len(KINDS)
     metrics["kind_accuracy"] = float((kind == kind_found).double().mean())
