@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,16 @@ import torch
 from pyro.nn import PyroModule
 from safetensors import safe_open
 from safetensors.torch import load_file, save
+from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from pplmodels.defaults import default_dtype
 from pplmodels.errors import InputError, refused_as
 from pplmodels.files import PAIR, named_in_utf8, newest_run, read_json, replace_file, write_json
 
 IMAGE = ("channel", "row", "column")  # dimensions
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REGISTERED = 4  # parameters that a constructor may register for each tensor that is saved: it may replace some
 
 
@@ -76,8 +80,10 @@ class Half(PyroModule):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Half":
-        """Rebuild what :meth:`save_pretrained` wrote, on the CPU and in evaluation mode.
+        """Rebuild what :meth:`save_pretrained` wrote, on the CPU, in evaluation mode and in the dtypes of its weights.
 
+        Tensors that are not saved are made in the dtype of most weights. Where that has 16 bits they are made in
+        float32, and of these the buffers are rounded, as :meth:`torch.nn.Module.to` does.
         ``modules`` are the constructor's arguments that are modules of somebody else, which are not saved with this
         half. Raises :class:`InputError` when the files are missing, cut short or of another class. No weights are
         allocated before the shapes that the description asks for are those whose bytes are in the weights' file.
@@ -99,8 +105,12 @@ class Half(PyroModule):
                 sketch = build()
             if {key: value.shape for key, value in sketch.state_dict().items()} != shapes:
                 raise ValueError("other shapes")
-            half = build()
-            half.load_state_dict(load_file(weights))
+            values = load_file(weights)
+            dtype = _commonest_dtype(values)
+            with torch.device("cpu"), default_dtype(dtype if dtype.itemsize > 2 else torch.float32):
+                half = build()
+            _give_dtypes(half, values, dtype)
+            half.load_state_dict(values)
         return half.eval()
 
 
@@ -155,6 +165,27 @@ def _shapes(weights: Path) -> dict[str, torch.Size]:
         raise FileNotFoundError(weights)
     with safe_open(weights, "pt") as file:
         return {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _commonest_dtype(values: Mapping[str, Tensor]) -> torch.dtype:
+    """That of most floating-point tensors; torch's own default where there are none."""
+    found = Counter(value.dtype for value in values.values() if value.dtype in FLOATING)
+    return found.most_common(1)[0][0] if found else torch.float32
+
+
+def _give_dtypes(half: Half, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Convert floating-point tensors where they are, so that whoever shares them still does.
+
+    Those that are saved get the dtype of their values, the other buffers ``dtype`` where that has 16 bits.
+    """
+    for tensor in half.buffers() if dtype.itemsize == 2 else ():
+        if tensor.dtype in FLOATING:
+            tensor.data = tensor.data.to(dtype)
+    for key, tensor in half.state_dict(keep_vars=True).items():
+        if (dtype := values[key].dtype) != tensor.dtype:
+            if not {dtype, tensor.dtype} <= set(FLOATING):
+                raise ValueError(f"{key} is of another dtype")
+            tensor.data = tensor.data.to(dtype)
 
 
 class _ZeroForUnknown(TorchFunctionMode):

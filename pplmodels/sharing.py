@@ -29,6 +29,11 @@ def sharing() -> Iterator[None]:
         _known.reset(token)
 
 
+def is_sharing() -> bool:
+    """Whether this is within :func:`sharing`."""
+    return _known.get() is not None
+
+
 def shared(method: Callable) -> Callable:
     """Let a method be computed once for the same arguments within :func:`sharing`.
 

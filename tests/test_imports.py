@@ -6,20 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = (
-    "__init__",
-    "errors",
-    "files",
-    "generators",
-    "machine",
-    "messages",
-    "plates",
-    "plotting",
-    "pretrained",
-    "ranks",
-    "report",
-    "sharing",
-)
+SHARED = ("__init__", "defaults", "errors", "files", "generators", "machine", "messages", "plates", "plotting")
+SHARED += ("pretrained", "ranks", "report", "sharing")
 MODELS = sorted(f"pplmodels.{path.stem}" for path in (ROOT / "pplmodels").glob("*.py") if path.stem not in SHARED)
 # folder or file -> what it may not import
 FORBIDDEN = {

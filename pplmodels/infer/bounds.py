@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplmodels import ranks
+from pplmodels.defaults import default_device
 from pplmodels.errors import InputError
+from pplmodels.infer.looking import put_back, unchanged
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
 from pplmodels.infer.traces import pair_traces, random_sites
@@ -25,13 +27,21 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values.
 
     With ``samples``, that many of the guide's samples at once in a leading dimension, ``(samples, B)``; what does not
-    depend on them, such as an encoder's work, is done once.
+    depend on them, such as an encoder's work, is done once. The pair stays as it is
+    (:func:`pplmodels.infer.looking.unchanged`).
     """
+    with unchanged(model, guide):
+        return one_run(model, guide, x, samples)
+
+
+def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
+    """:func:`log_probs` with all that a run writes to the pair, such as batch statistics in training mode."""
     at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
-    with module_owned_parameters(), sharing(), at_once:
-        guide_trace, model_trace = pair_traces(model, guide, x)
-    for trace in (model_trace, guide_trace):
-        trace.compute_log_prob()
+    with module_owned_parameters(), sharing(), default_device(getattr(x, "device", None)):
+        with at_once:
+            guide_trace, model_trace = pair_traces(model, guide, x)
+        for trace in (model_trace, guide_trace):
+            trace.compute_log_prob()
     log_p, log_q = (
         {name: site["log_prob"] for name, site in random_sites(trace) if not site["infer"].get("is_auxiliary")}
         for trace in (model_trace, guide_trace)
@@ -42,13 +52,27 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
 def compiled_log_probs(
     model, guide, samples: int | None = None, fallback: bool = False
 ) -> Callable[[Tensor], LogProbs]:
-    """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed."""
+    """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed.
+
+    The pair stays as it is; modules in evaluation mode are taken to write nothing.
+    """
 
     def program(x: Tensor) -> LogProbs:
         with pyro.validation_enabled(False):
-            return log_probs(model, guide, x, samples)
+            return one_run(model, guide, x, samples)
 
-    return torch.no_grad()(Replay(program, lambda: {"model": model, "guide": guide}, fallback).__call__)
+    replay = Replay(program, lambda: {"model": model, "guide": guide}, fallback)
+
+    @torch.no_grad()
+    def run(x: Tensor) -> LogProbs:
+        with put_back(model, guide) if _may_write(model) or _may_write(guide) else nullcontext():
+            return replay(x)
+
+    return run
+
+
+def _may_write(half) -> bool:
+    return not isinstance(half, nn.Module) or any(module.training for module in half.modules())
 
 
 def without_step(site: str) -> str:
@@ -91,7 +115,7 @@ def elbo_terms(
             statistics.append(statistic(latents))
     totals["elbo"] = totals["reconstruction"] - totals["kl"]
     names = sorted(totals)
-    sums = [torch.as_tensor(number, dtype=torch.float64).cpu() for number in (images, *map(totals.get, names))]
+    sums = [torch.as_tensor(number, dtype=torch.float64, device="cpu") for number in (images, *map(totals.get, names))]
     images, *sums = ranks.totals(sums)
     terms = {name: float(total / images) for name, total in zip(names, sums, strict=True)}
     return terms, ranks.gathered(torch.cat(statistics)) if statistics else None

@@ -13,13 +13,13 @@ from pyro.distributions import TransformedDistribution
 from torch import Tensor
 
 from pplmodels import ranks
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import random_sites
 
 THRESHOLD = 0.01  # of Burda et al.
 
 
-@torch.no_grad()
+@looking
 def code_variances(guide, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """Var_x E[z | x] of each coordinate of each of the guide's sites, over the images of ``batches``.
 
@@ -27,11 +27,10 @@ def code_variances(guide, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     values are not a vector an image are left out.
     """
     pairs = defaultdict(list)
-    with module_owned_parameters():
-        for x in batches:
-            first, second = (_values(guide, x) for _ in range(2))
-            for site, value in first.items():
-                pairs[site].append(torch.stack([value, second[site]]).double())
+    for x in batches:
+        first, second = (_values(guide, x) for _ in range(2))
+        for site, value in first.items():
+            pairs[site].append(torch.stack([value, second[site]]).double())
     variances = {}
     for site, parts in pairs.items():
         if parts[0].dim() == 3:
@@ -46,7 +45,7 @@ def active_units(guide, batches: Iterable[Tensor]) -> dict[str, int]:
     return {site: int((variance > THRESHOLD).sum()) for site, variance in code_variances(guide, batches).items()}
 
 
-@torch.no_grad()
+@looking
 def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> dict[str, float]:
     """Where the KL of a code goes, in nats: ``mutual_information`` I_q(x; z) and ``aggregate_kl`` KL(q(z) || p(z)).
 
@@ -58,9 +57,8 @@ def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> di
     itself, so the estimate of I is at most log N, and that of the aggregate's KL too large by what is missing.
     Nothing is estimated where the posterior is a flow, which would have to be inverted N^2 times.
     """
-    with module_owned_parameters():
-        posterior = _site(guide, x, site)
-        prior = _site(poutine.condition(model, data={site: posterior["value"]}), x, site)
+    posterior = _site(guide, x, site)
+    prior = _site(poutine.condition(model, data={site: posterior["value"]}), x, site)
     z, q = posterior["value"], posterior["fn"]
     if isinstance(q, TransformedDistribution):
         return {}
@@ -73,11 +71,10 @@ def information(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> di
     }
 
 
-@torch.no_grad()
+@looking
 def code_counts(guide, batches: Iterable[Tensor], codes: int, site: str = "codes") -> Tensor:
     """How often each of K discrete codes is inferred in all positions of all images, int64 ``(K)``."""
-    with module_owned_parameters():
-        return ranks.total(sum(_values(guide, x)[site].flatten().bincount(minlength=codes) for x in batches))
+    return ranks.total(sum(_values(guide, x)[site].flatten().bincount(minlength=codes) for x in batches))
 
 
 def usage(counts: Tensor) -> dict[str, float]:

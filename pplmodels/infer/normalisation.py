@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from pplmodels.infer.bounds import log_probs
+from pplmodels.infer.bounds import one_run
 
 
 def settle_batch_norm(model: nn.Module, guide: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -25,4 +25,4 @@ class _Run(nn.Module):
         self.model, self.guide = model, guide
 
     def forward(self, x: Tensor) -> None:
-        log_probs(self.model, self.guide, x)
+        one_run(self.model, self.guide, x)

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import pyro
 from pyro.nn.module import _Context
+from pyro.poutine.messenger import Messenger
+from torch import nn
 
 
 @contextmanager
@@ -23,3 +25,19 @@ def module_owned_parameters() -> Iterator[None]:
         finally:
             if outermost:
                 del _Context.param_state
+
+
+class Stated(Messenger):
+    """Lets ``pyro.module`` state a module's own parameters, and notes what ``pyro.param`` calls parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: dict[int, str] = {}
+
+    def _pyro_param(self, msg) -> None:
+        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):  # not one of that name in the store
+            msg["value"], msg["done"] = msg["args"][1], True
+
+    def _pyro_post_param(self, msg) -> None:
+        unconstrained = getattr(msg["value"], "unconstrained", lambda: msg["value"])()
+        self.names[id(unconstrained)] = f'pyro.param("{msg["name"]}")'

@@ -61,6 +61,7 @@ class State:
     Arguments:
         roots: the objects by name.
         known: another state; the walk refers to what that one holds and does not enter it again.
+        hooks: whether the hooks of modules count.
 
     Attributes:
         tensors: every tensor, once, in an order that the signature fixes.
@@ -68,13 +69,13 @@ class State:
             and tensors are the same, and each tensor's shape, strides, dtype, device and need of a gradient.
     """
 
-    def __init__(self, roots: Mapping[str, object], known: "State | None" = None):
+    def __init__(self, roots: Mapping[str, object], known: "State | None" = None, hooks: bool = True):
         self.tensors: list[Tensor] = []
         self.generators: list = []
         self.arrays: list[tuple[np.ndarray, int]] = []
         self.iterators: list[int] = []
         self.unsupported: list[int] = []  # the places of tensors of other classes and layouts
-        self._known = known
+        self._known, self._hooks = known, hooks
         self._names: list[tuple[int, str]] = []  # of each part: its holder's place and its name there
         self._held: list = []  # so that no other object gets the id of one in the signature
         self._seen: dict[int, int] = {}
@@ -290,7 +291,7 @@ class State:
         self._watched.dicts.append(vars(thing))
         keys = []
         for key, value in vars(thing).items():
-            if key in UNREAD:
+            if key in UNREAD or (not self._hooks and "_hook" in key):
                 continue
             if isinstance(value, dict) and key.startswith("_"):  # parameters, buffers, modules and hooks
                 self._watched.dicts.append(value)
@@ -343,13 +344,11 @@ def _look(kind: type) -> Callable | None:
     return State._instance if walked and name != CONTEXT and not issubclass(kind, ModuleType) else None
 
 
-class Snapshot:
-    """The values of some tensors, the random generators and what Pyro's parameter store holds, to go back to."""
+class Values:
+    """The values of some tensors and what Pyro's parameter store holds, to go back to."""
 
-    def __init__(self, tensors: list[Tensor], generators=()):
+    def __init__(self, tensors: list[Tensor]):
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
-        self.states = generator_states()
-        self.own = [(generator, generator_state(generator)) for generator in generators]
         self.store = {name: dict(entries) for name, entries in vars(pyro.get_param_store()).items()}
 
     @torch.no_grad()
@@ -357,14 +356,27 @@ class Snapshot:
         """Put them back."""
         for tensor, value in self.tensors:
             if not torch.equal(tensor, value):
-                tensor.copy_(value)
-        restore_generators(self.states)
-        for generator, state in self.own:
-            restore_generator(generator, state)
+                tensor.data.copy_(value)  # a backward pass may still need what was computed with it
         for name, entries in vars(pyro.get_param_store()).items():
             if not _same_entries(entries, self.store[name]):
                 entries.clear()
                 entries.update(self.store[name])
+
+
+class Snapshot(Values):
+    """:class:`Values`, and the states of the random generators."""
+
+    def __init__(self, tensors: list[Tensor], generators=()):
+        super().__init__(tensors)
+        self.states = generator_states()
+        self.own = [(generator, generator_state(generator)) for generator in generators]
+
+    def restore(self) -> None:
+        """Put them back."""
+        super().restore()
+        restore_generators(self.states)
+        for generator, state in self.own:
+            restore_generator(generator, state)
 
 
 def kind_of(tensor: Tensor) -> tuple:

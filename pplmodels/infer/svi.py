@@ -11,11 +11,13 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_map_only
 
 from pplmodels import ranks
+from pplmodels.defaults import default_device
+from pplmodels.infer.looking import unchanged
 from pplmodels.infer.losses import (
     check_objective,
     has_own_gradients,
@@ -24,7 +26,7 @@ from pplmodels.infer.losses import (
     value_of,
     why_uncompiled,
 )
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.parameters import Stated, module_owned_parameters
 from pplmodels.infer.replay import Replay
 from pplmodels.infer.state import Snapshot, State
 from pplmodels.sharing import sharing
@@ -118,7 +120,8 @@ class SVI(pyro.infer.SVI):
         loss, images, gradients = self.gradients(*args, **kwargs)
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        self._update(loss, images)
+        with default_device(self.failed.device):
+            self._update(loss, images)
         return loss.clone()  # a replay on CUDA writes its next loss to the same place
 
     def gradients(self, *args, **kwargs) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
@@ -131,15 +134,16 @@ class SVI(pyro.infer.SVI):
             if not run.fallback:
                 raise ValueError(refusal)
             run = self._differentiate
-        loss, images, gradients = _of_all_ranks(*run(*args, **kwargs), self.parameters())
+        with default_device(self.failed.device):
+            loss, images, gradients = _of_all_ranks(*run(*args, **kwargs), self.parameters())
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
     def evaluate_loss(self, *args, **kwargs) -> Tensor | float:
-        """The loss per image in nats, from one sample of the guide, without gradients."""
+        """The loss per image in nats, from one sample of the guide, without gradients; the pair stays as it is."""
         if isinstance(self.optim, PyroOptim):
             return super().evaluate_loss(*args, **kwargs)
-        with torch.no_grad(), module_owned_parameters(), sharing(), _Stated(), _Images() as counted:
+        with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), sharing(), _Images() as counted:
             loss = value_of(self.elbo, self.model, self.guide, args, kwargs)
         return torch.as_tensor(loss, device=self.failed.device) / counted.number
 
@@ -180,7 +184,7 @@ class SVI(pyro.infer.SVI):
         rough = _autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
         validation = nullcontext() if first and not self.precision else _unvalidated()
         parameters = self.parameters()
-        with validation, rough, _Stated() as noted:
+        with validation, rough, Stated() as noted:
             stated = noted.names
             if has_own_gradients(self.elbo):
                 loss, gradients, images = self._own_gradients(args, kwargs, parameters)
@@ -314,22 +318,6 @@ class _Images(Messenger):
                     shape = msg["value"].shape[: msg["value"].dim() - msg["fn"].event_dim]
                     shape = torch.broadcast_shapes(shape, msg["fn"].batch_shape)
                     self.number = shape[frame.dim] if len(shape) >= -frame.dim else 1
-
-
-class _Stated(Messenger):
-    """Lets ``pyro.module`` state a module's own parameters, and notes what ``pyro.param`` calls parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: dict[int, str] = {}
-
-    def _pyro_param(self, msg) -> None:
-        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):  # not one of that name in the store
-            msg["value"], msg["done"] = msg["args"][1], True
-
-    def _pyro_post_param(self, msg) -> None:
-        unconstrained = getattr(msg["value"], "unconstrained", lambda: msg["value"])()
-        self.names[id(unconstrained)] = f'pyro.param("{msg["name"]}")'
 
 
 @contextmanager

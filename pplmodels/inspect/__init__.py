@@ -1,4 +1,8 @@
-"""Looking at what a pair believes: its own programs, traced, replayed and conditioned; arrays, for plotting to draw."""
+"""Looking at what a pair believes: its own programs, traced, replayed and conditioned; arrays, for plotting to draw.
+
+Looking never changes a pair, in training mode neither: parameters, batch statistics, running means of a codebook and
+whatever else its programs write are put back (:func:`pplmodels.infer.looking.unchanged`).
+"""
 
 from pplmodels.infer.traces import steps
 from pplmodels.inspect.images import (

@@ -8,64 +8,58 @@ from pyro.distributions import Independent, TorchDistribution, TransformedDistri
 from torch import Tensor
 
 from pplmodels.infer.codes import code_variances
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import pair_traces
 
 
-@torch.no_grad()
+@looking
 def reconstruct(model, guide, x: Tensor) -> Tensor:
     """The centre of p(x | z) at one sample of the guide an image, ``(B, C, H, W)``."""
-    with module_owned_parameters():
-        _, trace = pair_traces(model, guide, x)
+    _, trace = pair_traces(model, guide, x)
     return centre(trace.nodes["x"]["fn"])
 
 
-@torch.no_grad()
+@looking
 def samples(model, n: int) -> Tensor:
     """``n`` draws of x from the model, noise of p(x | z) included."""
-    with module_owned_parameters():
-        return model(n=n)
+    return model(n=n)
 
 
-@torch.no_grad()
+@looking
 def sample_images(model, n: int) -> Tensor:
     """The centre of p(x | z) at ``n`` codes from the prior, ``(n, C, H, W)``."""
-    with module_owned_parameters():
-        trace = poutine.trace(model).get_trace(n=n)
+    trace = poutine.trace(model).get_trace(n=n)
     return centre(trace.nodes["x"]["fn"])
 
 
-@torch.no_grad()
+@looking
 def redraw(model, guide, x: Tensor, keep: Collection[str]) -> Tensor:
     """The centre of p(x | z) where only the sites in ``keep`` come from the guide, ``(B, C, H, W)``.
 
     The others are drawn from the model, given those that are kept: what of an image the kept ones hold.
     """
-    with module_owned_parameters():
-        values = poutine.trace(guide).get_trace(x).nodes
-        kept = poutine.condition(model, data={site: values[site]["value"] for site in keep})
-        trace = poutine.trace(kept).get_trace(n=len(x))
+    values = poutine.trace(guide).get_trace(x).nodes
+    kept = poutine.condition(model, data={site: values[site]["value"] for site in keep})
+    trace = poutine.trace(kept).get_trace(n=len(x))
     return centre(trace.nodes["x"]["fn"])
 
 
-@torch.no_grad()
+@looking
 def infer_codes(guide, x: Tensor, site: str = "codes") -> Tensor:
     """The guide's discrete codes of the images ``x (B, C, H, W)``, int64 ``(B, h, w)``."""
-    with module_owned_parameters():
-        return poutine.trace(guide).get_trace(x).nodes[site]["value"]
+    return poutine.trace(guide).get_trace(x).nodes[site]["value"]
 
 
-@torch.no_grad()
+@looking
 def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str = "z") -> Tensor:
     """What the model draws along straight lines between the codes of pairs of images, ``(B, steps, C, H, W)``."""
-    with module_owned_parameters():
-        ends = [poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last)]
-        weights = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, *[1] * (ends[0].dim() - 1))
+    ends = [poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last)]
+    weights = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, *[1] * (ends[0].dim() - 1))
     drawn = _drawn(model, site, torch.lerp(*ends, weights).flatten(0, 1))
     return drawn.unflatten(0, (steps, len(first))).transpose(0, 1)
 
 
-@torch.no_grad()
+@looking
 def manifold(model, guide, x: Tensor, side: int = 15, site: str = "z") -> tuple[Tensor, tuple[int, int]]:
     """What the model draws as its code moves over a plane, ``(side, side, C, H, W)``, and the plane's coordinates.
 
@@ -73,16 +67,15 @@ def manifold(model, guide, x: Tensor, side: int = 15, site: str = "z") -> tuple[
     ``x`` from 2.5 % to 97.5 %; the others stay at their medians.
     """
     first, second = code_variances(guide, [x])[site].topk(2).indices.tolist()
-    with module_owned_parameters():
-        codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
-        levels = torch.linspace(0.025, 0.975, side, dtype=codes.dtype, device=codes.device)
-        plane = codes.median(0).values.repeat(side, side, 1)
-        plane[..., first] = codes[:, first].quantile(levels)[:, None]
-        plane[..., second] = codes[:, second].quantile(levels)
+    codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
+    levels = torch.linspace(0.025, 0.975, side, dtype=codes.dtype, device=codes.device)
+    plane = codes.median(0).values.repeat(side, side, 1)
+    plane[..., first] = codes[:, first].quantile(levels)[:, None]
+    plane[..., second] = codes[:, second].quantile(levels)
     return _drawn(model, site, plane.flatten(0, 1)).unflatten(0, (side, side)), (first, second)
 
 
-@torch.no_grad()
+@looking
 def traverse(model, guide, x: Tensor, site: str = "z", units: int = 6, steps: int = 9) -> tuple[Tensor, list[int]]:
     """What the model draws as one coordinate of the first image's code moves, ``(units, steps, C, H, W)``.
 
@@ -91,16 +84,15 @@ def traverse(model, guide, x: Tensor, site: str = "z", units: int = 6, steps: in
     """
     variances = code_variances(guide, [x])[site]
     moving = variances.topk(min(units, len(variances))).indices
-    with module_owned_parameters():
-        codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
-        levels = torch.linspace(0.025, 0.975, steps, dtype=codes.dtype, device=codes.device)
-        moved = codes[0].repeat(len(moving), steps, 1)
-        for row, unit in zip(moved, moving, strict=True):
-            row[:, unit] = codes[:, unit].quantile(levels)
+    codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
+    levels = torch.linspace(0.025, 0.975, steps, dtype=codes.dtype, device=codes.device)
+    moved = codes[0].repeat(len(moving), steps, 1)
+    for row, unit in zip(moved, moving, strict=True):
+        row[:, unit] = codes[:, unit].quantile(levels)
     return _drawn(model, site, moved.flatten(0, 1)).unflatten(0, moved.shape[:2]), moving.tolist()
 
 
-@torch.no_grad()
+@looking
 def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Where the prior puts codes, and where the guide puts those of the images ``x``: points ``(B, 2)`` of each.
 
@@ -109,18 +101,16 @@ def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Ten
     prior are no codes of images.
     """
     first, second = code_variances(guide, [x])[site].topk(2).indices.tolist()
-    with module_owned_parameters():
-        clouds = {
-            "p(z)": poutine.trace(model).get_trace(n=len(x)).nodes[site]["value"],
-            "q(z | x) of images": poutine.trace(guide).get_trace(x).nodes[site]["value"],
-        }
+    clouds = {
+        "p(z)": poutine.trace(model).get_trace(n=len(x)).nodes[site]["value"],
+        "q(z | x) of images": poutine.trace(guide).get_trace(x).nodes[site]["value"],
+    }
     return {name: codes[:, [first, second]] for name, codes in clouds.items()}, (first, second)
 
 
 def _drawn(model, site: str, codes: Tensor) -> Tensor:
     """The centre of p(x | z) at ``codes (N, ...)`` of one site, ``(N, C, H, W)``."""
-    with module_owned_parameters():
-        trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
+    trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
     return centre(trace.nodes["x"]["fn"])
 
 

@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pplmodels.infer.bounds import log_probs, without_step
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import random_sites, steps
 
 AT_ONCE = 1024  # images times samples in one run of a pair
@@ -74,7 +74,7 @@ def posterior(
     return _for_arviz({**datasets, "observed_data": _dataset(observed, ("image",), (model, guide))})
 
 
-@torch.no_grad()
+@looking
 def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = AT_ONCE):
     """Draws of the observed sites from p(x' | z) at the guide's samples: group ``posterior_predictive``.
 
@@ -84,7 +84,7 @@ def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = A
     for images in x.split(at_once):
         rows: dict[str, list] = {}
         for draws in _chunks(num_samples, at_once // len(images)):
-            with module_owned_parameters(), plate("samples", draws, dim=-2):
+            with plate("samples", draws, dim=-2):
                 guide_trace = poutine.trace(guide).get_trace(images)
                 trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(n=len(images))
             for name, site in random_sites(trace):
@@ -98,7 +98,7 @@ def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = A
     return _for_arviz({**datasets, "observed_data": _dataset(observed, ("image",), (model,))})
 
 
-@torch.no_grad()
+@looking
 def prior(model, num_samples: int = 100, at_once: int = AT_ONCE):
     """Draws from the model: groups ``prior``, its latents, and ``prior_predictive``, what would be observed.
 
@@ -106,9 +106,8 @@ def prior(model, num_samples: int = 100, at_once: int = AT_ONCE):
     """
     rows: dict[str, list] = {}
     for draws in _chunks(num_samples, at_once):
-        with module_owned_parameters():
-            trace = poutine.trace(model).get_trace(n=draws)
-            scored = poutine.trace(model).get_trace(trace.nodes["_RETURN"]["value"])
+        trace = poutine.trace(model).get_trace(n=draws)
+        scored = poutine.trace(model).get_trace(trace.nodes["_RETURN"]["value"])
         for name, site in random_sites(trace):
             rows.setdefault(name, []).append(_array(site["value"]))
     drawn = {name: np.concatenate(parts)[None] for name, parts in rows.items()}

@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import steps
 from pplmodels.inspect.images import centre
 from pplmodels.nn.canvas import window_of
@@ -27,18 +27,16 @@ class Painting:
     writing: Tensor | None = None
 
 
-@torch.no_grad()
+@looking
 def watch(model, n: int) -> Painting:
     """``n`` images painted from the prior, step by step."""
-    with module_owned_parameters():
-        return _follow(model, None, poutine.trace(model).get_trace(n=n))
+    return _follow(model, None, poutine.trace(model).get_trace(n=n))
 
 
-@torch.no_grad()
+@looking
 def watch_reconstruction(model, guide, x: Tensor) -> Painting:
     """The images ``x (B, C, H, W)`` painted again, step by step, from one sample of the guide an image."""
-    with module_owned_parameters():
-        return _follow(model, guide, poutine.trace(guide).get_trace(x))
+    return _follow(model, guide, poutine.trace(guide).get_trace(x))
 
 
 def _follow(model, guide, trace: Trace) -> Painting:

@@ -14,19 +14,19 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels.infer import SVI
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.looking import looking, unchanged
 from pplmodels.infer.traces import pair_traces, random_sites
 
 Parents = dict[str, list[str]]
 
 
-@torch.no_grad()
+@looking
 def site_table(model, guide, x: Tensor) -> pandas.DataFrame:
     """A row a random site, in the model's order: distributions in both halves, support, shapes for ``x (B, ...)``.
 
     ``kind`` is latent, observed, or auxiliary: sites of the guide alone, terms of its loss.
     """
-    traces = _run(model, guide, x)
+    traces = pair_traces(model, guide, x)
     rows = {}
     for name in dict.fromkeys(name for trace in reversed(traces) for name, _ in random_sites(trace)):
         guide_site, model_site = (trace.nodes.get(name) for trace in traces)
@@ -53,13 +53,14 @@ class Graph:
     guide: Parents
 
 
+@looking
 def graph(model, guide, x: Tensor) -> Graph:
     """The dependencies of a pair, as its programs show them for ``x``; :func:`pplmodels.plotting.graph` draws them."""
     return Graph(*(_parents(half, x) for half in (model, guide)))
 
 
 def _parents(half, x: Tensor) -> Parents:
-    with torch.random.fork_rng(), module_owned_parameters():
+    with torch.random.fork_rng():
         found = get_dependencies(half, (x,))["prior_dependencies"]
     return {
         site: [parent for parent in found if parent in parents and parent != site] for site, parents in found.items()
@@ -79,8 +80,8 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
     >>> check_pair(MLPVAE(image=(1, 4, 4), z_dim=3), MLPGuide(image=(1, 4, 4), z_dim=2), torch.rand(9, 1, 4, 4).round())
     ['z has event shape (2,) in the guide and (3,) in the model.']
     """
-    model, guide = copy.deepcopy((model, guide))
-    with torch.random.fork_rng(), module_owned_parameters():
+    with torch.random.fork_rng(), unchanged(model, guide):  # functions are not copied
+        model, guide = copy.deepcopy((model, guide))
         try:
             running = "guide"
             guide_trace = poutine.trace(guide).get_trace(x)
@@ -90,18 +91,13 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
             if findings:  # what follows needs halves that fit together
                 return findings
             running = "model, given the guide's samples,"
-            guide_trace, model_trace = _run(model, guide, x)
+            guide_trace, model_trace = pair_traces(model, guide, x)
             findings = [*_values(guide_trace, model_trace), *_scores(guide_trace)]
             running = "gradient"
             findings += _parameters(model, guide, x)
         except Exception as error:  # whatever a user's program raises is the finding
             return [f"The {running} cannot be computed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
         return findings or list(_provenance(model, guide, x, guide_trace))
-
-
-def _run(model, guide, x: Tensor) -> tuple[Trace, Trace]:
-    with module_owned_parameters():
-        return pair_traces(model, guide, x)
 
 
 def _names(model, guide) -> Iterator[str]:
@@ -208,8 +204,7 @@ def _provenance(model, guide, x: Tensor, trace: Trace) -> Iterator[str]:
 
 
 def _log_probs(half, x: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    with module_owned_parameters():
-        trace = poutine.trace(poutine.condition(half, data=values)).get_trace(x)
+    trace = poutine.trace(poutine.condition(half, data=values)).get_trace(x)
     return {name: site["fn"].log_prob(site["value"]) for name, site in random_sites(trace)}
 
 

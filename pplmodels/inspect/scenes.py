@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.looking import looking
 from pplmodels.infer.stops import Stops, trace_path
 from pplmodels.infer.traces import pair_traces, steps
 
@@ -25,39 +25,36 @@ class SceneView:
     z_where: Tensor
 
 
-@torch.no_grad()
+@looking
 def view_scenes(model, guide, scenes: Tensor) -> SceneView:
     """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and let the model draw them."""
-    with module_owned_parameters():
-        guide_trace, model_trace = pair_traces(model, guide, scenes)
+    guide_trace, model_trace = pair_traces(model, guide, scenes)
     latents = {name: guide_trace.nodes[name]["value"] for name in guide_trace.stochastic_nodes}
     z_pres, z_where = steps(latents, "z_pres"), steps(latents, "z_where")
     return SceneView(scenes, model_trace.nodes["x"]["fn"].mean, torch.stack(z_pres, -1), torch.stack(z_where, -2))
 
 
-@torch.no_grad()
+@looking
 def sample_scenes(model, n: int, count: int) -> Tensor:
     """``n`` scenes of ``count`` objects each from the prior, without pixel noise, ``(n, C, H, W)``.
 
     A trained prior over counts is strict: unconditioned, nearly all its scenes are empty.
     """
-    z_pres = {f"z_pres_{t}": torch.full((n,), float(t <= count)) for t in range(1, model.num_steps + 1)}
-    device = next(model.parameters()).device
-    conditioned = poutine.condition(model, data={site: value.to(device) for site, value in z_pres.items()})
-    with module_owned_parameters():
-        trace = poutine.trace(conditioned).get_trace(n=n)
+    ones = next(model.parameters()).new_ones(n)
+    z_pres = {f"z_pres_{t}": ones * (t <= count) for t in range(1, model.num_steps + 1)}
+    conditioned = poutine.condition(model, data=z_pres)
+    trace = poutine.trace(conditioned).get_trace(n=n)
     return trace.nodes["x"]["fn"].mean
 
 
-@torch.no_grad()
+@looking
 def count_posterior(guide, scenes: Tensor, num_samples: int = 1) -> Tensor:
     """q(n | x) for n = 0..T objects, ``(B, T + 1)``: its mean over ``num_samples`` paths of the guide's chain of stops.
 
     Each path gives all n with their probabilities (:class:`pplmodels.infer.stops.Stops`), so one is a good estimate
     already, and the argmax is the most probable count.
     """
-    with module_owned_parameters():
-        return sum(Stops(trace_path(guide, scenes)).probs for _ in range(num_samples)).T / num_samples
+    return sum(Stops(trace_path(guide, scenes)).probs for _ in range(num_samples)).T / num_samples
 
 
 def decided_counts(posterior: Tensor) -> Tensor:

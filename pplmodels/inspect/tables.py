@@ -10,10 +10,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pplmodels.data.tables import Tables
+from pplmodels.defaults import default_device
 from pplmodels.distributions.turn import wrapped
 from pplmodels.infer.bounds import log_probs
 from pplmodels.infer.handlers import Likeliest
-from pplmodels.infer.parameters import module_owned_parameters
+from pplmodels.infer.looking import looking, unchanged
 from pplmodels.infer.stops import Stops, trace_path
 from pplmodels.infer.traces import random_sites
 from pplmodels.infer.traces import steps as steps_of
@@ -44,10 +45,10 @@ def true_solids(tables: Tables) -> Solids:
     return Solids(tables.counts, tables.kind, tables.place, tables.yaw)
 
 
-@torch.no_grad()
+@looking
 def find_solids(guide, x: Tensor) -> Solids:
     """The likeliest solids of the pictures ``x (B, 3, H, W)`` under the guide: every site at its mode, step by step."""
-    with module_owned_parameters(), Likeliest():
+    with Likeliest():
         path = trace_path(guide, x)
     values = {name: path.nodes[name]["value"] for name in path.stochastic_nodes}
     kind, yaw = (torch.stack(steps_of(values, name), -1) for name in ("z_kind", "z_yaw"))
@@ -61,7 +62,7 @@ def sample_yaws(model, guide, x: Tensor, num_samples: int = 500) -> Tensor:
     return latents["z_yaw_1"].expand(num_samples, len(x)).T
 
 
-@torch.no_grad()
+@looking
 def render_solids(model, solids: Solids, renderer=None) -> Tensor:
     """Pictures of solids, ``(B, 3, H, W)``, by the model's renderer or another (that of another camera)."""
     renderer = renderer or model.renderer
@@ -73,10 +74,10 @@ def log_joint(model, x: Tensor, solids: Solids) -> Tensor:
     number = range(1, model.num_steps + 1)
     columns = {"z_pres": solids.present, "z_kind": solids.kind, "z_place": solids.place, "z_yaw": solids.yaw}
     values = {f"{name}_{t}": value[:, t - 1] for name, value in columns.items() for t in number}
-    with module_owned_parameters():
+    with unchanged(model):
         trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
-    trace.compute_log_prob()
-    return sum(site["log_prob"] for _, site in random_sites(trace))
+        trace.compute_log_prob()
+        return sum(site["log_prob"] for _, site in random_sites(trace))
 
 
 def refine_solids(model, x: Tensor, solids: Solids, steps: int = 20, lr: float = 0.005) -> tuple[Solids, Tensor]:
@@ -89,7 +90,7 @@ def refine_solids(model, x: Tensor, solids: Solids, steps: int = 20, lr: float =
     moving = replace(solids, place=place, yaw=yaw)
     optim = torch.optim.Adam([{"params": [place], "lr": lr}, {"params": [yaw], "lr": 3 * lr}])
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-    with pyro.validation_enabled(False):  # turns leave the circle between steps
+    with default_device(x.device), pyro.validation_enabled(False):  # turns leave the circle between steps
         for _ in range(steps):
             place.grad, yaw.grad = torch.autograd.grad(-log_joint(model, x, moving).sum(), [place, yaw])
             optim.step()
@@ -146,7 +147,7 @@ def solid_metrics(true: Solids, found: Solids) -> dict:
     ]
     if not pairs:
         return metrics
-    scenes, rows, columns = torch.tensor(pairs).T
+    scenes, rows, columns = torch.tensor(pairs, device="cpu").T
     kind, kind_found = true.kind[scenes, rows], found.kind[scenes, columns]
     number = len(KINDS)
     metrics["kind_accuracy"] = float((kind == kind_found).double().mean())
