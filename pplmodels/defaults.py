@@ -26,3 +26,13 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def float32_on_cpu() -> Iterator[None]:
+    """Inside, or in a function decorated so, new tensors are those that torch makes where no default has been set.
+
+    Data that are made so are the same whatever a program has set.
+    """
+    with default_dtype(torch.float32), torch.device("cpu"):
+        yield

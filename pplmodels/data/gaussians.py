@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pplmodels.data.surroundings import float32_on_cpu
+from pplmodels.defaults import float32_on_cpu
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pplmodels.data.arrays import pixels_of, read_npz
 from pplmodels.data.images import Images
 from pplmodels.data.levels import Decoding
-from pplmodels.data.surroundings import float32_on_cpu
+from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 

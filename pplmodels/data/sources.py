@@ -17,7 +17,7 @@ from pplmodels.data.images import Images, ImageSet
 from pplmodels.data.levels import Decoding
 from pplmodels.data.reading import thresholded
 from pplmodels.data.streams import Storage, digests
-from pplmodels.data.surroundings import float32_on_cpu
+from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pplmodels.data.images import Images
-from pplmodels.data.surroundings import float32_on_cpu
+from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.nn.renderer import KINDS, Renderer
 
