@@ -25,7 +25,7 @@ from pplmodels.training.run import describe_device, versions
 RESULT = Path(__file__).parent.parent / "results" / "data.json"
 SIZE, HELD_OUT = 64, 100
 STEPS = 10  # of one way in a row, before the next way's turn
-KINDS = ("memory", "npy", "pictures")
+KINDS = ("memory", ".npy files", "PNG files")
 
 
 def parser() -> cli.Parser:
@@ -51,7 +51,7 @@ def made(folder: Path, number: int) -> dict[str, Path]:
     for index, image in enumerate(smooth):
         part = "test" if index < HELD_OUT else "train"
         Image.fromarray(image).save(folder / "pictures" / part / f"{index:06}.png")
-    return {"memory": folder / "npy", "npy": folder / "npy", "pictures": folder / "pictures"}
+    return dict(zip(KINDS, (folder / "npy", folder / "npy", folder / "pictures"), strict=True))
 
 
 def endless(images: Images, batch_size: int) -> Iterator[Tensor]:
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         batches, steps = {}, {}
         for kind in KINDS:
             seed_generators(0)
-            memory = None if kind == "memory" else 0
+            memory = None if kind == KINDS[0] else 0
             images = load_images(paths[kind], memory=memory, workers=options.workers).train.to(device)
             batches[kind] = endless(images, options.batch_size)
             model = ConvVAE(image=images.shape, z_dim=32, likelihood="logistic").to(device)
@@ -90,21 +90,25 @@ def main(argv: list[str] | None = None) -> None:
                         times.append((time.perf_counter() - begun) / STEPS)
         batches.clear()  # before the files go
     whole, read = ({kind: statistics.median(times[kind]) for kind in KINDS} for times in (seconds, reading))
+    rows = [
+        {
+            "images in": kind,
+            "ms per step": round(1000 * whole[kind], 1),
+            "times that from memory": round(whole[kind] / whole["memory"], 3),
+            "ms to wait for a batch when nothing else is done": round(1000 * read[kind], 2),
+        }
+        for kind in KINDS
+    ]
     result = {
         "command": " ".join(["python", *sys.argv]),
+        "seed": 0,
         "device": describe_device(device),
         "versions": versions(),
-        "options": {name: value for name, value in vars(options).items() if name != "device"},
-        "milliseconds": {kind: round(1000 * value, 2) for kind, value in whole.items()},
-        "milliseconds_reading_alone": {kind: round(1000 * value, 2) for kind, value in read.items()},
-        "ratio_to_memory": {kind: round(value / whole["memory"], 3) for kind, value in whole.items()},
+        "rows": rows,
     }
     write_json(RESULT, result)
-    for kind in KINDS:
-        time_, ratio, alone = (
-            result[name][kind] for name in ("milliseconds", "ratio_to_memory", "milliseconds_reading_alone")
-        )
-        print(f"{kind:9} {time_:8.2f} ms per step, {ratio:.3f} of that from memory; reading alone {alone:.2f} ms")
+    for row in rows:
+        print(", ".join(f"{name}: {value}" for name, value in row.items()))
 
 
 if __name__ == "__main__":
