@@ -15,6 +15,7 @@ from pplmodels import ranks
 from pplmodels.defaults import default_device
 from pplmodels.errors import InputError
 from pplmodels.infer.looking import put_back, unchanged
+from pplmodels.infer.observed import Fitting
 from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.replay import Replay
 from pplmodels.infer.traces import pair_traces, random_sites
@@ -30,7 +31,7 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     depend on them, such as an encoder's work, is done once. The pair stays as it is
     (:func:`pplmodels.infer.looking.unchanged`).
     """
-    with unchanged(model, guide):
+    with unchanged(model, guide), Fitting():
         return one_run(model, guide, x, samples)
 
 

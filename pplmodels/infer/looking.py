@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pplmodels.defaults import default_device
+from pplmodels.infer.observed import Fitting
 from pplmodels.infer.parameters import Stated, module_owned_parameters
 from pplmodels.infer.state import State, Values
 from pplmodels.sharing import is_sharing
@@ -63,7 +64,7 @@ def looking(function: Callable) -> Callable:
 
     @wraps(function)
     def look(*args, **kwargs):
-        with torch.no_grad(), unchanged(*filter(callable, (*args, *kwargs.values()))):
+        with torch.no_grad(), unchanged(*filter(callable, (*args, *kwargs.values()))), Fitting():
             return function(*args, **kwargs)
 
     return look

@@ -26,6 +26,7 @@ from pplmodels.infer.losses import (
     value_of,
     why_uncompiled,
 )
+from pplmodels.infer.observed import Fitting
 from pplmodels.infer.parameters import Stated, module_owned_parameters
 from pplmodels.infer.replay import Replay
 from pplmodels.infer.state import Snapshot, State
@@ -48,7 +49,8 @@ class SVI(pyro.infer.SVI):
       ``float``;
     - after a loss (with ``clip_norm`` also a gradient) that is not finite the parameters stop moving and
       :attr:`failed` is true, so the weights that led there can be looked at and the last good ones are not lost;
-    - the arguments of distributions are validated in the first step only: the checks read values back;
+    - the arguments of distributions, and the shapes of what is observed, are validated in the first step only: the
+      checks read values back;
     - a parameter that has an influence on the loss and that the optimizer does not have is an error of the first step;
     - with ``compile`` the loss and all gradients are traced once into a flat graph and replayed
       (:class:`pplmodels.infer.replay.Replay`, docs/engine.md): the same numbers without Pyro's and autograd's Python.
@@ -143,7 +145,7 @@ class SVI(pyro.infer.SVI):
         """The loss per image in nats, from one sample of the guide, without gradients; the pair stays as it is."""
         if isinstance(self.optim, PyroOptim):
             return super().evaluate_loss(*args, **kwargs)
-        with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), sharing(), _Images() as counted:
+        with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), Fitting(), sharing(), _Images() as counted:
             loss = value_of(self.elbo, self.model, self.guide, args, kwargs)
         return torch.as_tensor(loss, device=self.failed.device) / counted.number
 
@@ -174,7 +176,7 @@ class SVI(pyro.infer.SVI):
         """
         state = State(self._read())
         before = Snapshot(state.tensors, state.generators)
-        with torch.no_grad():
+        with torch.no_grad(), Fitting():
             self._losses(args, kwargs)
         state.restore_bindings()
         before.restore()
@@ -184,7 +186,7 @@ class SVI(pyro.infer.SVI):
         rough = _autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
         validation = nullcontext() if first and not self.precision else _unvalidated()
         parameters = self.parameters()
-        with validation, rough, Stated() as noted:
+        with validation, rough, Stated() as noted, Fitting() if first else nullcontext():
             stated = noted.names
             if has_own_gradients(self.elbo):
                 loss, gradients, images = self._own_gradients(args, kwargs, parameters)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pplmodels.infer import SVI
 from pplmodels.infer.looking import looking, unchanged
+from pplmodels.infer.observed import other_event, too_large
 from pplmodels.infer.traces import pair_traces, random_sites
 
 Parents = dict[str, list[str]]
@@ -70,10 +71,10 @@ def _parents(half, x: Tensor) -> Parents:
 def check_pair(model, guide, x: Tensor) -> list[str]:
     """What would go wrong in training this pair on ``x (B, ...)``, each finding in a sentence; none is an empty list.
 
-    Looked at are the halves' names, sites that only one of them has, plates, shapes, supports, log-probabilities that
-    are not finite, scores of masked values, parameters that no step would move, and dependencies on discrete values
-    that Pyro has lost sight of, which would bias the gradient of TraceGraph_ELBO. The pair and the random state stay
-    as they are.
+    Looked at are the halves' names, sites that only one of them has, plates, shapes (of ``x`` too), supports,
+    log-probabilities that are not finite, scores of masked values, parameters that no step would move, and dependencies
+    on discrete values that Pyro has lost sight of, which would bias the gradient of TraceGraph_ELBO. The pair and the
+    random state stay as they are.
 
     >>> from guides import MLPGuide
     >>> from pplmodels import MLPVAE
@@ -117,6 +118,9 @@ def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]
     for name in p.keys() & q.keys():
         if p[name]["is_observed"]:
             yield f"{name} is observed in the model and sampled by the guide."
+    for site in p.values():
+        if site["is_observed"] and (finding := too_large(site) or other_event(site)):
+            yield finding
     for sites, half in ((q, "guide"), (p, "model")):
         for name, site in sites.items():
             plates, shape = [frame.name for frame in site["cond_indep_stack"]], tuple(site["fn"].batch_shape)

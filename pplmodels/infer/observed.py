@@ -1,0 +1,70 @@
+"""Whether what is observed has the shape of the distribution that is to explain it."""
+
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+
+class Fitting(Messenger):
+    """While Pyro's validation is on, raises ValueError at a site whose value is larger than its distribution.
+
+    Distributions check the shapes of their events, but not ``.to_event()``: a value that broadcasts against these
+    dimensions would be scored several times over, without a word.
+    """
+
+    def _pyro_post_sample(self, msg) -> None:
+        if msg["is_observed"] and is_validation_enabled() and (sentence := too_large(msg)):
+            raise ValueError(sentence)
+
+
+def too_large(site: dict) -> str:
+    """Why an observed value does not broadcast to its distribution's shape, in a sentence; "" if it does.
+
+    Sizes are free where nothing says what they are: in plates without a size, outside of plates, and in the
+    dimensions of a distribution's own events, which it checks itself.
+    """
+    if not isinstance(site["value"], Tensor) or site_is_subsample(site):
+        return ""
+    found, expected = tuple(site["value"].shape), tuple(site["fn"].shape())
+    events = len(site["fn"].event_shape)
+    frames = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
+    checked = list(_repeated(site["fn"]))
+    checked += [dim - events for dim in range(events - len(found), 0) if frames and frames.get(dim, 0) >= 0]
+    if all(_size(found, dim) in (1, _size(expected, dim)) for dim in checked):
+        return ""
+    return f"{site['name']} is observed in shape {found}, but its distribution has shape {expected}" + _remedy(site)
+
+
+def other_event(site: dict) -> str:
+    """Where an observed value's event shape is not the distribution's, in a sentence; "" if it is."""
+    found, expected = tuple(site["value"].shape), tuple(site["fn"].shape())
+    if all(_size(found, dim) == _size(expected, dim) for dim in _repeated(site["fn"])):
+        return ""
+    events = len(site["fn"].event_shape)
+    return (
+        f"{site['name']} is observed in event shape {found[-events:]}, but its distribution has {expected[-events:]}: "
+        "each value would count several times."
+    )
+
+
+def _repeated(distribution) -> range:
+    """The event dimensions, counted from the right, that ``.to_event()`` has made of batch dimensions."""
+    own = distribution
+    while isinstance(own, (Independent, MaskedDistribution, ExpandedDistribution)):
+        own = own.base_dist
+    return range(-len(distribution.event_shape), -len(own.event_shape))
+
+
+def _size(shape: tuple[int, ...], dim: int) -> int:
+    return shape[dim] if len(shape) >= -dim else 1
+
+
+def _remedy(site: dict) -> str:
+    """The end of the sentence: what to do where the channels are last."""
+    shape, event = tuple(site["value"].shape), tuple(site["fn"].event_shape)
+    first = len(shape) - len(event)
+    if len(event) > 1 and first >= 0 and (shape[-1], *shape[first:-1]) == event:
+        return f": are the channels last? give {site['name']}.movedim(-1, {first})."
+    return "."
