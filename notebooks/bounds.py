@@ -104,10 +104,19 @@ figure
 
 
 # %%
+def pareto_k(weights):
+    """Pareto's k of each image, whose log-weights are a column."""
+    if hasattr(arviz, "psislw"):
+        return arviz.psislw(weights.T.copy())[1]
+    from arviz_stats.base import array_stats  # ArviZ 1, which takes the weights' reciprocals
+
+    return array_stats.psislw(-weights.T)[1]
+
+
 def health(weights):
     """How many of the samples count, and Pareto's k of 200 images."""
     sizes = np.exp(2 * np.logaddexp.reduce(weights) - np.logaddexp.reduce(2 * weights))
-    _, pareto = arviz.psislw(weights[:, :200].T.copy())
+    pareto = pareto_k(weights[:, :200])
     print(f"effective samples of {len(weights)}: median {np.median(sizes):.0f}, least {sizes.min():.0f}")
     print(f"Pareto's k: median {np.median(pareto):.2f}")
 

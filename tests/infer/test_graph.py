@@ -78,7 +78,7 @@ def test_batch_normalisation_updates_its_means_as_often_as_it_runs():
         return first + torch.native_batch_norm(x, None, None, mean, var, True, 0.1, 1e-5)[0]
 
     _, calls = traced(twice, x, torch.zeros(2), torch.ones(2))
-    assert calls.count("aten.native_batch_norm.default") == 2
+    assert sum("native_batch_norm" in call for call in calls) == 2  # its name has changed
     mean, var = torch.zeros(2), torch.ones(2)
     module, _ = traced(twice, x, mean.clone(), var.clone())
     module(x, mean, var)
