@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pplmodels.data.reading import Reading, intensities, thresholded
 from pplmodels.data.streams import SOME, DiskPixels, PackedBits
+from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 
 BATCH = 500  # images measured at a time
@@ -65,6 +66,7 @@ class Images:
         """The same images, read in another way."""
         return replace(self, reading=reading)
 
+    @float32_on_cpu()
     def frozen(self, seed: int = 0) -> "Images":
         """The same images with one drawing of a random binarisation (:func:`bernoulli`) for good."""
         with torch.random.fork_rng(devices=[]):
