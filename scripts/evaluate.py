@@ -127,7 +127,7 @@ def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
         "device": options.device,
         "typed": (),
     }
-    given = {name: getattr(options, name) for name in ("data", "data_dir", "reading", *cli.IMAGE_OPTIONS)}
+    given = {name: vars(options).get(name) for name in ("data", "data_dir", "reading", *cli.IMAGE_OPTIONS)}
     trained |= {name: value for name, value in given.items() if value is not None}
     missing = [name for name in ("data", "reading") if name not in trained]
     if missing and described is vaes.image_parser:

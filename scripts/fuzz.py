@@ -71,7 +71,10 @@ def write_npz(folder: Path) -> None:
     """Images, scenes with counts, and packed bits."""
     x = np.arange(4 * 36, dtype=np.uint8).reshape(4, 6, 6)
     np.savez(folder / "images.npz", x_train=x, x_test=x / 255, x_valid=x[..., None])
-    np.savez_compressed(folder / "scenes.npz", x_train=x, x_test=x, n_train=np.arange(4), n_test=np.arange(4))
+    n = np.array([0, 1, 0, 1])
+    boxes = np.where(n[:, None, None] > 0, [1.0, 2.0, 3.0, 5.0], np.nan)
+    truth = {"n_train": n, "n_test": n, "boxes_train": boxes, "boxes_test": boxes}
+    np.savez_compressed(folder / "scenes.npz", x_train=x, x_test=x, **truth)
     np.savez(folder / "bits.npz", **{name: np.ones((2, 98), np.uint8) for name in ("train", "valid", "test")})
 
 
@@ -131,12 +134,26 @@ def load_run(folder: Path) -> None:
     assert all(line["step"] <= 6 for line in run.metrics)
 
 
+def write_npy(folder: Path) -> None:
+    """Images of two types."""
+    x = np.arange(4 * 36, dtype=np.uint8).reshape(4, 6, 6)
+    np.save(folder / "x_train.npy", x)
+    np.save(folder / "x_test.npy", x[..., None] / 255)
+
+
 def write_images(folder: Path) -> None:
-    """Ten images, of all formats."""
+    """Ten images, of all formats, with 16 bits, a palette, transparency and an orientation among them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
     for number in range(10):
-        ending = ("png", "jpg", "bmp", "webp")[number % 4]
+        ending = ("png", "jpg", "bmp", "webp", "tif")[number % 5]
         Image.new("RGB", (6, 6), (number, 90, 200)).save(folder / f"{number}.{ending}")
-    Image.new("P", (6, 6)).save(folder / "4.png", transparency=0)
+    Image.new("RGB", (6, 6)).save(folder / "1.jpg", exif=exif)
+    Image.fromarray(np.arange(36, dtype=np.uint16).reshape(6, 6) * 1000).save(folder / "5.png")
+    drawing = Image.new("P", (6, 6))
+    drawing.putpixel((2, 3), 1)
+    drawing.save(folder / "6.png", transparency=0)
+    (folder / "6.jpg").unlink()
 
 
 def load_folder(folder: Path) -> None:
@@ -146,12 +163,13 @@ def load_folder(folder: Path) -> None:
 
 KINDS = {
     "npz": Kind(write_npz, load_npz, ("images.npz", "scenes.npz", "bits.npz")),
+    "npy": Kind(write_npy, load_folder, ("x_train.npy", "x_test.npy")),
     "weights and description": Kind(
         write_pair, load_pair, ("model.json", "model.safetensors", "guide.json", "guide.safetensors")
     ),
     "training state": Kind(write_checkpoint, load_state, ("checkpoint.pt",)),
     "run": Kind(write_run, load_run, ("config.json", "metrics.jsonl", "starts.json")),
-    "images": Kind(write_images, load_folder, ("0.png", "1.jpg", "2.bmp", "3.webp", "4.png")),
+    "images": Kind(write_images, load_folder, ("0.png", "1.jpg", "2.bmp", "3.webp", "4.tif", "5.png", "6.png")),
 }
 
 

@@ -41,8 +41,9 @@ class Solids:
 
 
 def true_solids(tables: Tables) -> Solids:
-    """What the scenes of a data set show."""
-    return Solids(tables.counts, tables.kind, tables.place, tables.yaw)
+    """What the scenes of a data set show, in torch's default type of floats, as what is found in them."""
+    dtype = torch.get_default_dtype()
+    return Solids(tables.counts, tables.kind, tables.place.to(dtype), tables.yaw.to(dtype))
 
 
 @looking

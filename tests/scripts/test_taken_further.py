@@ -48,6 +48,7 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(script, tmp_path, no_pict
     assert same(weights(longer), weights(straight))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_run_may_be_extended_with_another_rate_and_other_data(script, tmp_path, no_pictures):
     short, longer = tmp_path / "short", tmp_path / "longer"

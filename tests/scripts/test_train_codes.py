@@ -111,6 +111,7 @@ def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypat
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_folder_of_runs_stands_for_the_newest(script, tmp_path, capsys):
     runs = [tmp_path / "runs" / name for name in ("20260101-101010", "20260101-101010_2")]

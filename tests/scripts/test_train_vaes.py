@@ -201,6 +201,7 @@ def test_a_guide_with_a_network_that_it_does_not_use_is_trained_with_a_warning(s
     assert "unused.weight" in load_file(run / "guide.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_flow_that_starts_as_the_identity_is_no_fault_and_looking_draws_nothing(script, tmp_path, capsys):
     file, runs = tmp_path / "mine.py", [tmp_path / name for name in ("ours", "mine")]
