@@ -49,9 +49,23 @@ def _fresh(store: dist.Store, rank: int, size: int) -> dist.Store:
         time.sleep(0.02)
 
 
+_alone = False  # whether this rank does something that the others do not
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, there is one rank: for what one of them does while the others go on, who would not answer."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def number() -> int:
     """How many ranks there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def index() -> int:

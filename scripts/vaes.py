@@ -180,7 +180,8 @@ def train(
     if ranks.index() == 0:
         for half in measured:
             half.save_pretrained(run.folder)
-        draw(*measured, images, run)
+        with ranks.alone():
+            draw(*measured, images, run)
         run.finish(seconds, device, metrics)
         shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
         print(f"held out, {len(images.test)} images: {shown}")

@@ -31,6 +31,7 @@ class Preview:
             half.save_pretrained(self._folder)
         begun = time.perf_counter()
         if self._draw is not None and (last or begun >= self._next):
-            self._draw()
+            with ranks.alone():
+                self._draw()
             drawn = time.perf_counter()
             self._next = drawn + (drawn - begun) / SHARE
