@@ -111,7 +111,9 @@ def parser() -> cli.Parser:
     )
     learning.add_argument("--baseline-lr", type=cli.positive_float, default=1.5e-3, help="the baseline's learning rate")
     learning.add_argument("--clip-norm", type=cli.positive_float, default=100.0, help="of a gradient, nats per image")
-    learning.add_argument("--presence-bias", type=float, default=2.0, help="initial logit of going on to an object")
+    learning.add_argument(
+        "--presence-bias", type=cli.finite_float, default=2.0, help="initial logit of going on to an object"
+    )
 
     def add_course(flag: str, kind: Callable, default: list | None, names: tuple[str, str], help: str) -> None:
         learning.add_argument(flag, type=kind, nargs=2, default=default, metavar=names, help=help)

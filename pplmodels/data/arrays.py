@@ -15,6 +15,7 @@ from pplmodels.messages import say
 # What an archive may unpack to. Black canvases as float64 shrink to about 1/200 of their bytes, real images to 1/10.
 RATIO = 256  # times the archive's own bytes,
 SMALL = 2**28  # or so many bytes, whatever the ratio
+DEEP = 2**14  # white of 14 bits: 16-bit levels that end below it may be of fewer bits
 DEFLATE = 1032  # times its bytes is the most that a deflated stream can unpack to (two bits for each 258 bytes)
 
 
@@ -89,7 +90,7 @@ def array_formats(
         low, high = ends[name]
         size = "x".join(map(str, form(np.zeros((1, *shape[1:]), dtype))[0].movedim(0, -1).shape))
         say(f"read {shape[0]:,} images {size}, {dtype}, {low:g}..{high:g}{form.words}: {names[name]}")
-        if form.white == 65535 and 1 < high < 4096:
+        if form.white == 65535 and 1 < high < DEEP:
             say(f"warning: white is 65535 in {names[name]}, whose values end at {high:g}: see --white-level")
     return formats
 

@@ -17,10 +17,11 @@ from pplmodels.data.streams import DiskPixels, Storage
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 
-DARK = 16  # the highest level of 12 bits where white is that of 16
+DARK = 64  # the highest level of 14 bits where white is that of 16
 HELD_OUT = 10  # every tenth image of a folder
-# besides those whose names begin with a dot: of macOS's archives, of Synology's and Windows' disks
-NO_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+# besides those whose names begin with a dot, in lower case: of macOS's archives, of network and Windows' disks
+NO_DATA = ("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "lost+found")
+NO_DATA += ("$recycle.bin", "recycler", "system volume information")
 # names of subfolders that say what their images are for
 PARTS = (("train", "training"), ("test", "testing"), ("valid", "val", "validation"))
 
@@ -82,7 +83,7 @@ def _find(folder: Path) -> list[Path]:
         if not path.is_file():
             continue
         names = path.relative_to(folder).parts
-        hidden = next((name for name in names if name.startswith(".") or name in NO_DATA), None)
+        hidden = next((name for name in names if name.startswith(".") or name.lower() in NO_DATA), None)
         if hidden is None and path.suffix.lower() in ENDINGS:
             found.append(path)
         elif hidden is None:
@@ -173,4 +174,13 @@ def _uses(folder: Path, paths: list[Path]) -> np.ndarray | None:
     top = [path.relative_to(folder).parts[0].lower() for path in paths]
     known = {name: use for use, names in enumerate(PARTS) for name in names}
     uses = np.array([known.get(name, -1) for name in top])
-    return uses if uses.min() >= 0 and {0, 1} <= set(uses) else None
+    if set(uses) == {0, 2}:  # train and val alone: val is what is held out
+        uses = np.minimum(uses, 1)
+    if uses.min() >= 0 and {0, 1} <= set(uses):
+        return uses
+    if named := sorted({name for name in top if name in known}):
+        say(
+            f"warning: {', '.join(named)} in {folder} are no parts of the data, since not all images are in train and "
+            "test: every tenth of all images is held out"
+        )
+    return None

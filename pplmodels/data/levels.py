@@ -30,8 +30,10 @@ class Decoding:
     white_level: float | None = None
 
     def __post_init__(self):
-        """Refuse what is no colour."""
+        """Refuse what is no colour, and images of one pixel."""
         _ = self.ground
+        if self.image_size is not None and self.image_size < 2:
+            raise InputError(f"--image-size {self.image_size}: images have a side of 2 pixels at least.")
 
     @property
     def ground(self) -> tuple[int, int, int]:

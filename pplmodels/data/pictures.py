@@ -21,6 +21,7 @@ GREY = ("1", "L", "LA", "La")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 ORIENTATION = 0x0112  # the EXIF tag
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a TIFF tag, and its value where the lowest level is white
 SIDEWAYS = (5, 6, 7, 8)  # its values that exchange rows and columns
 
 
@@ -33,29 +34,39 @@ class Header:
     colour: bool
     transparent: bool
     turned: bool
-    deep: bool  # more than 8 bits of grey
+    deep: bool  # more than 8 bits per channel
     several: bool  # pages or frames, of which the first counts
 
 
 def read_header(path: Path, decoding: Decoding) -> Header:
     """The header of a picture file. Raises :class:`InputError`."""
     with _opened(path) as image:
+        deep = _is_deep(image) or _is_cut(image)  # before the orientation, for which Pillow may decode the picture
         orientation = _orientation(image)
         size = image.size if orientation in SIDEWAYS else image.size[::-1]
+        if orientation in SIDEWAYS and image.format == "TIFF":  # Pillow's versions differ in whether that is turned
+            size = ImageOps.exif_transpose(image).size[::-1]
         transparent = _is_transparent(image)
         colour = not _is_grey(image) or (transparent and not decoding.grey)
         several = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # a JPEG with a preview is one picture
-        return Header(*size, colour, transparent, orientation != 1, _is_deep(image), several)
+        return Header(*size, colour, transparent, orientation != 1, deep, several)
 
 
 def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
     """A picture as uint8, ``(H, W)`` if it is grey and ``(H, W, 3)`` else, upright. Raises :class:`InputError`."""
     with _opened(path) as image:
         transparent, grey, file_format = _is_transparent(image), _is_grey(image), image.format
+        inverted = _is_deep(image) and file_format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        if decoding.white_level is not None and _is_cut(image):
+            raise InputError(
+                f"{path} has 16 bits per colour, of which the upper 8 are read: --white-level does not apply to it."
+            )
+        _scale_key(image)
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
         if _is_deep(image):
             levels = _deep_levels(image, path, decoding, file_format)
+            levels = 255 - levels if inverted else levels  # which Pillow does where there are fewer bits
         elif transparent:
             levels = np.array(image.convert("RGBA"))
         else:
@@ -107,6 +118,18 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF is ignored by viewers too
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _is_cut(image: Image.Image) -> bool:
+    """Whether the file has 16 bits per channel of several, of which Pillow reads the upper 8."""
+    return not _is_deep(image) and ";16" in str(image.tile)
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Give the transparent level of a PNG of 2 or 4 bits the scale of its pixels, which Pillow reads as 8 bits."""
+    factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3])) if image.tile else None
+    if factor and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= factor
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -152,11 +152,14 @@ def scene_set(
     spread = object_spread or (0.05 if data == "digits" else 0.07)
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
     images = load_images(data, data_dir, background=background, **reading)
+    extent = ink_extent(images.train)
+    if not extent:
+        raise InputError(f"the objects of {data} are black, and so are the scenes: nothing would be seen.")
     options = {"canvas": canvas, "object_size": object_size, "seed": seed}
     return SceneSet(
         make_scenes(images.train, num_train, counts=counts, **options),
         make_scenes(images.test, num_test, counts=counts, **options),
-        object_size * ink_extent(images.train),
+        object_size * extent,
         make_scenes(images.test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
         spread,
     )
@@ -178,7 +181,9 @@ def _ready_made(
         low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # a deviation below and above
         side, spread = side or float(sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
         say(
-            f"objects have sides of {side:.3g} pixels, with a deviation of {spread:.0%} (--object-size, "
-            f"--object-spread): seen in {len(sides):,} objects"
+            f"the sides of {len(sides):,} objects were measured; {side:.3g} pixels, with a deviation of {spread:.0%}, "
+            "are the prior's (--object-size, --object-spread)"
         )
+    if side > max(train.shape[1:]):
+        raise InputError(f"--object-size {side:g} is larger than the scenes of {path}.")
     return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread or SceneSet.spread)

@@ -106,7 +106,7 @@ def _digits() -> ImageSet:
 
 
 def _from_npz(path: Path, decoding: Decoding) -> ImageSet:
-    found = read_npz(path, optional=tuple(itertools.chain(*NAMES)))
+    found = read_npz(path, optional=(*itertools.chain(*NAMES), "x_val", "X_val", "val"))
     if found.keys() == set(PARTS) and any(map(_is_packed, found.values())):
         if decoding.image_size or decoding.white_level:
             raise InputError(f"{path} holds binarised MNIST: --image-size and --white-level do not apply to it.")
@@ -139,7 +139,8 @@ def _npy_files(path: Path) -> list[Path]:
         names = _names({file.stem for file in path.glob("*.npy")}) or ()
         return [path / f"{name}.npy" for name in names]
     use = "train" if "train" in path.stem else "test"
-    files = [path.with_stem(path.stem.replace(use, other)) for other in ("train", "test", "valid", "val")]
+    before, _, after = path.stem.rpartition(use)
+    files = [path.with_stem(f"{before}{other}{after}") for other in ("train", "test", "valid", "val")]
     if files[0] == files[1]:
         raise InputError(f"{path} needs a neighbour: name the files x_train.npy and x_test.npy, or the like.")
     return [*files[:2], *[file for file in files[2:] if file.is_file()][:1]]
@@ -149,7 +150,8 @@ def _names(found: Collection[str]) -> tuple[str, ...] | None:
     """The names among ``found`` of training, held-out and perhaps validation images."""
     for train, test, valid in NAMES:
         if train in found and test in found:
-            return (train, test, valid) if valid in found else (train, test)
+            used = [name for name in (valid, valid.replace("valid", "val")) if name in found]
+            return (train, test, *used[:1])
     return None
 
 

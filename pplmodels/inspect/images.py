@@ -54,7 +54,8 @@ def infer_codes(guide, x: Tensor, site: str = "codes") -> Tensor:
 def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str = "z") -> Tensor:
     """What the model draws along straight lines between the codes of pairs of images, ``(B, steps, C, H, W)``."""
     ends = [poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last)]
-    weights = torch.linspace(0, 1, steps, device=first.device).view(-1, 1, *[1] * (ends[0].dim() - 1))
+    weights = torch.linspace(0, 1, steps, dtype=ends[0].dtype, device=first.device)
+    weights = weights.view(-1, 1, *[1] * (ends[0].dim() - 1))
     drawn = _drawn(model, site, torch.lerp(*ends, weights).flatten(0, 1))
     return drawn.unflatten(0, (steps, len(first))).transpose(0, 1)
 

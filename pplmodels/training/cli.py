@@ -419,6 +419,11 @@ def positive_float(text: str) -> float:
     return _number(text, float, sys.float_info.min, "a number above 0")
 
 
+def finite_float(text: str) -> float:
+    """A number that is finite."""
+    return _number(text, float, -sys.float_info.max, "a finite number")
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     return _number(text, float, 0, "a number from 0 to 1", most=1)

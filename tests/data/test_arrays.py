@@ -141,3 +141,20 @@ def test_wrong_npy_files_get_one_sentence(tmp_path, damage):
             np.savez(file, LEVELS)
     with pytest.raises(InputError, match=r"is not a|columns first|needs a neighbour"):
         load_images(path)
+
+
+@pytest.mark.parametrize("ending", ["npz", "npy"])
+def test_x_val_is_for_validation_in_any_file(tmp_path, ending):
+    parts = {"x_train": LEVELS, "x_test": LEVELS[:4], "x_val": LEVELS[:3]}
+    if ending == "npz":
+        np.savez(tmp_path / "a.npz", **parts)
+    else:
+        for name, part in parts.items():
+            np.save(tmp_path / f"{name}.npy", part)
+    assert len(load_images(tmp_path / "a.npz" if ending == "npz" else tmp_path).valid) == 3
+
+
+def test_the_last_use_in_a_name_is_replaced(tmp_path):
+    for name in ("strain_train", "strain_test"):
+        np.save(tmp_path / f"{name}.npy", LEVELS)
+    assert len(load_images(tmp_path / "strain_train.npy").test) == 20

@@ -143,3 +143,25 @@ def test_what_was_read_is_said(tmp_path, capsys):
     assert f"read 10 images 6x5x1, 8 bits: {tmp_path}" in said and "9 of them to train on, 1 held out" in said
     assert "10 turned as their EXIF orientation says" in said
     assert "10 of more than 8 bits: scaled to 8" in said and "the highest level of the images is 16 of 255" in said
+
+
+def test_of_train_and_val_alone_val_is_held_out(tmp_path):
+    fill(tmp_path / "train", range(20))
+    fill(tmp_path / "val", range(20, 30))
+    images = load_images(tmp_path)
+    assert contents(images.test) == [picture.tobytes() for picture in PICTURES[20:30]] and images.valid is None
+
+
+def test_parts_that_are_not_used_are_said(tmp_path, capsys):
+    fill(tmp_path / "train", range(20))
+    fill(tmp_path / "test", range(20, 30))
+    fill(tmp_path, [40])
+    assert len(load_images(tmp_path).test) == 3
+    assert "warning: test, train in" in capsys.readouterr().err
+
+
+def test_bins_of_other_systems_are_no_data(tmp_path):
+    fill(tmp_path, range(10))
+    for name in ("$Recycle.Bin", "#recycle", "lost+found"):
+        fill(tmp_path / name, range(10, 20))
+    assert len(load_images(tmp_path).train) == 9

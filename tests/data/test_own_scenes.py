@@ -122,7 +122,7 @@ def test_a_set_of_own_scenes_takes_their_size_says_so_and_can_be_told(tmp_path, 
     path = saved(tmp_path)
     found = scene_set(path, ready_made=True)
     assert found.object_side in SIDES and found.spread == pytest.approx(np.log(12 / 9) / 2)
-    assert "objects have sides of" in capsys.readouterr().err
+    assert "objects were measured; 12 pixels" in capsys.readouterr().err
     told = scene_set(path, ready_made=True, object_size=20.0, object_spread=0.1)
     assert (told.object_side, told.spread) == (20.0, 0.1)
     assert told.window_prior()[1][0] == 0.1

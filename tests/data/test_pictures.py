@@ -1,5 +1,8 @@
 """Picture files as people have them: depth, transparency, orientation."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -171,3 +174,49 @@ def test_of_several_pages_the_first_is_read_and_it_is_said(tmp_path, capsys):
 def test_a_color_that_is_none_is_refused():
     with pytest.raises(InputError, match="'mauvish' is not a colour: write one as white"):
         Decoding(background="mauvish")
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32], ids=["16 bits", "floats"])
+def test_where_the_lowest_level_is_white_it_is_read_so(tmp_path, kind):
+    values = RAMP.astype(np.uint16) * 257 if kind is np.uint16 else RAMP / np.float32(255)
+    path = written(tmp_path, Image.fromarray(values), "a.tif", tiffinfo={262: 0})
+    assert np.array_equal(read(path), 255 - RAMP)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_header_of_a_turned_tiff_is_that_of_its_picture(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = read(written(tmp_path, Image.fromarray(RAMP), "a.tif", exif=exif))
+    assert found.shape == (RAMP.shape[::-1] if orientation > 4 else RAMP.shape)
+
+
+def png(path, depth, colour, rows, transparent=None):
+    """A PNG whose rows are bytes already, of a depth that Pillow does not write."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, len(rows), depth, colour, 0, 0, 0))]
+    if transparent is not None:
+        chunks.append((b"tRNS", struct.pack(">H", transparent)))
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    return path
+
+
+@pytest.mark.parametrize("depth, row, step", [(2, bytes([0b00011011]), 85), (4, bytes([0x01, 0x23]), 17)])
+def test_a_transparent_level_of_few_bits_is_background(tmp_path, depth, row, step):
+    found = read(png(tmp_path / "a.png", depth, 0, [row], transparent=1))
+    assert found.tolist() == [[0, 255, 2 * step, 3 * step]]
+
+
+def test_16_bits_per_colour_are_said_and_take_no_white_level(tmp_path):
+    row = b"".join(struct.pack(">HHH", 257 * level, 0, 257 * 7) for level in (0, 5, 128, 255))
+    path = png(tmp_path / "a.png", 16, 2, [row])
+    assert read(path)[0].tolist() == [[level, 0, 7] for level in (0, 5, 128, 255)]
+    assert read_header(path, Decoding()).deep
+    with pytest.raises(InputError, match="16 bits per colour"):
+        read_picture(path, Decoding(white_level=4095))
+
+
+def test_images_of_one_pixel_are_refused():
+    with pytest.raises(InputError, match="a side of 2 pixels at least"):
+        Decoding(image_size=1)
