@@ -243,10 +243,19 @@ def restore(parser: Parser, run: Run) -> dict:
         stored = run.config[name]
         try:
             found[name] = _as_typed(actions.get(name), parser.get_default(name), stored)
+            if name in ("data", "data_dir"):
+                found[name] = _where_it_was(found[name], run)
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{run.folder} cannot have been trained with {flag} {stored!r}.") from error
     return found
+
+
+def _where_it_was(path: str, run: Run) -> str:
+    """A relative path of the data, from the directory in which the run was begun if there is nothing of it here."""
+    begun = run.config.get("directory")
+    before = Path(begun if isinstance(begun, str) else "") / path
+    return str(before) if before.exists() and not Path(path).exists() else path
 
 
 def kept(parser: Parser) -> list[str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pplmodels import ranks
 from pplmodels.data import Images
-from pplmodels.errors import NonFiniteLoss, Terminated
+from pplmodels.errors import InputError, NonFiniteLoss, Terminated
 from pplmodels.generators import SEEDS, generator_states, restore_generators, seed_generators
 from pplmodels.infer import SVI, Annealed, schedules_end
 from pplmodels.infer.bounds import nonfinite_sites
@@ -76,7 +76,7 @@ def fit(
     summed = torch.zeros((), dtype=torch.float64, device=device)  # losses since the last evaluation
     start, earlier = 0, 0.0
     if resume and (run.metrics or (run.folder / FILE).exists()):
-        start, earlier, so_far = load_checkpoint(run.folder, svi, averaged)
+        start, earlier, so_far = _state(run, svi, averaged)
         summed.copy_(so_far)
         run.forget_after(start)
     else:
@@ -149,6 +149,18 @@ def fit(
     if patience is not None:
         load_weights(run.folder, svi, averaged)
     return seconds()
+
+
+def _state(run: Run, svi: SVI, averaged: AveragedModel | None) -> tuple[int, float, Tensor]:
+    """Restore the run's checkpoint; one of another run, which does not fit this one, is given back."""
+    try:
+        return load_checkpoint(run.folder, svi, averaged)
+    except InputError as error:
+        other = run.config.get("extend")
+        if not other or (run.folder / "environment.jsonl").exists():
+            raise
+        run.give_back()
+        raise InputError(f"{other} was trained with other options than these: only its weights can be used.") from error
 
 
 def warn_if_short(steps: int, annealed: Sequence[Annealed], options: str) -> None:

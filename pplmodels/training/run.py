@@ -60,7 +60,8 @@ class Run:
 
         What a run leaves in which nothing was trained, because it failed at the start, say, counts as nothing and goes.
         """
-        run = cls(Path(folder), {**config, "command": " ".join(["python", *sys.argv])})
+        begun = {"command": " ".join(["python", *sys.argv]), "directory": str(Path.cwd())}
+        run = cls(Path(folder), {**config, **begun})
         if ranks.index() == 0:
             run._create()
         ranks.wait()
@@ -112,6 +113,13 @@ class Run:
                 source = Path(earlier) / name
                 if source.exists():
                     replace_file(self.folder / name, lambda path, source=source: shutil.copyfile(source, path))
+        ranks.wait()
+
+    def give_back(self) -> None:
+        """Remove what :meth:`take_over` copied, which does not fit: the folder can then be used again."""
+        if ranks.index() == 0:
+            for name in ("metrics.jsonl", BEST, CHECKPOINT):
+                (self.folder / name).unlink(missing_ok=True)
         ranks.wait()
 
     def within(self, name: str, **changed) -> "Run":

@@ -146,6 +146,13 @@ def test_a_run_goes_on_with_another_number_of_ranks(straight, tmp_path, script):
     assert last["train_elbo"] > first["train_elbo"]
 
 
+def test_rank_0_draws_alone_while_the_other_goes_on(tmp_path):
+    """What a VAE's pictures show is measured by functions that ask all ranks where all of them call."""
+    sizes = ["--hidden", 8, "--z-dim", 2, "--batch-size", 16, "--no-compile", "--steps", 4, "--eval-every", 2]
+    finished(torchrun(2, "scripts/train_vae.py", *sizes, "--out", tmp_path / "run"))
+    assert (tmp_path / "run" / "manifold.png").exists() and (tmp_path / "run" / "result.json").exists()
+
+
 @pytest.mark.filterwarnings("default")
 def test_batches_without_equal_shares_are_refused(tmp_path, script, monkeypatch):
     monkeypatch.setattr(ranks, "number", lambda: 2)

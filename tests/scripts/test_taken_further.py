@@ -123,7 +123,7 @@ def test_what_cannot_go_on_is_refused_before_there_is_a_folder(script, tmp_path,
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name, options", [("train_air", SMALL), ("train_vae", VAE)])
-def test_weights_and_pictures_are_there_before_the_end(script, tmp_path, monkeypatch, name, options):
+def test_weights_and_pictures_are_there_before_the_end(script, tmp_path, monkeypatch, previews, name, options):
     """Stopped after the first evaluation: what was there, and what the stop left, can be loaded and looked at."""
     import pplmodels.training.loop as loop
 
@@ -165,3 +165,28 @@ def test_a_run_that_is_too_short_for_its_schedules_says_so(script, tmp_path, cap
 def test_grey_images_are_not_binarised_without_a_word(script, tmp_path, capsys, no_pictures, binarise):
     script("train_vae")([*VAE, "--binarise", binarise, "--steps", "1", "--out", str(tmp_path / "run")])
     assert "grey pixels are" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_state_that_does_not_fit_is_given_back(script, tmp_path, trained, capsys):
+    """The folder of the failed start is taken by the next one."""
+    extend = ["--extend", str(trained), "--steps", "4", "--out", str(tmp_path / "new")]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script(lambda: script("train_vae")([*extend, "--averaging", "0.9"]))
+    assert stopped.value.code == 2
+    assert f"{trained} was trained with other options than these" in capsys.readouterr().err.splitlines()[-1]
+    script("train_vae")(extend)
+    assert (tmp_path / "new" / "result.json").exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_relative_data_are_found_from_another_directory(script, tmp_path, monkeypatch, no_pictures):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    np.savez("mine.npz", x_train=pixels, x_test=pixels[:9])
+    script("train_vae")([*VAE, "--data", "mine.npz", "--steps", "2", "--out", str(tmp_path / "run")])
+    monkeypatch.chdir(tmp_path / "there")
+    script("train_vae")(["--resume", "--out", str(tmp_path / "run")])
+    script("evaluate")([str(tmp_path / "run")])
