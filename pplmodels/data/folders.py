@@ -120,14 +120,14 @@ def _report(folder: Path, pictures: Pictures, headers: list[Header]) -> None:
     sizes = {(header.height, header.width) for header in headers}
     resized = len(sizes - {(height, width)})
     notes = {
-        f"of more than 8 bits: scaled to 8, white is {decoding.white_level or 'full intensity'}": "deep",
-        f"with transparency: laid over {decoding.background} (--background)": "transparent",
-        "turned as their EXIF orientation says": "turned",
-        "with several pages or frames: the first is read": "several",
+        "have more than 8 bits per channel and are scaled to 8": "deep",
+        f"have transparency and are laid over {decoding.background} (--background)": "transparent",
+        "are turned as their EXIF orientation says": "turned",
+        "have several pages or frames, of which the first is read": "several",
     }
     for words, attribute in notes.items():
         if number := sum(getattr(header, attribute) for header in headers):
-            say(f"of them {number:,} {words}")
+            say(f"{number:,} of them {words}")
     if resized:
         say(f"resized and cropped to {height}x{width} from {len(sizes):,} sizes, {min(sizes)} to {max(sizes)}")
 

@@ -168,7 +168,7 @@ def test_of_several_pages_the_first_is_read_and_it_is_said(tmp_path, capsys):
         written(tmp_path, pages[0], f"{number}.tif", save_all=True, append_images=pages[1:])
     images = load_images(tmp_path)
     assert images.train.pixels.max() == 8
-    assert "10 with several pages or frames: the first is read" in capsys.readouterr().err
+    assert "10 of them have several pages or frames, of which the first is read" in capsys.readouterr().err
 
 
 def test_a_color_that_is_none_is_refused():
