@@ -10,6 +10,7 @@ HIDDEN = ("--hidden", "8")
 NARROW = {"vae": HIDDEN, "ladder-vae": LADDER, "draw": HIDDEN, "draw-attention": HIDDEN}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_four_systems_are_trained_once_and_reported_side_by_side(script, tmp_path, monkeypatch, capsys):
     compare, out = script("compare"), tmp_path / "out"

@@ -21,6 +21,7 @@ def ends_well(name, *arguments):
     return done.stdout.decode("cp1252")
 
 
+@pytest.mark.slow
 def test_a_training_and_its_evaluation_end_well_whatever_their_folder_is_called(tmp_path):
     run, data = tmp_path / NAME, tmp_path / f"{NAME}.npz"
     images = np.arange(1280, dtype=np.uint8).reshape(20, 8, 8)

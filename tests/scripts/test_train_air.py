@@ -103,6 +103,7 @@ def test_a_site_without_its_event_is_named_before_there_is_a_folder(script, tmp_
     assert not run.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_killed_and_resumed_is_the_same_as_never_stopped(script, tmp_path):
     """kill -9 somewhere in the middle, resume: the final weights are equal bit for bit and no line is lost."""
