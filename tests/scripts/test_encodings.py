@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from starting import ROOT
 from test_train_vaes import SMALL
 
