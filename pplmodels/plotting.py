@@ -10,20 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
+from matplotlib.transforms import Affine2D, Transform
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # ticks of a stretched axis
+FILLED = 0.95  # of the place of an image among others; the rest is a gap
 STEP_COLOURS = ("tab:red", "tab:green", "tab:blue", "tab:orange", "tab:purple", "tab:cyan")
 
 
 def image_rows(rows: Sequence[np.ndarray], labels: Sequence[str], inches: float = 1.1) -> Figure:
-    """Rows of images, each ``(B, C, H, W)`` in [0, 1], with a label a row."""
-    columns = len(rows[0])
-    figure, axes = _grid(len(rows), columns, inches * columns + 0.3, inches * len(rows))
-    for row, label, line in zip(rows, labels, axes, strict=True):
-        line[0].set_ylabel(label)
-        for image, axis in zip(row, line, strict=True):
-            _show_image(axis, image)
-    return figure
+    """Rows of images, each ``(B, C, H, W)`` in [0, 1], with a label per row."""
+    return _tiled(rows, labels, inches)[0]
 
 
 def scenes_with_windows(
@@ -33,15 +29,16 @@ def scenes_with_windows(
 
     ``scenes, reconstruction (B, C, H, W)``, ``z_pres (B, T)``, ``z_where (B, T, 3)``; ``counts (B)`` are the true ones.
     """
-    figure = image_rows([scenes, reconstruction], ["scene", "reconstruction"])
-    top = figure.axes[: len(scenes)]
-    for i, axis in enumerate(top):
+    figure, axis, places = _tiled([scenes, reconstruction], ["scene", "reconstruction"], 1.1)
+    for i, place in enumerate(places[0]):
         for t in np.flatnonzero(z_pres[i]):
-            _draw_window(axis, z_where[i, t], t, *scenes.shape[2:])
+            _draw_window(axis, z_where[i, t], t, *scenes.shape[2:], place)
         found = int(z_pres[i].sum())
         wrong = counts is not None and found != counts[i]
         title = f"{found}" if counts is None else f"{found} of {counts[i]}"
-        axis.set_title(title, fontsize=8, color="tab:red" if wrong else "black")
+        middle, above = scenes.shape[3] / 2, -0.06 * scenes.shape[2]
+        colour = "tab:red" if wrong else "black"
+        axis.text(middle, above, title, fontsize=8, color=colour, ha="center", va="bottom", transform=place)
     return figure
 
 
@@ -51,7 +48,7 @@ READ, WRITE = "tab:green", "tab:red"
 def painting_rows(
     images: np.ndarray | None, canvases: np.ndarray, reading: np.ndarray | None, writing: np.ndarray | None
 ) -> Figure:
-    """A row an image: the image, where there is one, then its canvas as it is painted.
+    """A row per image: the image, where there is one, then its canvas as it is painted.
 
     ``images (B, C, H, W)``, ``canvases (T, B, C, H, W)`` in [0, 1]; ``reading, writing (T, B, 3)`` are the windows that
     led to each canvas: centre and side in pixels, drawn in green and red.
@@ -59,12 +56,12 @@ def painting_rows(
     rows = canvases.swapaxes(0, 1)
     if images is not None:
         rows = np.concatenate([images[:, None], rows], 1)
-    figure = image_rows(rows, [""] * len(rows), inches=0.8)
+    figure, axis, places = _tiled(rows, [""] * len(rows), 0.8)
     for windows, colour in ((reading, READ), (writing, WRITE)):
         if windows is not None:
-            for b, line in enumerate(np.reshape(figure.axes, rows.shape[:2])):
-                for axis, where in zip(line[-len(canvases) :], windows[:, b], strict=True):
-                    _draw_square(axis, where, colour)
+            for b, line in enumerate(places):
+                for place, where in zip(line[-len(canvases) :], windows[:, b], strict=True):
+                    _draw_square(axis, where, colour, place)
     return figure
 
 
@@ -84,27 +81,30 @@ def painting_film(
             _show_image(axis, canvases[t, b])
             for windows, colour in ((reading, READ), (writing, WRITE)):
                 if windows is not None and 0 < frame <= count:
-                    _draw_square(axis, windows[t - 1, b], colour)
+                    _draw_square(axis, windows[t - 1, b], colour, axis.transData)
 
     film = FuncAnimation(figure, show, frames=count + 1 + max(1, count // 3))
     film.save(path, PillowWriter(fps=max(1, round(count / seconds))), dpi=100)
 
 
-def _draw_square(axis, where: np.ndarray, colour: str) -> None:
+def _draw_square(axis: Axes, where: np.ndarray, colour: str, place: Transform) -> None:
     x, y, side = where
-    axis.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, fill=False, color=colour, linewidth=0.8))
+    look = {"fill": False, "color": colour, "linewidth": 0.8}
+    axis.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, transform=place, **look))
 
 
-def _draw_window(axis, where: np.ndarray, step: int, height: int, width: int) -> None:
+def _draw_window(axis: Axes, where: np.ndarray, step: int, height: int, width: int, place: Transform) -> None:
     scale, x, y = np.exp(where[0]), where[1], where[2]
     left, top = ((centre - scale + 1) * size / 2 - 0.5 for centre, size in ((x, width), (y, height)))
     colour = STEP_COLOURS[step % len(STEP_COLOURS)]
-    axis.add_patch(Rectangle((left, top), scale * width, scale * height, fill=False, color=colour, clip_on=False))
-    axis.text(left, top, str(step + 1), color=colour, fontsize=7, va="bottom", clip_on=False)
+    look = {"color": colour, "clip_on": False, "transform": place}
+    axis.add_patch(Rectangle((left, top), scale * width, scale * height, fill=False, **look))
+    axis.text(left, top, str(step + 1), fontsize=7, va="bottom", **look)
 
 
-def _show_image(axis, image: np.ndarray) -> None:
-    axis.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+def _show_image(axis: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:
+    look = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    axis.imshow(image.transpose(1, 2, 0).squeeze(), extent=extent, **look)
     axis.set(xticks=[], yticks=[])
 
 
@@ -235,6 +235,28 @@ def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def _tiled(
+    rows: Sequence[np.ndarray], labels: Sequence[str], inches: float
+) -> tuple[Figure, Axes, list[list[Transform]]]:
+    """Rows of images in one set of axes, which are slow to make, and what takes pixels of each image to their place."""
+    columns = len(rows[0])
+    tall = max(row.shape[2] / row.shape[3] for row in rows)
+    figure, axis = _one(inches * columns + 0.3, inches * tall * len(rows))
+    places = []
+    for number, row in enumerate(rows):
+        height, width = row.shape[2:]
+        pixel, top = FILLED / width, number * tall
+        for column, image in enumerate(row):
+            _show_image(axis, image, (column, column + FILLED, top + pixel * height, top))
+        shift = Affine2D().translate(0.5, 0.5).scale(pixel)  # the first pixel's centre is 0
+        places.append([shift.frozen().translate(column, top) + axis.transData for column in range(columns)])
+    axis.set(xlim=(FILLED - 1, columns), ylim=(tall * len(rows), FILLED - 1), facecolor="0.8")
+    axis.set_yticks(tall * (np.arange(len(rows)) + FILLED / 2), labels, rotation=90, va="center")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return figure, axis, places
 
 
 def _grid(

@@ -1,0 +1,48 @@
+"""Where things are in pictures."""
+
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from pplmodels import plotting
+
+RNG = np.random.default_rng(0)
+
+
+def corners(figure, patch):
+    """The corners of a patch in the coordinates of the figure's axes."""
+    return figure.axes[0].transData.inverted().transform(patch.get_transform().transform([[0, 0], [1, 1]]))
+
+
+@pytest.mark.parametrize("size", [(6, 9), (9, 6), (5, 5)], ids=str)
+def test_a_window_lies_on_the_pixels_that_it_covers(size):
+    scenes = RNG.random((3, 1, *size))
+    whole = np.zeros((3, 2, 3))  # a window of the whole scene, in its middle
+    present = np.array([[1, 0], [0, 0], [1, 1]])
+    figure = plotting.scenes_with_windows(scenes, scenes, present, whole, np.array([1, 0, 1]))
+    axis = figure.axes[0]
+    windows = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+    for window, number in zip(windows, (0, 2, 2), strict=True):
+        left, right, bottom, top = axis.images[number].get_extent()
+        assert np.allclose(corners(figure, window), [[left, top], [right, bottom]])
+    assert [text.get_text() for text in axis.texts if "of" in text.get_text()] == ["1 of 1", "0 of 0", "2 of 1"]
+
+
+def test_squares_of_a_painting_lie_on_their_canvas():
+    canvases, images = RNG.random((2, 3, 1, 8, 8)), RNG.random((3, 1, 8, 8))
+    pixel = np.tile([3.0, 5.0, 1.0], (2, 3, 1))  # centre and side of the pixel in column 3 and row 5
+    figure = plotting.painting_rows(images, canvases, None, pixel)
+    axis = figure.axes[0]
+    shown = np.reshape(axis.images, (3, 3))[:, 1:].flatten()  # the first of a row is the image
+    for square, image in zip(axis.patches, shown, strict=True):
+        left, right, bottom, top = image.get_extent()
+        width, height = (right - left) / 8, (bottom - top) / 8
+        found = corners(figure, square)
+        assert np.allclose(found, [[left + 3 * width, top + 5 * height], [left + 4 * width, top + 6 * height]])
+
+
+def test_rows_of_other_sizes_have_the_same_columns():
+    figure = plotting.image_rows([RNG.random((4, 3, 8, 8)), RNG.random((4, 1, 2, 2))], ["image", "codes"])
+    extents = [image.get_extent() for image in figure.axes[0].images]
+    assert np.allclose([extent[:2] for extent in extents[:4]], [extent[:2] for extent in extents[4:]])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["image", "codes"]
