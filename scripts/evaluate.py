@@ -125,7 +125,7 @@ def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
         "valid": None,
         **cli.restore(described(), run),
         "device": options.device,
-        "typed": (),
+        "typed": frozenset(),
     }
     given = {name: vars(options).get(name) for name in ("data", "data_dir", "reading", *cli.IMAGE_OPTIONS)}
     trained |= {name: value for name, value in given.items() if value is not None}

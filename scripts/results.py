@@ -9,7 +9,7 @@ import benchmark
 
 from pplmodels import plotting
 from pplmodels.errors import InputError
-from pplmodels.files import replace_file
+from pplmodels.files import newest_run, replace_file
 from pplmodels.report import last_slope
 from pplmodels.training import cli
 
@@ -20,7 +20,7 @@ CARDS = ROOT / "results"
 def write_card(name: str, runs: list[Path], note: str) -> Path:
     """results/<name>.json from run folders that differ in their seed only; later evaluations of them count too."""
     results, configs, lines = [], [], []
-    for run in runs:
+    for run in map(newest_run, runs):
         try:
             result = json.loads((run / "result.json").read_text("utf-8"))
             config = json.loads((run / "config.json").read_text("utf-8"))

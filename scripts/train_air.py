@@ -65,7 +65,7 @@ def parser() -> cli.Parser:
     scenes.add_argument(
         "--max-objects",
         type=cli.positive_int,
-        help="scenes are made with 0 to this many objects; with --scenes, the most if their counts are unknown (2)",
+        help="scenes are made with 0 to this many objects; with --scenes, the most, if not what their counts say (2)",
     )
     scenes.add_argument(
         "--counts",
@@ -141,11 +141,13 @@ def parser() -> cli.Parser:
 def load(options: argparse.Namespace, run: Run | None = None) -> SceneSet:
     """The training and held-out scenes that a run's options name, of the shape that an earlier ``run`` was given."""
     if options.scenes:
-        for name in ("canvas", "counts", "unseen_counts", "image_size"):
+        for name in ("canvas", "counts", "unseen_counts", "image_size", "data_memory", "workers"):
             if getattr(options, name) and name in options.typed:
                 raise InputError(f"--{name.replace('_', '-')} does not apply to --scenes, which are made already.")
             setattr(options, name, None)
     else:
+        if {"counts", "max_objects"} <= options.typed:
+            raise InputError("--counts says which numbers of objects there are: leave --max-objects out.")
         options.counts = options.counts or list(range((options.max_objects or MOST) + 1))
         options.unseen_counts = options.unseen_counts or []
     scenes = scene_set(
@@ -177,7 +179,7 @@ def draw(model: AIR, guide: AIRGuide, scenes: SceneSet, run: Run) -> None:
 
 
 def most_objects(options: argparse.Namespace, scenes: SceneSet) -> int:
-    """The largest number of objects in a scene; :class:`InputError` if options of ready-made scenes say less."""
+    """The largest number of objects in a scene, also as options say; :class:`InputError` if they say too few."""
     if not options.scenes:
         return max(options.counts)
     known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
@@ -188,7 +190,7 @@ def most_objects(options: argparse.Namespace, scenes: SceneSet) -> int:
     for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):
         if given is not None and given < max(known):
             raise InputError(f"{flag} {given} is fewer than the {max(known)} objects of a scene of {options.data}.")
-    return max(known)
+    return max(*known, options.max_objects or 0)
 
 
 def complete(options: argparse.Namespace, scenes: SceneSet) -> None:
@@ -197,6 +199,8 @@ def complete(options: argparse.Namespace, scenes: SceneSet) -> None:
     options.steps = options.steps or STEPS.get(options.data, 6000)
     options.schedule_steps = options.schedule_steps or options.steps
     options.eval_every = options.eval_every or max(1, options.steps // 10)
+    if "restart_steps" in options.typed and options.restarts == 1:
+        raise InputError("--restart-steps says how long each of several --restarts is: say how many.")
     options.restart_steps = options.restart_steps or min(options.count_steps[1], max(1, options.steps // 2))
     if options.restart_steps > options.steps:
         raise InputError(f"--restart-steps {options.restart_steps} is more than the run's {options.steps} --steps.")

@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
 def prior_options(options: argparse.Namespace, folder: Path) -> list[str]:
     """What the prior's training in ``folder`` is told: how and where to compute, and, as it begins, what it keeps."""
     given = ["--out", str(folder), "--device", options.device, "--compile" if options.compile else "--no-compile"]
+    if options.imports:
+        given += ["--import", options.imports]
     if (folder / "config.json").exists():
         return [*given, "--resume"]
     return [*given, "--seed", str(options.seed), "--precision", options.precision]

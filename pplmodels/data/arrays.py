@@ -84,6 +84,12 @@ def array_formats(
     ends = {name: extremes(chunks[name], names[name]) for name in kinds}
     whole = [name for name, (_, dtype) in kinds.items() if dtype.kind in "biu"]
     binary = all(ends[name][0] >= 0 for name in whole) and max((ends[name][1] for name in whole), default=0) == 1
+    if decoding.white_level is None and not binary and (bits := [name for name in whole if ends[name] == (0, 1)]):
+        others = next(name for name in whole if ends[name] != (0, 1))
+        raise InputError(
+            f"{names[bits[0]]} has values of 0 and 1, {others} up to {ends[others][1]:g}: give both one scale, or say "
+            "which value is white with --white-level."
+        )
     formats = {}
     for name, (shape, dtype) in kinds.items():
         form = formats[name] = array_format(names[name], shape, dtype, ends[name][1], binary, decoding)

@@ -1,7 +1,7 @@
 """A folder of picture files as a set of images."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +66,9 @@ def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
     pictures = Pictures([str(path) for path in paths], _common_shape(folder, paths, headers, decoding), decoding)
     _report(folder, pictures, headers)
     read = storage.read(pictures, storage.holds(pictures))
-    if read.brightest <= DARK and any(header.deep for header in headers):
-        say(f"warning: the highest level of the images is {read.brightest} of 255: is white another --white-level?")
+    deep = max((level for level, header in zip(read.brightest, headers, strict=True) if header.deep), default=255)
+    if deep <= DARK:
+        say(f"warning: images of more than 8 bits have levels up to {deep} of 255: is their --white-level another?")
     _refuse_blank(folder, headers, read.pixels, decoding)
     known: dict[bytes, int] = {}
     numbers = np.array([known.setdefault(content, len(known)) for content in read.contents])
@@ -79,8 +80,10 @@ def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
 def _find(folder: Path) -> list[Path]:
     """The picture files, in the order of their paths; says what else there is."""
     found, skipped = [], Counter()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_files(folder)):
         if not path.is_file():
+            link, directory = path.is_symlink(), path.is_dir()
+            skipped["broken links" if link else "unreadable folders" if directory else "special files"] += 1
             continue
         names = path.relative_to(folder).parts
         hidden = next((name for name in names if name.startswith(".") or name.lower() in NO_DATA), None)
@@ -95,6 +98,23 @@ def _find(folder: Path) -> list[Path]:
     if skipped:
         say(f"skipped in {folder}: " + ", ".join(f"{number:,} {what}" for what, number in sorted(skipped.items())))
     return found
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """What is in a folder and its subfolders, or behind links to folders; folders only if they cannot be read."""
+    here = folder.resolve()
+    if here in above:  # a link leads back
+        return
+    try:
+        within = list(folder.iterdir())
+    except PermissionError:
+        yield folder
+        return
+    for path in within:
+        if path.is_dir():
+            yield from _files(path, (*above, here))
+        else:
+            yield path
 
 
 def _common_shape(folder: Path, paths: list[Path], headers: list[Header], decoding: Decoding) -> tuple[int, int, int]:
@@ -160,11 +180,12 @@ def _parts(folder: Path, paths: list[Path], pixels: Tensor | DiskPixels, numbers
             say(f"{copies:,} images are copies of others: they are held out, or trained on, with them")
         uses = last_ones.astype(int)
     elif copies:
-        held_out = np.isin(numbers, numbers[uses != 0])
-        uses = np.where((uses == 0) & held_out, -1, uses)
-        say(f"{copies:,} images are copies of others; {(uses < 0).sum():,} that are held out are not trained on")
-        if not (uses == 0).any():
-            raise InputError(f"every training image in {folder} is a held-out one as well.")
+        for use in (2, 0):  # what is held out stays so
+            mine, others = uses == use, (uses != use) & (uses > 0)
+            uses = np.where(mine & np.isin(numbers, numbers[others]), -1, uses)
+            if mine.any() and not (uses == use).any():
+                raise InputError(f"every image of {PARTS[use][0]} in {folder} is a held-out one as well.")
+        say(f"{copies:,} images are copies of others; {(uses < 0).sum():,} are left out, as they are in another part")
     images = Images(pixels, copies_of=torch.from_numpy(numbers) if copies else None)
     return [images.part(torch.from_numpy(np.flatnonzero(uses == use))) for use in range(uses.max() + 1)]
 

@@ -22,7 +22,9 @@ WHOLE = 0.9  # of the canvas: what is larger is no object
 
 
 @float32_on_cpu()
-def load_scenes(path: str | Path, white_level: float | None = None) -> tuple[Images, Images]:
+def load_scenes(
+    path: str | Path, *, background: str = "black", white_level: float | None = None
+) -> tuple[Images, Images]:
     """(train, test) scenes from an .npz file.
 
     =======================  ==============================================================================
@@ -33,14 +35,14 @@ def load_scenes(path: str | Path, white_level: float | None = None) -> tuple[Ima
                              fewer than K objects has rows of NaN
     =======================  ==============================================================================
 
-    Boxes alone say the counts. A count is at most the number of pixels. ``white_level`` is the value of full intensity.
-    Raises :class:`InputError`.
+    Boxes alone say the counts. A count is at most the number of pixels. ``background`` and ``white_level`` are those of
+    :func:`pplmodels.data.load_images`. Raises :class:`InputError`.
     """
     halves = ("train", "test")
     known = tuple(f"{kind}_{half}" for half in halves for kind in ("n", "boxes"))
     arrays = read_npz(path, required=("x_train", "x_test"), optional=known)
     scenes = {name: arrays[name] for name in ("x_train", "x_test")}
-    pixels = pixels_of(scenes, str(path), Decoding(white_level=white_level))
+    pixels = pixels_of(scenes, str(path), Decoding(background, white_level=white_level))
     train, test = (_with_truth(pixels[f"x_{half}"], arrays, half, path) for half in halves)
     if train.shape != test.shape:
         raise InputError(f"x_train and x_test in {path} differ in size: {train.shape} and {test.shape}.")

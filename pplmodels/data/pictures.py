@@ -21,7 +21,9 @@ GREY = ("1", "L", "LA", "La")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 ORIENTATION = 0x0112  # the EXIF tag
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a TIFF tag, and its value where the lowest level is white
+# TIFF tags, and values of theirs
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # where the lowest level is white
+BITS, COLOURS, SAMPLE, SIGNED = 258, 320, 339, 2
 SIDEWAYS = (5, 6, 7, 8)  # its values that exchange rows and columns
 
 
@@ -55,41 +57,44 @@ def read_header(path: Path, decoding: Decoding) -> Header:
 def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
     """A picture as uint8, ``(H, W)`` if it is grey and ``(H, W, 3)`` else, upright. Raises :class:`InputError`."""
     with _opened(path) as image:
-        transparent, grey, file_format = _is_transparent(image), _is_grey(image), image.format
-        inverted = _is_deep(image) and file_format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
-        if decoding.white_level is not None and _is_cut(image):
+        transparent, grey, deep = _is_transparent(image), _is_grey(image), _is_deep(image)
+        depth = _depth(image)
+        inverted = deep and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        white = None if image.mode == "1" else decoding.white_level  # one bit is black or white
+        if white is not None and _is_cut(image):
             raise InputError(
                 f"{path} has 16 bits per colour, of which the upper 8 are read: --white-level does not apply to it."
             )
-        _scale_key(image)
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
-        if _is_deep(image):
-            levels = _deep_levels(image, path, decoding, file_format)
+        if deep:
+            levels = _deep_levels(image, path, white, *depth)
             levels = 255 - levels if inverted else levels  # which Pillow does where there are fewer bits
-        elif transparent:
-            levels = np.array(image.convert("RGBA"))
         else:
-            levels = np.array(image.convert("L" if grey else "RGB"))
-        if decoding.white_level is not None and not _is_deep(image):
-            levels = to_levels(levels, decoding.white_level, str(path))
+            colours = "L" if grey else "RGB"
+            levels = np.array(image.convert("RGBA" if transparent else colours))
+            if white is not None:
+                shown = levels[..., :3] if transparent else levels
+                shown[...] = to_levels(shown, white, str(path))
         if transparent:
             levels = laid_over(levels, decoding.ground)
             return levels[..., 0] if grey and decoding.grey else levels
         return levels
 
 
-def _deep_levels(image: Image.Image, path: Path, decoding: Decoding, file_format: str | None) -> np.ndarray:
-    """The levels of a grey picture of 16 or 32 bits; with alpha, ``(H, W, 4)``, where one value is transparent."""
+def _deep_levels(image: Image.Image, path: Path, white: float | None, bits: int, signed: bool) -> np.ndarray:
+    """The levels of a grey picture of other than 8 bits; with alpha, ``(H, W, 4)``, where one value is transparent."""
     values = np.asarray(image)
-    white = decoding.white_level
+    if values.dtype.itemsize * 8 == bits and values.dtype.kind in "iu":  # Pillow's types differ from the file's in sign
+        values = values.view(f"{'i' if signed else 'u'}{values.dtype.itemsize}")
     if white is None and image.mode == "F":
         white = 1.0
-    elif white is None and (image.mode in SIXTEEN_BITS or file_format == "PNG"):  # an old Pillow reads those as I
-        white = 65535.0
+    elif white is None and bits <= 16 and not signed:
+        white = 2**bits - 1
     if white is None:
         raise InputError(
-            f"{path} has 32-bit levels, from {values.min()} to {values.max()}: say which is white with --white-level."
+            f"{path} has {'signed ' if signed else ''}{bits}-bit levels, from {values.min()} to {values.max()}: say "
+            "which is white with --white-level."
         )
     levels = to_levels(values, white, str(path))
     if not _is_transparent(image):
@@ -109,6 +114,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
                 raise InputError(f"{path} has {image.height}x{image.width} pixels; {PIXELS:,} are the most.")
+            _scale_key(image)
+            _scale_palette(image)
             yield image
 
 
@@ -132,6 +139,20 @@ def _scale_key(image: Image.Image) -> None:
         image.info["transparency"] *= factor
 
 
+def _scale_palette(image: Image.Image) -> None:
+    """Take the colours of a TIFF whose map has 8 bits as they are; Pillow takes the upper 8 of 16."""
+    colours = np.array(image.tag_v2.get(COLOURS, ())) if image.format == "TIFF" and image.mode == "P" else ()
+    if len(colours) and colours.max() <= 255:
+        image.putpalette(colours.reshape(3, -1).T.astype(np.uint8).tobytes())
+
+
+def _depth(image: Image.Image) -> tuple[int, bool]:
+    """The bits of a value of a picture with one channel, and whether it has a sign."""
+    if image.format == "TIFF":
+        return image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(SAMPLE, (1,))[0] == SIGNED
+    return (8 if image.mode in GREY else 16), False  # of a PNG; an old Pillow reads its 16 bits as I
+
+
 def _is_transparent(image: Image.Image) -> bool:
     return image.mode in ALPHA or "transparency" in image.info
 
@@ -144,4 +165,5 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode in ("I", "F", *SIXTEEN_BITS)
+    """Whether there is one channel whose levels are not those from 0 to 255."""
+    return image.mode in ("I", "F", *SIXTEEN_BITS) or (image.mode == "L" and _depth(image)[1])

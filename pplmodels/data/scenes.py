@@ -142,11 +142,13 @@ def scene_set(
     the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes
     (:func:`pplmodels.data.load_scenes`); then ``object_size`` is the side of their objects' bounding boxes in pixels
     and ``object_spread`` its relative deviation, both estimated from the scenes by default. ``background`` is the
-    colour under transparent pixels of objects, which are put on black. ``reading`` are further options of
+    colour under transparent pixels; objects are put on black. ``reading`` are further options of
     :func:`pplmodels.data.load_images`.
     """
     if ready_made:
-        return _ready_made(Path(data), num_train, num_test, object_size, object_spread, reading.get("white_level"))
+        train, test = _ready_made(Path(data), background, reading.get("white_level"))
+        side, spread = _object_size(train, object_size, object_spread)
+        return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread)
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     # two of the small digits fit into a window that is little larger than it should be
     spread = object_spread or (0.05 if data == "digits" else 0.07)
@@ -165,16 +167,17 @@ def scene_set(
     )
 
 
-def _ready_made(
-    path: Path, num_train: int, num_test: int, side: float | None, spread: float | None, white_level: float | None
-) -> SceneSet:
+def _ready_made(path: Path, background: str, white_level: float | None) -> tuple[Images, Images]:
     if path.suffix.lower() != ".npz":
         raise InputError(f"ready-made scenes come from an .npz file, not from {path}.")
-    train, test = load_scenes(path, white_level)
-    size = min(train.shape[1:])
-    sides = object_sides(train)
+    return load_scenes(path, background=background, white_level=white_level)
+
+
+def _object_size(scenes: Images, side: float | None, spread: float | None) -> tuple[float, float]:
+    """The side of objects in pixels and its relative deviation: as given, or as the scenes show it."""
+    sides = object_sides(scenes)
     if side is None and sides is None:
-        side = 0.4 * size
+        side = 0.4 * min(scenes.shape[1:])
         say(f"the size of the objects cannot be told from the scenes: {side:.3g} pixels are assumed (--object-size)")
     elif sides is not None and (side is None or spread is None):
         # medians and quantiles: two objects that touch, or parts of one, count as one object each
@@ -184,6 +187,6 @@ def _ready_made(
             f"the sides of {len(sides):,} objects were measured; {side:.3g} pixels, with a deviation of {spread:.0%}, "
             "are the prior's (--object-size, --object-spread)"
         )
-    if side > max(train.shape[1:]):
-        raise InputError(f"--object-size {side:g} is larger than the scenes of {path}.")
-    return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread or SceneSet.spread)
+    if side > max(scenes.shape[1:]):
+        raise InputError(f"--object-size {side:g} is larger than the scenes, of {scenes.shape[1]}x{scenes.shape[2]}.")
+    return side, spread or SceneSet.spread

@@ -19,6 +19,7 @@ from pplmodels.messages import say
 
 AHEAD = 4  # batches that each worker reads in advance
 SOME = 256  # images read at a time where all are read in order
+GRACE = 30  # seconds that a worker goes on after SIGTERM
 FEW = 4096  # images that are read sooner than processes are started
 
 
@@ -88,7 +89,7 @@ class DiskPixels:
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
             pin_memory=pinned,
-            worker_init_fn=_leave_interrupts_alone,
+            worker_init_fn=_leave_signals_alone,
             generator=torch.Generator(),  # of seeds for workers, which draw nothing: torch's own stays as it is
         )
         for pixels in loader:
@@ -99,11 +100,11 @@ class DiskPixels:
 
 @dataclass(frozen=True)
 class Read:
-    """The pixels of a source, the :func:`digests` of its images, and their highest level."""
+    """The pixels of a source, and of each of its images the :func:`digests` and the highest level."""
 
     pixels: Tensor | DiskPixels
     contents: list[bytes]
-    brightest: int
+    brightest: list[int]
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,13 @@ class Storage:
         pixels = torch.empty(on_disk.shape, dtype=torch.uint8, device="cpu") if resident else on_disk
         reading = replace(on_disk, workers=workers if len(source) > FEW else 0)
         batches = reading.batched(on_disk.order.split(SOME))
-        contents, brightest = [], 0
+        contents, brightest = [], []
         with tqdm(total=len(source), desc="reading images", delay=2, leave=False, unit=" images") as bar:
             for start, batch in zip(range(0, len(source), SOME), batches, strict=True):
                 if resident:
                     pixels[start : start + len(batch)] = batch
                 contents += digests(batch)
-                brightest = max(brightest, int(batch.max()))
+                brightest += batch.flatten(1).amax(1).tolist()
                 bar.update(len(batch))
         return Read(pixels, contents, brightest)
 
@@ -182,9 +183,13 @@ class _Batches(Dataset):
             return error
 
 
-def _leave_interrupts_alone(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training finishes its step and then ends its workers."""
+def _leave_signals_alone(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes of a group; the training finishes its step and ends workers.
+
+    A SIGTERM may also come from it, where it cannot end them otherwise: then they end after some seconds.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
 def _on_cpu(index):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pplmodels import ranks
+from pplmodels.data.sources import BUILT_IN
 from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
 from pplmodels.files import STAMP, newest_run
 from pplmodels.generators import LARGEST_SEED
@@ -176,6 +177,8 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
         _taken_from(parser, argv, options)
     else:
         run_import(options)
+    if "background" in options.typed and options.data in BUILT_IN:
+        raise InputError(f"{options.data} has no transparency: --background does not apply to it.")
     ranks.check_shares(options.batch_size)
     return options, run
 

@@ -50,8 +50,11 @@ def test_0_and_1_are_black_and_white(tmp_path, kind, capsys):
     assert "0..1, 1 is white" in capsys.readouterr().err
 
 
-def test_a_dark_part_does_not_make_the_others_binary(tmp_path):
-    images = load_images(saved(tmp_path, LEVELS, (LEVELS > 127).astype(np.uint8)))
+def test_parts_of_two_scales_are_refused_unless_white_is_given(tmp_path):
+    path = saved(tmp_path, LEVELS, (LEVELS > 127).astype(np.uint8))
+    with pytest.raises(InputError, match=r"x_test in .* has values of 0 and 1, x_train up to 255: give both one scale"):
+        load_images(path)
+    images = load_images(path, white_level=255)
     assert torch.equal(images.train.pixels[:, 0], torch.from_numpy(LEVELS)) and images.test.pixels.max() == 1
 
 

@@ -1,5 +1,7 @@
 """Folders as people have them: editors' folders, copies, parts, sizes, and what is said of them."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +82,7 @@ def test_subfolders_for_training_and_test_are_what_they_are_called(tmp_path, cap
     fill(tmp_path / "Test", [3, 4])
     again = load_images(tmp_path)
     assert len(again.train) == 18 and disjoint(again.train, again.test)
-    assert "2 that are held out are not trained on" in capsys.readouterr().err
+    assert "2 are left out, as they are in another part" in capsys.readouterr().err
     fill(tmp_path / "other", [40])  # not all pictures are in the parts: then subfolders mean nothing
     assert len(load_images(tmp_path).test) == 3
 
@@ -88,7 +90,7 @@ def test_subfolders_for_training_and_test_are_what_they_are_called(tmp_path, cap
 def test_training_images_that_are_all_held_out_are_refused(tmp_path):
     for part in ("train", "test"):
         fill(tmp_path / part, range(10))
-    with pytest.raises(InputError, match=r"every training image in .* is a held-out one as well"):
+    with pytest.raises(InputError, match=r"every image of train in .* is a held-out one as well"):
         load_images(tmp_path)
 
 
@@ -144,7 +146,7 @@ def test_what_was_read_is_said(tmp_path, capsys):
     for line in (
         "10 of them are turned as their EXIF orientation says",
         "10 of them have more than 8 bits per channel and are scaled to 8",
-        "the highest level of the images is 16 of 255",
+        "images of more than 8 bits have levels up to 16 of 255",
     ):
         assert line in said
 
@@ -169,3 +171,38 @@ def test_bins_of_other_systems_are_no_data(tmp_path):
     for name in ("$Recycle.Bin", "#recycle", "lost+found"):
         fill(tmp_path / name, range(10, 20))
     assert len(load_images(tmp_path).train) == 9
+
+
+def test_validation_shares_no_picture_with_the_other_parts(tmp_path, capsys):
+    fill(tmp_path / "train", range(20))
+    fill(tmp_path / "test", [*range(20, 30), 1])
+    fill(tmp_path / "val", [*range(30, 35), 2, 20, 21, 22])
+    images = load_images(tmp_path)
+    assert disjoint(images.train, images.test, images.valid)
+    assert [len(part) for part in (images.train, images.test, images.valid)] == [18, 11, 6]
+    assert "5 are left out" in capsys.readouterr().err
+    fill(tmp_path / "test", range(30, 35))
+    fill(tmp_path / "test", [2])
+    with pytest.raises(InputError, match="every image of valid in"):
+        load_images(tmp_path)
+
+
+def test_links_to_folders_are_followed_and_other_kinds_of_files_are_said(tmp_path, capsys):
+    data = tmp_path / "data"
+    fill(tmp_path / "elsewhere" / "cats", range(10))
+    fill(data / "dogs", range(10, 20))
+    (data / "cats").symlink_to(tmp_path / "elsewhere" / "cats")
+    (data / "dogs" / "back").symlink_to(data)
+    (data / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(data / "pipe.png")
+    images = load_images(data)
+    assert sorted(contents(images.train) + contents(images.test)) == sorted(p.tobytes() for p in PICTURES[:20])
+    assert "1 broken links, 1 special files" in capsys.readouterr().err
+
+
+def test_a_bright_picture_of_8_bits_does_not_hide_that_deep_ones_are_dark(tmp_path, capsys):
+    for number in range(10):
+        Image.fromarray(PICTURES[number].astype(np.uint16) * 16).save(tmp_path / f"{number}.png")
+    Image.fromarray(PICTURES[10]).save(tmp_path / "10.png")
+    load_images(tmp_path)
+    assert "images of more than 8 bits have levels up to 16 of 255" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Picture files as people have them: depth, transparency, orientation."""
 
+import re
 import struct
 import zlib
 
@@ -72,7 +73,7 @@ def test_the_level_of_white_is_known_or_given(tmp_path, values, white, expected)
         (RAMP.astype(np.float32), "has values from 0 to 255; 1 is the level of white there"),
         (RAMP - np.float32(1), "has values from -1 to 254"),
         (np.full((4, 4), np.nan, np.float32), "has values from nan"),
-        (RAMP.astype(np.int32), "has 32-bit levels, from 0 to 255: say which is white with --white-level"),
+        (RAMP.astype(np.int32), "has signed 32-bit levels, from 0 to 255: say which is white with --white-level"),
     ],
     ids=["floats to 255", "negative", "NaN", "32 bits"],
 )
@@ -220,3 +221,74 @@ def test_16_bits_per_colour_are_said_and_take_no_white_level(tmp_path):
 def test_images_of_one_pixel_are_refused():
     with pytest.raises(InputError, match="a side of 2 pixels at least"):
         Decoding(image_size=1)
+
+
+def tiff(values, signed, bits=None, colours=None):
+    """A TIFF file of grey levels, or of indices of 16-bit ``colours`` (256, 3); Pillow writes not all of these."""
+    data = values.tobytes()
+    entries = {
+        256: (4, values.shape[1]),
+        257: (4, values.shape[0]),
+        258: (3, bits or values.itemsize * 8),
+        259: (3, 1),
+        262: (3, 1 if colours is None else 3),
+        277: (3, 1),
+        278: (4, values.shape[0]),
+        279: (4, len(data)),
+        339: (3, 2 if signed else 1),
+    }
+    count = len(entries) + 1 + (colours is not None)
+    after = 8 + 2 + 12 * count + 4
+    packed = [struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in entries.items()]
+    table = b"" if colours is None else colours.T.astype("<u2").tobytes()
+    packed.append(struct.pack("<HHII", 273, 4, 1, after + len(table)))
+    if colours is not None:
+        packed.append(struct.pack("<HHII", 320, 3, colours.size, after))
+    packed.sort(key=lambda entry: entry[:2][::-1])
+    return b"II*\0" + struct.pack("<IH", 8, count) + b"".join(packed) + struct.pack("<I", 0) + table + data
+
+
+@pytest.mark.parametrize("kind, name", [("<i2", "signed 16"), ("<u4", "32"), ("<i4", "signed 32"), ("i1", "signed 8")])
+def test_tiffs_of_every_type_are_read_by_the_white_level_or_refused(tmp_path, kind, name):
+    top = np.iinfo(kind).max
+    values = (RAMP[:, ::2].astype(float) * (top / 254)).astype(kind)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, signed=np.iinfo(kind).min < 0))
+    with pytest.raises(InputError, match=f"has {name}-bit levels, from 0 to {top}: say which is white"):
+        read_picture(path, Decoding())
+    found = read(path, white_level=top)
+    assert np.abs(found - values.astype(float) * (255 / top)).max() <= 0.51
+    if np.iinfo(kind).min < 0:
+        path.write_bytes(tiff(values - np.array(top // 4, kind), signed=True))
+        with pytest.raises(InputError, match=re.escape(f"has values from -{top // 4:g} to")):
+            read_picture(path, Decoding(white_level=top))
+
+
+def test_12_bits_of_a_tiff_have_the_white_of_12_bits(tmp_path):
+    bits = np.unpackbits(np.array([[0, 4095, 2048, 16]], ">u2").view(np.uint8)).reshape(4, 16)[:, 4:]
+    path = tmp_path / "a.tif"
+    packed = np.packbits(bits.flatten())[None]
+    entry = struct.pack("<HHII", 256, 4, 1, packed.shape[1])
+    path.write_bytes(tiff(packed, signed=False, bits=12).replace(entry, struct.pack("<HHII", 256, 4, 1, 4)))
+    assert read(path).tolist() == [[0, 255, 128, 1]]
+
+
+def test_a_colour_map_of_8_bits_is_that_of_16(tmp_path):
+    indices = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    colours = np.random.default_rng(0).integers(0, 256, (256, 3))
+    for scale in (1, 257):
+        (tmp_path / "a.tif").write_bytes(tiff(indices, signed=False, colours=colours * scale))
+        assert np.array_equal(read(tmp_path / "a.tif"), colours[indices])
+
+
+def test_a_white_level_is_of_colours_not_of_alpha(tmp_path):
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[:2, :, :3] = 1
+    mask[:, :3, 3] = 255
+    found = read(written(tmp_path, Image.fromarray(mask)), white_level=1, background="black")
+    assert (found[:2, :3] == 255).all() and not found[2:].any() and not found[:, 3].any()
+
+
+def test_one_bit_is_black_or_white_whatever_the_white_level(tmp_path):
+    path = written(tmp_path, Image.fromarray(RAMP > 100))
+    assert np.array_equal(read(path, white_level=1), np.where(RAMP > 100, 255, 0))

@@ -103,6 +103,31 @@ def test_a_picture_that_has_changed_its_size_is_refused(tmp_path):
         images.train[:]
 
 
+def test_a_schedulers_sigterm_to_the_whole_group_ends_reading_in_one_sentence(source):
+    process = subprocess.run(
+        [sys.executable, "-c", TERMINATED, source], capture_output=True, text=True, start_new_session=True
+    )
+    assert process.returncode == 143
+    said = process.stderr.splitlines()
+    assert "stopped; go on with: " in said[-1] and "Traceback" not in process.stderr
+
+
+TERMINATED = """
+import os, signal, sys
+from pplmodels.data import load_images, streams
+from pplmodels.training import cli
+
+digests = streams.digests
+
+def terminated(batch):
+    os.killpg(0, signal.SIGTERM)
+    return digests(batch)
+
+streams.FEW, streams.SOME, streams.digests = 0, 8, terminated
+cli.run_script(lambda: load_images(sys.argv[1], workers=2))
+"""
+
+
 def peak_of_training(folder, run):
     """The most memory, in bytes, of train_vae.py on colour images of 64x64 pixels that may take 1 GiB."""
     sizes = ["--hidden", "64", "--z-dim", "8", "--valid", "1000", "--batch-size", "64", "--steps", "60"]

@@ -38,7 +38,13 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
     with pytest.raises(InputError, match="differ in more than their seed"):
         results.write_card("air-small", [runs["first"], runs["other"]], "")
     with pytest.raises(InputError, match="not the folder of a finished run"):
-        results.write_card("air-small", [tmp_path], "")
+        results.write_card("air-small", [tmp_path / "none"], "")
+    within = tmp_path / "within"
+    within.mkdir()
+    runs["first"].rename(within / "first")
+    runs["second"].rename(within / "second")
+    newest = json.loads(results.write_card("air-small", [within], "the newest of a folder's").read_text())
+    assert newest["seeds"] == [1]
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

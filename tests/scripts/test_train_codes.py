@@ -51,25 +51,13 @@ def test_stage_two_learns_the_codes_of_stage_one_and_leaves_it_as_it_is(script, 
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_resumed_run_goes_on_with_the_prior_that_it_had_begun(script, tmp_path, monkeypatch):
-    main, run, begun = script("train_vqvae"), tmp_path / "run", []
-    monkeypatch.setattr(main.__globals__["train_pixelcnn"], "main", begun.append)
-    kept = ["--seed", "3", "--precision", "bfloat16"]
-    main([*SHORT, *BOOK, *kept, "--with-prior", "--out", str(run)])
-    (run / "prior").mkdir()
-    (run / "prior" / "config.json").write_text("{}")
-    main(["--resume", "--device", "cpu", "--compile", "--out", str(run)])
-    prior = [str(run), "--out", str(run / "prior"), "--device", "cpu"]
-    assert begun == [[*prior, "--no-compile", *kept], [*prior, "--compile", "--resume"]]
-
-
-@pytest.mark.filterwarnings("default")
 def test_the_prior_is_trained_as_its_codes_were_and_resumed(script, tmp_path, monkeypatch):
-    main, run = script("train_vqvae"), tmp_path / "run"
+    main, run, file = script("train_vqvae"), tmp_path / "run", tmp_path / "mine.py"
+    file.write_text("from pplmodels import VQVAE\n\n\nclass Mine(VQVAE):\n    pass\n")
     second, options = main.__globals__["train_pixelcnn"], ["--seed", "3", "--precision", "bfloat16"]
     monkeypatch.setitem(second.STEPS, "digits", 2)
     for wanted in ([*SHORT, *BOOK, *options, "--with-prior"], ["--resume", "--device", "cpu", "--no-compile"]):
-        main([*wanted, "--out", str(run)])
+        main([*wanted, "--out", str(run), "--import", str(file)])
         config = json.loads((run / "prior/config.json").read_text())
         assert {config[name] for name in ("seed", "precision", "device", "compile")} == {3, "bfloat16", "cpu", False}
     assert len((run / "prior/environment.jsonl").read_text().splitlines()) == 2

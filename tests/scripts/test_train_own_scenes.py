@@ -49,12 +49,27 @@ def test_fewer_objects_than_the_scenes_have_are_refused(script, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "option", [["--canvas", "9"], ["--counts", "1"], ["--unseen-counts", "5"], ["--image-size", "8"]]
+    "option",
+    [
+        ["--canvas", "9"],
+        ["--counts", "1"],
+        ["--unseen-counts", "5"],
+        ["--image-size", "8"],
+        ["--data-memory", "1"],
+        ["--workers", "2"],
+    ],
 )
 def test_options_of_scenes_that_are_made_are_refused(script, tmp_path, capsys, option):
     data = squares(tmp_path / "scenes.npz", 2)
     sentence = refused(lambda: script("train_air")([*OWN, "--data", str(data), *option]), capsys)
     assert f"{option[0]} does not apply to --scenes" in sentence
+
+
+@pytest.mark.filterwarnings("default")
+def test_scenes_may_have_more_objects_than_these_ones(script, tmp_path):
+    data, run = squares(tmp_path / "scenes.npz", 2), tmp_path / "run"
+    script("train_air")([*OWN, "--data", str(data), "--max-objects", "4", "--steps", "1", "--out", str(run)])
+    assert json.loads((run / "config.json").read_text())["num_steps"] == 5
 
 
 @pytest.mark.filterwarnings("default")
