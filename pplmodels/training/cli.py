@@ -1,6 +1,7 @@
 """What the command lines of all training scripts share."""
 
 import argparse
+import gc
 import itertools
 import shlex
 import sys
@@ -375,18 +376,22 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         with raising(), ranks.group():
             main()
+        return
     except InputError as error:
-        _leave(2, str(error))
+        code, sentence = 2, str(error)
     except NonFiniteLoss as error:
-        _leave(1, f"training stopped: {error} The last good checkpoint is kept.")
+        code, sentence = 1, f"training stopped: {error} The last good checkpoint is kept."
     except StorageError as error:
-        _leave(1, f"stopped: {error} What was there before is whole. When there is room, {_how_to_go_on()}")
+        code, sentence = 1, f"stopped: {error} What was there before is whole. When there is room, {_how_to_go_on()}"
     except LostRank as error:
-        _leave(1, f"rank {ranks.index()} ends: {error} To take up the work, {_how_to_go_on()}")
+        code, sentence = 1, f"rank {ranks.index()} ends: {error} To take up the work, {_how_to_go_on()}"
     except Terminated:
-        _leave(143, f"stopped; {_how_to_go_on()}")
+        code, sentence = 143, f"stopped; {_how_to_go_on()}"
     except KeyboardInterrupt:
-        _leave(130, f"stopped; {_how_to_go_on()}")
+        code, sentence = 130, f"stopped; {_how_to_go_on()}"
+    gc.collect()  # what the error's frames held, such as processes that read images, has now ended
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _how_to_go_on() -> str:
@@ -396,11 +401,6 @@ def _how_to_go_on() -> str:
         command += [] if "--resume" in command else ["--resume"]
         command += [] if any(word.split("=")[0] == "--out" for word in command) else ["--out", _typed.out]
     return f"go on with: {shlex.join(command)}"
-
-
-def _leave(code: int, sentence: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
-    sys.exit(code)
 
 
 def positive_int(text: str) -> int:

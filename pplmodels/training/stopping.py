@@ -17,14 +17,16 @@ _requests: list[KeyboardInterrupt] = []  # that have come
 @contextmanager
 def raising() -> Iterator[None]:
     """Within, a request is raised at once, as :class:`pplmodels.errors.Terminated` for SIGTERM."""
-    _requests.clear()
 
     def handle(number, frame) -> None:
         _note(number)
         raise _requests[-1]
 
-    with _handled(handle):
-        yield
+    try:
+        with _handled(handle):
+            yield
+    finally:
+        _requests.clear()  # which hold the frames that they were raised in
 
 
 @contextmanager
