@@ -33,14 +33,26 @@ def pair(request):
     return PAIRS[request.param]
 
 
-@pytest.fixture(params=LOSSES, ids=str)
-def loss(request, pair):
-    """Each estimator that the pair has."""
-    if request.param in ("nvil", "summed out") and not pair.stops:
-        pytest.skip("no stops to sum out, no learning signals: the stock estimator")
-    if request.param == "stops summed out" and not pair.choices:
-        pytest.skip("no choices to leave sampled")
+@pytest.fixture
+def loss(request):
     return LOSSES[request.param]
+
+
+def has(pair, loss):
+    """Whether the estimator is another one than Pyro's for this pair."""
+    return {"nvil": pair.stops, "summed out": pair.stops, "stops summed out": pair.choices}.get(loss, True)
+
+
+# Graphs of these take seconds to trace, and differ from others in parts that every estimator has.
+LARGE = ("air, residual", "air, three channels, wide canvas", "air in 3-d")
+CASES = [
+    pytest.param(name, loss, id=f"{name}-{loss}") for name, pair in PAIRS.items() for loss in LOSSES if has(pair, loss)
+]
+TRACED = [
+    pytest.param(*case.values, id=case.id, marks=pytest.mark.slow if name in LARGE and loss != "nvil" else ())
+    for case in CASES
+    for name, loss in [case.values]
+]
 
 
 def parameters(*halves):
@@ -85,6 +97,7 @@ def test_the_model_draws_as_many_images_as_asked_for(pair):
     assert model(n=4).shape == pair.batch(4).shape
 
 
+@pytest.mark.parametrize("pair, loss", CASES, indirect=True)
 def test_every_parameter_moves_in_one_step(pair, loss):
     model, guide = pair.build()
     svi = SVI(model, guide, adam(model, guide, 1e-2), loss())
@@ -244,6 +257,7 @@ def test_the_bound_splits_into_its_sites(pair):
 
 
 @pytest.mark.kernels
+@pytest.mark.parametrize("pair, loss", TRACED, indirect=True)
 def test_compiled_and_uncompiled_are_the_same_numbers(pair, loss):
     """12 steps, each from the same state and seed: losses, gradients, parameters, moments and buffers, bit for bit.
 

@@ -146,6 +146,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(straight, tmp_path, script):
     assert last["train_elbo"] > first["train_elbo"]
 
 
+@pytest.mark.slow
 def test_rank_0_draws_alone_while_the_other_goes_on(tmp_path):
     """What a VAE's pictures show is measured by functions that ask all ranks where all of them call."""
     sizes = ["--hidden", 8, "--z-dim", 2, "--batch-size", 16, "--no-compile", "--steps", 4, "--eval-every", 2]

@@ -54,6 +54,7 @@ def test_one_solid_needs_one_part(script, tmp_path):
     assert json.loads((run / "guide.json").read_text())["arguments"]["num_steps"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_stopped_in_the_first_or_last_part_and_resumed_is_the_same_as_never_stopped(script, tmp_path, monkeypatch):
     """An exception in place of kill -9: what is on disk then is what a killed run leaves."""
