@@ -389,8 +389,8 @@ def run_script(main: Callable[[], None]) -> None:
         code, sentence = 143, f"stopped; {_how_to_go_on()}"
     except KeyboardInterrupt:
         code, sentence = 130, f"stopped; {_how_to_go_on()}"
-    gc.collect()  # what the error's frames held, such as processes that read images, has now ended
     print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    gc.collect()  # the frames of the error are gone; what they held ends, such as processes that read images
     sys.exit(code)
 
 

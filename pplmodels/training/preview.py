@@ -1,5 +1,6 @@
 """What can be looked at of a run that still trains, or was stopped."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,5 +34,6 @@ class Preview:
         if self._draw is not None and (last or begun >= self._next):
             with ranks.alone():
                 self._draw()
+            gc.collect()  # figures are cycles of objects, which Python would keep for thousands of steps
             drawn = time.perf_counter()
             self._next = drawn + (drawn - begun) / SHARE
