@@ -1,17 +1,48 @@
 """Installs the packages ``pplmodels`` (models and engine) and ``guides`` (their guides)."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+# The package says its version; importing it here would need all of its requirements.
+VERSION = re.search('^__version__ = "(.+)"$', (HERE / "pplmodels/__init__.py").read_text("utf-8"), re.MULTILINE)[1]
 NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"]
 DOCS = ["sphinx>=7.4", "myst-nb>=1.1", "furo>=2024.8"]
 
 setup(
     name="pplmodels",
-    version="0.1.0",
+    version=VERSION,
     description="Deep latent-variable models as Pyro model/guide pairs",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords=[
+        "pyro",
+        "pytorch",
+        "probabilistic programming",
+        "variational inference",
+        "latent-variable models",
+        "variational autoencoder",
+        "deep generative models",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["pplmodels", "pplmodels.*", "guides", "guides.*"]),
+    package_data={"pplmodels": ["py.typed"], "guides": ["py.typed"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

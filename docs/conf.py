@@ -1,12 +1,13 @@
 """How Sphinx builds the site: ``sphinx-build docs site``."""
 
 import re
-from importlib import metadata
 from pathlib import Path
+
+import pplmodels
 
 project = "pplmodels"
 copyright = "the pplmodels authors"
-release = metadata.version("pplmodels")
+release = pplmodels.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = "pplmodels"
@@ -23,7 +24,8 @@ def _readme_in_front(app, page: str, source: list[str]) -> None:
     if page == "index":
         text = (Path(__file__).parent.parent / "README.md").read_text()
         text = re.sub(r"\]\((?!docs/|https?:)", "](../", text).replace("](docs/", "](")
-        text = text.replace("](../results/comparison/report.md)", "](comparison.md)")
+        for file, page in {"results/comparison/report.md": "comparison.md", "CHANGELOG.md": "changelog.md"}.items():
+            text = text.replace(f"](../{file})", f"]({page})")
         source[0] = text + source[0]
 
 

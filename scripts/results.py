@@ -45,9 +45,9 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
         metrics["last_slope"] = [last_slope(run) for run in lines]
     card = {
         "model": configs[0]["script"],
-        "data": configs[0]["data"],
+        "data": _in_default_folder(configs[0]["data"]),
         "protocol": note,
-        "command": results[0]["command"],
+        "command": published(results[0]["command"]),
         "seeds": [result["seed"] for result in results],
         "device": results[0]["device"],
         "versions": results[0]["versions"],
@@ -60,6 +60,17 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     path = CARDS / f"{name}.json"
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(card) + "\n", "utf-8"))
     return path
+
+
+def published(command: str) -> str:
+    """A run's command as somebody types it whose data are in the default folder: where they lie changes no figure."""
+    command = re.sub(r" --data-dir[ =]\S+", "", command)
+    return re.sub(r"(?<= --data[ =])\S+", lambda data: _in_default_folder(data[0]), command)
+
+
+def _in_default_folder(data: str) -> str:
+    """What --data names, if it is a path with folders: the file or folder of that name in ``data/``."""
+    return f"data/{Path(data).name}" if Path(data).name != data.rstrip("/") else data
 
 
 def seconds_to(accuracy: float, curve: list[dict]) -> float | None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import pytest
 from starting import ROOT, SMALL
@@ -45,6 +46,40 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
     runs["second"].rename(within / "second")
     newest = json.loads(results.write_card("air-small", [within], "the newest of a folder's").read_text())
     assert newest["seeds"] == [1]
+
+
+@pytest.mark.parametrize(
+    "typed, published",
+    [
+        ("--data mnist --data-dir ../mine --steps 5", "--data mnist --steps 5"),
+        ("--steps 5 --data-dir=/home/me/sets", "--steps 5"),
+        ("--data ../mine/images.npz --steps 5", "--data data/images.npz --steps 5"),
+        ("--data=/home/me/photos/", "--data=data/photos"),
+        ("--data images.npz --data-memory 2", "--data images.npz --data-memory 2"),
+        ("--data photos/ --out runs/a/b", "--data photos/ --out runs/a/b"),
+    ],
+)
+def test_a_card_does_not_say_where_the_data_lay(typed, published, tmp_path, monkeypatch):
+    results = importlib.import_module("results")
+    monkeypatch.setattr(results, "CARDS", tmp_path / "cards")
+    data = re.split("[ =]", typed)[1] if typed.startswith("--data") else "digits"
+    found = {"seed": 0, "command": f"python scripts/train_vae.py {typed}", "metrics": {}, "seconds": 1.0}
+    files = {
+        "config.json": {"script": "vae", "data": data, "seed": 0},
+        "result.json": found | {"device": "cpu", "versions": {}, "commit": None},
+        "metrics.jsonl": {"step": 1},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    card = json.loads(results.write_card("vae", [tmp_path], "").read_text())
+    assert card["command"] == f"python scripts/train_vae.py {published}"
+    assert card["data"] == (re.split("[ =]", published)[1] if published.startswith("--data") else "digits")
+
+
+def test_published_commands_name_no_folder_outside_of_the_project():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.[jm]*")]
+    found = {page.name: re.findall(r"--data(?:-dir)?[ =](?:\.\.|/|~)\S*", page.read_text()) for page in pages}
+    assert {page: folders for page, folders in found.items() if folders} == {}
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
