@@ -43,6 +43,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["pplmodels", "pplmodels.*", "guides", "guides.*"]),
     package_data={"pplmodels": ["py.typed"], "guides": ["py.typed"]},
+    entry_points={"pplmodels.pairs": ["guides = guides"]},  # what load_pair imports
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -67,7 +68,7 @@ setup(
             "pytest>=8,<9.2",  # with later ones pytest-xdist 3.8 does not keep groups together
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
-            "ruff>=0.6",
+            "ruff>=0.15.13",
             "zuko>=1.2",
             *NOTEBOOKS,
             *DOCS,

@@ -7,26 +7,19 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import pyro_method
-from pyro.ops.provenance import extract_provenance, track_provenance
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from guides.baselines import NeuralBaseline
-from pplmodels.air import AIR, bernoulli_while_present
-from pplmodels.nn import ContextLSTMCell, leash, mlp, read_window
-from pplmodels.plates import data_plate
-from pplmodels.pretrained import Half
+from pplmodels.distributions.presence import clamp_logits, masked_bernoulli
+from pplmodels.infer import NeuralBaseline
+from pplmodels.models.air import AIR
+from pplmodels.module import PairModule, data_plate
+from pplmodels.nn import ContextLSTMCell, mlp, read_window
 
-Glance = tuple[Tensor, Tensor]  # the image's share of the LSTM's gates, and of the baseline
-
-
-def held(logits: Tensor, limit: Tensor) -> Tensor:
-    """:func:`pplmodels.nn.leash` for logits that may carry Pyro's account of what they depend on."""
-    logits, provenance = extract_provenance(logits)
-    return track_provenance(leash(logits, limit), provenance)
+ImageFeatures = tuple[Tensor, Tensor]  # the image's share of the LSTM's gates, and of the baseline
 
 
-class AIRGuide(Half):
+class AIRGuide(PairModule):
     """A recurrent network that looks at one object a step and decides after each whether to go on.
 
     .. code-block:: text
@@ -110,7 +103,7 @@ class AIRGuide(Half):
     def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
         """q(z_pres_t | h_t, z_pres_{t-1}) from ``features (..., B, predict_dim)`` of h_t and ``present (..., B)``."""
         evidence = self.presence(features).squeeze(-1)
-        return bernoulli_while_present(held(evidence + self.log_k, self.presence_limit), present)
+        return masked_bernoulli(clamp_logits(evidence + self.log_k, self.presence_limit), present)
 
     @pyro_method
     def q_z_where(self, features: Tensor) -> dist.Distribution:
@@ -125,15 +118,15 @@ class AIRGuide(Half):
         return dist.Normal(loc, softplus(raw)).to_event(1)
 
     @pyro_method
-    def glance(self, x: Tensor) -> Glance:
+    def glance(self, x: Tensor) -> ImageFeatures:
         """What the recurrent network and the baseline know of an image ``x (..., B, C, H, W)``, before any state."""
         embedding = self.embed(x.flatten(-3))
         return self.lstm.gates(embedding), self.baseline.context(embedding)
 
     @pyro_method
-    def look_again(
-        self, glance: Glance, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
-    ) -> tuple[Glance, Tensor]:
+    def update_features(
+        self, glance: ImageFeatures, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
+    ) -> tuple[ImageFeatures, Tensor]:
         """What they know after an object ``(present, z_where, z_what)``, and of which image: AIR's looks only once."""
         return glance, remaining
 
@@ -150,7 +143,7 @@ class AIRGuide(Half):
                 gates, context = glance
                 state = self.lstm(gates, z, state)
                 features = self.predict(state[0])
-                infer = {"stop": True, **self.baseline.control(context, state[0], present)}
+                infer = {"stop": True, **self.baseline.infer_config(context, state[0], present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
                 seen = present > 0
                 z_where = pyro.sample(f"z_where_{t}", self.q_z_where(features).mask(seen))
@@ -159,7 +152,7 @@ class AIRGuide(Half):
                 pres = present[..., None]
                 z = torch.cat([pres, pres * z_where, pres * z_what], -1)
                 if t < self.num_steps:
-                    glance, remaining = self.look_again(glance, remaining, present, z_where, z_what)
+                    glance, remaining = self.update_features(glance, remaining, present, z_where, z_what)
 
 
 class DAIRGuide(AIRGuide):
@@ -183,9 +176,9 @@ class DAIRGuide(AIRGuide):
         self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
 
     @pyro_method
-    def look_again(
-        self, glance: Glance, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
-    ) -> tuple[Glance, Tensor]:
+    def update_features(
+        self, glance: ImageFeatures, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
+    ) -> tuple[ImageFeatures, Tensor]:
         """Take the object's drawing from what remained of the image, and look at the rest."""
         remaining = remaining - self.model.render(present[..., None], z_where[..., None, :], z_what[..., None, :])
         return self.glance(remaining), remaining

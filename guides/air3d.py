@@ -10,23 +10,21 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from guides.air import held
-from guides.baselines import NeuralBaseline
-from pplmodels.air import bernoulli_while_present
-from pplmodels.distributions import Masked, Turn
-from pplmodels.distributions.turn import EVEN
+from pplmodels.distributions import Masked, WrappedNormal
+from pplmodels.distributions.presence import clamp_logits, masked_bernoulli
+from pplmodels.distributions.wrapped_normal import EVEN
+from pplmodels.infer import NeuralBaseline
+from pplmodels.module import PairModule, data_plate
 from pplmodels.nn import mlp, read_window
-from pplmodels.nn.folding import Folded
+from pplmodels.nn.batch_apply import BatchApply
 from pplmodels.nn.renderer import KINDS, PERIODS, Renderer
-from pplmodels.plates import data_plate
-from pplmodels.pretrained import Half
 
 WINDOW, GLIMPSE = 0.45, 16  # a glimpse shows this fraction of the picture's sides, in so many pixels
 PATCH = 0.43  # radius in which a solid that has been found is cleared away, in halves of the table's side
 POOLED = 4  # the baselines see the whole picture in so many parts a side
 
 
-class AIR3DGuide(Half):
+class AIR3DGuide(PairModule):
     """A network that finds one solid a step, looks closer at it, and clears it from the picture.
 
     .. code-block:: text
@@ -44,7 +42,7 @@ class AIR3DGuide(Half):
     z_pres_t    {0, 1}        (B)          ()           Bernoulli, a stop; REINFORCE or summed out
     z_kind_t    {0..3}        (B)          ()           Categorical, a choice; likewise
     z_place_t   real          (B)          (2)          Normal, reparameterised
-    z_yaw_t     [-pi, pi]     (B)          ()           Turn, reparameterised
+    z_yaw_t     [-pi, pi]     (B)          ()           WrappedNormal, reparameterised
     ==========  ============  ===========  ===========  ====================================
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
@@ -86,7 +84,7 @@ class AIR3DGuide(Half):
         super().__init__("air3d_guide")
         self.num_steps = num_steps
         self.renderer = Renderer(image)
-        self.see = Folded(
+        self.see = BatchApply(
             nn.Sequential(
                 *(nn.Conv2d(3, channels, 5, 2, 2), nn.ReLU()),
                 *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
@@ -94,9 +92,9 @@ class AIR3DGuide(Half):
             ),
             3,
         )
-        self.attention = Folded(nn.Conv2d(channels, 1, 1, bias=False), 3)  # a softmax does not see what is added to all
-        self.pool = Folded(nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten()), 3)
-        self.look_at = Folded(
+        self.attention = BatchApply(nn.Conv2d(channels, 1, 1, bias=False), 3)  # a softmax ignores a bias
+        self.pool = BatchApply(nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten()), 3)
+        self.look_at = BatchApply(
             nn.Sequential(
                 *(nn.Conv2d(3, channels, 3, 1, 1), nn.ReLU()),
                 *(nn.Conv2d(channels, 2 * channels, 3, 2, 1), nn.ReLU()),
@@ -129,14 +127,14 @@ class AIR3DGuide(Half):
     def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
         """q(z_pres_t | f_t, z_pres_{t-1}) from ``features (..., B, hidden_dim)`` and ``present (..., B)``."""
         evidence = self.presence(features).squeeze(-1)
-        return bernoulli_while_present(held(evidence + self.log_k, self.presence_limit), present)
+        return masked_bernoulli(clamp_logits(evidence + self.log_k, self.presence_limit), present)
 
     @pyro_method
     def q_z_kind(self, features: Tensor) -> dist.Distribution:
         """q(z_kind_t | f_t), one of :data:`pplmodels.nn.renderer.KINDS`."""
         logits = self.kind(features)
         below = logits - logits.max(-1, keepdim=True).values
-        return dist.Categorical(logits=held(below, self.kind_limit))
+        return dist.Categorical(logits=clamp_logits(below, self.kind_limit))
 
     @pyro_method
     def q_z_place(self, features: Tensor, seen: Tensor) -> dist.Distribution:
@@ -153,8 +151,8 @@ class AIR3DGuide(Half):
         *whole, cos, sin, raw = self.yaw(features).unbind(-1)
         share = self.repeats[self.kind(features).argmax(-1)]
         loc = torch.where(share < 1, torch.atan2(sin, cos), torch.atan2(*whole))
-        scale = share * held(softplus(raw) + 1e-3, self.yaw_limit)
-        return Turn(share * loc, torch.where(share > 0, scale, EVEN))
+        scale = share * clamp_logits(softplus(raw) + 1e-3, self.yaw_limit)
+        return WrappedNormal(share * loc, torch.where(share > 0, scale, EVEN))
 
     @pyro_method
     def attend(self, maps: Tensor) -> Tensor:
@@ -188,10 +186,10 @@ class AIR3DGuide(Half):
             for t in range(1, self.num_steps + 1):
                 seen = self.attend(maps)
                 features = self.look(left, seen)
-                infer = {"stop": True, **self.baseline.control(context, features, present)}
+                infer = {"stop": True, **self.baseline.infer_config(context, features, present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
                 there = present > 0
-                infer = {"choice": True, **self.kind_baseline.control(kind_context, features, present)}
+                infer = {"choice": True, **self.kind_baseline.infer_config(kind_context, features, present)}
                 pyro.sample(f"z_kind_{t}", Masked(self.q_z_kind(features), there), infer=infer)
                 z_place = pyro.sample(f"z_place_{t}", self.q_z_place(features, seen).mask(there))
                 pyro.sample(f"z_yaw_{t}", self.q_z_yaw(features).mask(there))

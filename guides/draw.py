@@ -6,13 +6,12 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pplmodels.draw import DRAW
-from pplmodels.nn.canvas import State, WholeReader, WindowReader
-from pplmodels.plates import data_plate
-from pplmodels.pretrained import Half
+from pplmodels.models.draw import DRAW
+from pplmodels.module import PairModule, data_plate
+from pplmodels.nn.draw_attention import State, WholeReader, WindowReader
 
 
-class DRAWGuide(Half):
+class DRAWGuide(PairModule):
     """A recurrent reader that compares the image with what has been painted so far.
 
     .. code-block:: text

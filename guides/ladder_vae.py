@@ -7,15 +7,14 @@ import pyro.distributions as dist
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pplmodels.ladder_vae import LadderVAE
+from pplmodels.models.ladder_vae import LadderVAE
+from pplmodels.module import PairModule, data_plate
 from pplmodels.nn.mlp import NormalHead, mlp
-from pplmodels.plates import data_plate
-from pplmodels.pretrained import Half
 
 Message = tuple[Tensor, Tensor]  # mean and variance of what the image says of a layer
 
 
-class LadderGuide(Half):
+class LadderGuide(PairModule):
     """What the image says of a layer, weighed against what the layer above leads the model to expect.
 
     .. code-block:: text

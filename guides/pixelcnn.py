@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from pplmodels.plates import data_plate
-from pplmodels.pretrained import Half
+from pplmodels.module import PairModule, data_plate
 
 
-class EmptyGuide(Half):
+class EmptyGuide(PairModule):
     """The guide of a model without latent variables: no site, no parameter."""
 
     role = "guide"

@@ -10,13 +10,12 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pplmodels.nn import RowLSTM, conv_encoder, mlp
-from pplmodels.plates import data_plate
-from pplmodels.pretrained import Half
-from pplmodels.priors import made
+from pplmodels.models.priors import made
+from pplmodels.module import PairModule, data_plate
+from pplmodels.nn import ImageRowEncoder, conv_encoder, mlp
 
 
-class VAEGuide(Half):
+class VAEGuide(PairModule):
     """An encoder gives the mean and scale of each code.
 
     .. code-block:: text
@@ -76,8 +75,8 @@ class MLPGuide(VAEGuide):
         super().__init__(nn.Sequential(nn.Flatten(-3), net), z_dim)
 
 
-class PlaneGuide(VAEGuide):
-    """A small fully connected encoder of vectors; arguments as :class:`pplmodels.PlaneVAE`'s."""
+class VectorGuide(VAEGuide):
+    """A small fully connected encoder of vectors; arguments as :class:`pplmodels.VectorVAE`'s."""
 
     def __init__(self, x_dim: int = 2, z_dim: int = 2, hidden_dims: Sequence[int] = (32,)):
         super().__init__(mlp(x_dim, hidden_dims, 2 * z_dim), z_dim)
@@ -111,4 +110,4 @@ class LSTMGuide(VAEGuide):
     """
 
     def __init__(self, image: Sequence[int] = (1, 28, 28), z_dim: int = 16, hidden_dim: int = 256):
-        super().__init__(RowLSTM(image, hidden_dim, 2 * z_dim), z_dim)
+        super().__init__(ImageRowEncoder(image, hidden_dim, 2 * z_dim), z_dim)

@@ -5,14 +5,13 @@ import pyro.distributions as dist
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pplmodels.nn.quantiser import straight_through
+from pplmodels.models.vq_vae import VQVAE
+from pplmodels.module import PairModule, data_plate
 from pplmodels.nn.residual import residual_encoder
-from pplmodels.plates import data_plate
-from pplmodels.pretrained import Half
-from pplmodels.vq_vae import VQVAE
+from pplmodels.nn.vector_quantizer import straight_through
 
 
-class VQGuide(Half):
+class VQGuide(PairModule):
     """The code whose vector is nearest to what the encoder says, at each position of the map.
 
     .. code-block:: text
@@ -68,7 +67,7 @@ class VQGuide(Half):
             z_e = self.encoder(x)
             codes = pyro.sample("codes", self.q_codes(z_e))
             if self.training:
-                codebook.follow(z_e, codes)
+                codebook.update_ema(z_e, codes)
             e = codebook.embed(codes)
             if codebook.decay is None:
                 apart = (z_e.detach() - e).square().sum((-3, -2, -1))
@@ -79,6 +78,6 @@ class VQGuide(Half):
             return codes
 
     @pyro_method
-    def start_codebook(self, x: Tensor) -> None:
+    def init_codebook(self, x: Tensor) -> None:
         """Put the codebook's vectors where the encoder puts parts of the images ``x (B, C, H, W)``."""
-        self.model.codebook.start_at(self.encoder(x).detach())
+        self.model.codebook.init_from(self.encoder(x).detach())

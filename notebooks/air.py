@@ -22,9 +22,8 @@ import tempfile
 
 import torch
 
-from pplmodels import inspect, plotting
+from pplmodels import inspect, load_pair, plotting
 from pplmodels.data import scene_set
-from pplmodels.pretrained import load_pair
 
 # %% [markdown]
 # A short training on scenes of the built-in digits. If you have run `python scripts/train_air.py`, put the folder that

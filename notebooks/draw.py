@@ -52,18 +52,18 @@ for step in steps:
         steps.set_postfix(loss=f"{float(loss):.1f} nats")
 
 # %% [markdown]
-# ## Painting test images again
+# ## CanvasSteps test images again
 # Green: where it looked. Red: where it painted.
 
 # %%
 x = test[::50][:8]
-painting = inspect.watch_reconstruction(model.eval(), guide.eval(), x)
+painting = inspect.reconstruction_steps(model.eval(), guide.eval(), x)
 arrays = [array.numpy() for array in (painting.canvases[1:], painting.reading, painting.writing)]
 plotting.painting_rows(x.numpy(), *arrays)
 
 # %%
 film = tempfile.mkdtemp() + "/film.gif"
-plotting.painting_film(film, painting.canvases.numpy(), *arrays[1:])
+plotting.canvas_gif(film, painting.canvases.numpy(), *arrays[1:])
 Image(filename=film)
 
 # %% [markdown]
@@ -71,7 +71,7 @@ Image(filename=film)
 # The codes come from the prior, step by step.
 
 # %%
-dream = inspect.watch(model, 8)
+dream = inspect.generation_steps(model, 8)
 plotting.painting_rows(None, dream.canvases[1:].numpy(), None, dream.writing.numpy())
 
 # %% [markdown]

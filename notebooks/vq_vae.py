@@ -41,7 +41,7 @@ train, test = (
 sizes = {"channels": 32, "blocks": 1}
 model = VQVAE(image=(1, 16, 16), codes=32, dim=16, **sizes)
 guide = VQGuide(model, **sizes)
-guide.start_codebook(train[:128])
+guide.init_codebook(train[:128])
 svi = SVI(model, guide, adam(model, guide, 2e-3), compile=True)
 for _ in trange(500):
     svi.step(train[torch.randint(len(train), (64,))])
@@ -60,7 +60,7 @@ plotting.histogram(codes.flatten().bincount(minlength=32).numpy(), "code", "posi
 # The model so far takes all maps to be equally likely.
 
 # %%
-plotting.image_rows([inspect.sample_images(model, 12).clamp(0, 1).numpy()], ["uniform"])
+plotting.image_rows([inspect.sample_means(model, 12).clamp(0, 1).numpy()], ["uniform"])
 
 # %% [markdown]
 # ## Stage two: which codes go together
@@ -86,5 +86,5 @@ print(
 model.use_prior(prior.eval())
 samples = {}
 for prior.temperature in (1.0, 0.7):
-    samples[f"at {prior.temperature}"] = inspect.sample_images(model, 12).clamp(0, 1).numpy()
+    samples[f"at {prior.temperature}"] = inspect.sample_means(model, 12).clamp(0, 1).numpy()
 plotting.image_rows(list(samples.values()), list(samples))

@@ -29,7 +29,8 @@ from torch import nn
 from guides import MLPGuide
 from pplmodels import MLPVAE, inspect, plotting
 from pplmodels.data import load_images
-from pplmodels.infer import SVI, adam, importance_weighted, log_probs
+from pplmodels.infer import SVI, adam
+from pplmodels.metrics import importance_weighted, log_probs
 
 images = load_images("digits")
 train, test = images.train[:].round(), images.test[:].round()

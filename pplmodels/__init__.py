@@ -1,12 +1,13 @@
 """Generative models p(x, z) as Pyro modules, and the engine that trains them; their guides live in ``guides``."""
 
-from pplmodels.air import AIR
-from pplmodels.air3d import AIR3D
-from pplmodels.draw import DRAW
-from pplmodels.ladder_vae import LadderVAE
-from pplmodels.pixelcnn import GatedPixelCNN, PixelCNN
-from pplmodels.vae import MLPVAE, VAE, ConvVAE, PlaneVAE
-from pplmodels.vq_vae import VQVAE
+from pplmodels.models.air import AIR
+from pplmodels.models.air3d import AIR3D
+from pplmodels.models.draw import DRAW
+from pplmodels.models.ladder_vae import LadderVAE
+from pplmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
+from pplmodels.models.vae import MLPVAE, VAE, ConvVAE, VectorVAE
+from pplmodels.models.vq_vae import VQVAE
+from pplmodels.registry import load_pair
 
 __all__ = [
     "AIR",
@@ -19,6 +20,7 @@ __all__ = [
     "GatedPixelCNN",
     "LadderVAE",
     "PixelCNN",
-    "PlaneVAE",
+    "VectorVAE",
+    "load_pair",
 ]
 __version__ = "0.1.0"

@@ -18,11 +18,11 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ...")
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLossError(ArithmeticError):
     """The loss became infinite or NaN; the message names the sites whose log-probability did."""
 
 
-class LostRank(RuntimeError):
+class RankLostError(RuntimeError):
     """One of the processes that train together is no longer there."""
 
 
@@ -42,7 +42,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def refused_as(sentence: str) -> Iterator[None]:
+def as_input_error(sentence: str) -> Iterator[None]:
     """Any exception within becomes an :class:`InputError` that says ``sentence``.
 
     It is for parsers of strangers' files, most of them somebody else's: what they raise for a damaged or made-up file

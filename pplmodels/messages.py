@@ -5,7 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-from pplmodels import ranks
+from pplmodels import distributed
 
 logger = logging.getLogger("pplmodels")  # to silence it: logging.getLogger("pplmodels").setLevel(logging.WARNING)
 
@@ -25,5 +25,5 @@ logger.propagate = False
 
 def say(line: str) -> None:
     """Show one line of information on stderr, by rank 0 only."""
-    if ranks.index() == 0:
+    if distributed.rank() == 0:
         logger.info(line)

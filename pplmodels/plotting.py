@@ -65,7 +65,7 @@ def painting_rows(
     return figure
 
 
-def painting_film(
+def canvas_gif(
     path: Path, canvases: np.ndarray, reading: np.ndarray | None, writing: np.ndarray | None, seconds: float = 5.0
 ) -> None:
     """A GIF of canvases ``(T + 1, B, C, H, W)`` being painted, side by side, and of the windows ``(T, B, 3)``."""

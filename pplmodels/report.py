@@ -11,21 +11,21 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pplmodels import inspect, plotting, ranks
-from pplmodels.data import Images, SceneSet, Tables, dequantised, intensities
-from pplmodels.files import replace_file
-from pplmodels.infer import (
-    SVI,
+from pplmodels import distributed, inspect, plotting
+from pplmodels.data import Images, SceneSet, TabletopScenes
+from pplmodels.infer import SVI
+from pplmodels.io import atomic_write
+from pplmodels.metrics import (
     active_units,
     bits_per_dim,
-    code_counts,
-    code_variances,
+    codebook_counts,
+    codebook_usage,
+    elbo_surgery,
     elbo_terms,
     gradient_variance,
-    information,
-    usage,
+    posterior_mean_variances,
 )
-from pplmodels.infer.bounds import LogProbs, without_step
+from pplmodels.metrics.bounds import LogProbs, without_step
 from pplmodels.nn.renderer import KINDS, Renderer
 
 ASIDE = 1.0  # radians by which the other camera of a picture of solids has gone round the table
@@ -34,7 +34,7 @@ UNANIMOUS = 0.95  # share of scenes with the same extreme count that means colla
 
 def _batches(images: Images) -> Iterator[Tensor]:
     """This rank's share of some images that are to be measured."""
-    return images.part(ranks.share(len(images))).batches()
+    return images.part(distributed.shard(len(images))).batches()
 
 
 def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
@@ -46,7 +46,7 @@ def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> d
     there where nearly all scenes get no object, or nearly all that get one get T.
     """
     metrics, inferred = elbo_terms(run, _batches(scenes), inspect.count_objects)
-    posterior = ranks.gathered(torch.cat([inspect.count_posterior(guide, x) for x in _batches(scenes)]))
+    posterior = distributed.all_gather(torch.cat([inspect.count_posterior(guide, x) for x in _batches(scenes)]))
     counts = posterior.shape[1]
     metrics["inferred_counts"] = (inferred.bincount(minlength=counts) / len(inferred)).tolist()
     decided = inspect.decided_counts(posterior).bincount(minlength=counts) / len(posterior)
@@ -71,13 +71,13 @@ def _collapse(decided: Tensor) -> str | None:
     return None
 
 
-def table_metrics(run: Callable[[Tensor], LogProbs], guide, tables: Tables) -> dict:
+def table_metrics(run: Callable[[Tensor], LogProbs], guide, tables: TabletopScenes) -> dict:
     """:func:`scene_metrics` of pictures of solids, and how the likeliest solids match the true ones.
 
     The names are those of :func:`pplmodels.inspect.solid_metrics`.
     """
     found = [inspect.find_solids(guide, x) for x in _batches(tables)]
-    gathered = [ranks.gathered(torch.cat(parts)) for parts in zip(*map(astuple, found), strict=True)]
+    gathered = [distributed.all_gather(torch.cat(parts)) for parts in zip(*map(astuple, found), strict=True)]
     matched = inspect.solid_metrics(inspect.true_solids(tables), inspect.Solids(*gathered))
     return scene_metrics(run, guide, tables) | matched
 
@@ -102,7 +102,7 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
     batch = scenes.head(batch_size)[:]
     health = {"score_variance": gradient_variance(svi, (batch,), list(guide.presence.parameters()))}
     if guide.baseline.observations > 0:
-        health["baseline_explained"] = float(guide.baseline.explained())
+        health["baseline_explained"] = float(guide.baseline.explained_variance())
     return health
 
 
@@ -123,7 +123,7 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
         return metrics | {f"active_units/{site}": number for site, number in active.items()}
     metrics["active_units"] = active.total()
     some = images.head(images.at_once(1000))[:]
-    return metrics | (information(model, guide, some, *units) if len(units) == 1 else {})
+    return metrics | (elbo_surgery(model, guide, some, *units) if len(units) == 1 else {})
 
 
 def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
@@ -134,9 +134,9 @@ def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images
     metrics, errors = image_metrics(run, model, guide, images), 0.0
     for x in _batches(images):
         errors += (inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64)
-    counts = code_counts(guide, _batches(images), len(model.codebook))
-    error = float(ranks.total(errors)) / (len(images) * math.prod(images.shape))
-    return metrics | {"mean_squared_error": error, **usage(counts)}
+    counts = codebook_counts(guide, _batches(images), len(model.codebook))
+    error = float(distributed.all_reduce(errors)) / (len(images) * math.prod(images.shape))
+    return metrics | {"mean_squared_error": error, **codebook_usage(counts)}
 
 
 def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -> dict:
@@ -145,14 +145,14 @@ def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -
     ``unigram_nats_per_code`` is what positions cost that know nothing of each other: the entropy of the values' shares.
     """
     metrics, _ = elbo_terms(run, _batches(maps))
-    counts = ranks.total(sum(x.flatten().bincount(minlength=model.levels) for x in _batches(maps)))
+    counts = distributed.all_reduce(sum(x.flatten().bincount(minlength=model.levels) for x in _batches(maps)))
     metrics["nats_per_code"] = -metrics["elbo"] / math.prod(model.map)
-    return metrics | {"unigram_nats_per_code": math.log(usage(counts)["code_perplexity"])}
+    return metrics | {"unigram_nats_per_code": math.log(codebook_usage(counts)["code_perplexity"])}
 
 
 def code_pictures(model, guide, images: Images, folder: Path) -> None:
     """Write usage.png, how often each of a VQ-VAE's codes is used, and codes.png, maps of codes beside their images."""
-    counts = code_counts(guide, images.batches(), len(model.codebook))
+    counts = codebook_counts(guide, images.batches(), len(model.codebook))
     save_picture(plotting.histogram(counts.cpu().numpy(), "code", "positions"), folder / "usage.png")
     x = images.head(12)[:]
     rows = [x, inspect.reconstruct(model, guide, x)]
@@ -163,7 +163,7 @@ def code_pictures(model, guide, images: Images, folder: Path) -> None:
 
 def save_picture(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all. Raises :class:`pplmodels.errors.StorageError`."""
-    replace_file(path, lambda temporary: plotting.save(figure, temporary))
+    atomic_write(path, lambda temporary: plotting.save(figure, temporary))
 
 
 def last_slope(metrics: list[dict]) -> float | None:
@@ -176,9 +176,9 @@ def last_slope(metrics: list[dict]) -> float | None:
 
 def level_bits(images: Images, nats: float) -> float | None:
     """A log-probability in nats an image as bits per dimension, where the images are read as 8-bit levels."""
-    if images.reading not in (intensities, dequantised):
+    if images.reading.kind not in ("mass", "density"):
         return None
-    return bits_per_dim(nats, images.shape, images.reading is dequantised)
+    return bits_per_dim(nats, images.shape, images.reading.kind == "density")
 
 
 def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
@@ -195,9 +195,9 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
     half = len(x) // 2
     rows = {
         "reconstructions": ([x, inspect.reconstruct(model, guide, x)], ["image", "p(x | z)"]),
-        "samples": (inspect.sample_images(model, 48).unflatten(0, (4, 12)), [""] * 4),
+        "samples": (inspect.sample_means(model, 48).unflatten(0, (4, 12)), [""] * 4),
     }
-    codes = code_variances(guide, [x])
+    codes = posterior_mean_variances(guide, [x])
     sites = [site for site, variances in codes.items() if len(variances) > 1]
     if len(sites) == 1 and half > 0:
         between = inspect.interpolate(model, guide, x[:half], x[half : 2 * half], 12, sites[0])
@@ -206,7 +206,7 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         layers = list(codes)  # from the top down, as a guide samples them
         kept = [layers[:number] for number in range(len(layers), -1, -1)]
         labels = ["image", "all kept", *(f"new to {layer}" for layer in reversed(layers))]
-        rows["layers"] = [x, *(inspect.redraw(model, guide, x, keep) for keep in kept)], labels
+        rows["layers"] = [x, *(inspect.resample(model, guide, x, keep) for keep in kept)], labels
     for name, (images_, labels) in rows.items():
         figure = plotting.image_rows([row.clamp(0, 1).cpu().numpy() for row in images_], labels)
         save_picture(figure, folder / f"{name}.png")
@@ -232,17 +232,17 @@ def curves_picture(metrics: list[dict], folder: Path) -> None:
 def painting_pictures(model, guide, images: Images, folder: Path) -> None:
     """Write painting.png and painting.gif, images being painted again, and dreaming.gif, images from the prior."""
     x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # from all over: sets may be sorted by class
-    again, dreamt = inspect.watch_reconstruction(model, guide, x), inspect.watch(model, len(x))
+    again, dreamt = inspect.reconstruction_steps(model, guide, x), inspect.generation_steps(model, len(x))
     for name, painting in (("painting", again), ("dreaming", dreamt)):
         arrays = _arrays(painting)
-        replace_file(folder / f"{name}.gif", lambda path, arrays=arrays: plotting.painting_film(path, *arrays))
+        atomic_write(folder / f"{name}.gif", lambda path, arrays=arrays: plotting.canvas_gif(path, *arrays))
     canvases, reading, writing = _arrays(again)
     shown = np.unique(np.linspace(0, len(canvases) - 2, 10).round().astype(int))
     windows = (None if where is None else where[shown] for where in (reading, writing))
     save_picture(plotting.painting_rows(x.cpu().numpy(), canvases[1:][shown], *windows), folder / "painting.png")
 
 
-def _arrays(painting: inspect.Painting) -> list[np.ndarray | None]:
+def _arrays(painting: inspect.CanvasSteps) -> list[np.ndarray | None]:
     tensors = (painting.canvases.clamp(0, 1), painting.reading, painting.writing)
     return [None if tensor is None else tensor.cpu().numpy() for tensor in tensors]
 
@@ -261,7 +261,7 @@ def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Pa
     save_picture(plotting.curves(metrics, groups), folder / "curves.png")
 
 
-def table_pictures(model, guide, tables: Tables, metrics: list[dict], folder: Path) -> None:
+def table_pictures(model, guide, tables: TabletopScenes, metrics: list[dict], folder: Path) -> None:
     """Write solids.png (what is found, from two sides), yaws.png (samples of turns, for each kind) and curves.png."""
     shown = tables.head(12)
     found = inspect.find_solids(guide, shown[:])

@@ -14,11 +14,12 @@ import vaes
 from pplmodels import inspect, plotting
 from pplmodels.data import ImageSet
 from pplmodels.errors import InputError
-from pplmodels.files import PAIR, newest_run, replace_file, write_json
-from pplmodels.generators import seed_generators
-from pplmodels.infer import compiled_log_probs, elbo_terms
-from pplmodels.pretrained import Half, count_parameters, load_pair
+from pplmodels.io import PAIR, atomic_write, newest_run, write_json
+from pplmodels.metrics import compiled_log_probs, elbo_terms
+from pplmodels.module import PairModule, count_parameters
+from pplmodels.registry import load_pair
 from pplmodels.report import last_slope, save_picture
+from pplmodels.rng import seed_all
 from pplmodels.training import Run, cli
 from pplmodels.training.run import commit, describe_device, versions
 
@@ -32,14 +33,14 @@ PARTS = {"train": "train", "validation": "valid", "test": "test"}
 TERMS = ("elbo", "kl", "reconstruction")
 SHOWN = 10  # images, and samples, of each system in the pictures
 
-Pair = tuple[Half, Half]
+Pair = tuple[PairModule, PairModule]
 
 
 def parser() -> cli.Parser:
     """The protocol, and what to measure."""
     parser = cli.Parser(description=__doc__)
     protocol = parser.add_argument_group("protocol")
-    protocol.add_argument("--data", default="digits", metavar="NAME|FILE.npz|FOLDER", help=cli.IMAGES)
+    protocol.add_argument("--data", default="digits", metavar="NAME|FILE.npz|FOLDER", help=cli.DATASET_HELP)
     protocol.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
     vaes.add_binarise(protocol)
     protocol.add_argument("--steps", type=cli.positive_int, default=2000, help="gradient steps")
@@ -109,7 +110,7 @@ def shared_images(runs: dict[str, Run], device: str) -> ImageSet:
 
 def measure(pair: Pair, run: Run, images: ImageSet, options: argparse.Namespace) -> dict:
     """A row of the table."""
-    seed_generators(options.seed)
+    seed_all(options.seed)
     bound = compiled_log_probs(*pair, fallback=True)
     row = {}
     for label, part in PARTS.items():
@@ -137,7 +138,7 @@ def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: Ima
     save_picture(plotting.curves_by_run(curves, "valid_elbo", x="images"), folder / "curves.png")
     x = images.test.head(SHOWN)[:]
     again = [inspect.reconstruct(*pair, x) for pair in pairs.values()]
-    dreamt = [inspect.sample_images(model, len(x)) for model, _ in pairs.values()]
+    dreamt = [inspect.sample_means(model, len(x)) for model, _ in pairs.values()]
     for name, rows, labels in (
         ("reconstructions", [x, *again], ["image", *pairs]),
         ("samples", dreamt, list(pairs)),
@@ -200,7 +201,7 @@ The runs' commands:
 
 {commands}
 """
-    replace_file(folder / "report.md", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
+    atomic_write(folder / "report.md", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
     return folder / "report.md"
 
 

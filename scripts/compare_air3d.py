@@ -2,7 +2,7 @@
 
 The guide's network is trained a second time on the true latents. The search optimises the latents of each picture on
 their own from random starts, under the same model. Accuracy and milliseconds a picture go into one table, which
-``scripts/results.py tables`` puts into the page.
+``tools/result_cards.py tables`` puts into the page.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from guides import AIR3DGuide
 from pplmodels import inspect
-from pplmodels.data import Tables
-from pplmodels.distributions.turn import wrapped
+from pplmodels.data import TabletopScenes
+from pplmodels.distributions.wrapped_normal import wrapped
 from pplmodels.errors import InputError
-from pplmodels.files import PAIR, newest_run, write_json
-from pplmodels.generators import seed_generators
 from pplmodels.infer import Annealed, cosine
 from pplmodels.inspect import Solids
+from pplmodels.io import PAIR, newest_run, write_json
 from pplmodels.nn.renderer import KINDS, PERIODS
-from pplmodels.pretrained import load_pair
+from pplmodels.registry import load_pair
+from pplmodels.rng import seed_all
 from pplmodels.training import Run, cli
 from pplmodels.training.run import environment
 
@@ -52,7 +52,7 @@ def parser() -> cli.Parser:
     return parser
 
 
-def supervised_loss(guide: AIR3DGuide, tables: Tables, indices: Tensor) -> Tensor:
+def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) -> Tensor:
     """-log q(true z | x) in nats a picture.
 
     A step's target is the nearest solid, to where the guide looks, of those that no step has had; its turn is the
@@ -85,7 +85,9 @@ def supervised_loss(guide: AIR3DGuide, tables: Tables, indices: Tensor) -> Tenso
     return loss.mean()
 
 
-def train_supervised(guide: AIR3DGuide, tables: Tables, steps: int, batch_size: int, lr: float, seed: int) -> float:
+def train_supervised(
+    guide: AIR3DGuide, tables: TabletopScenes, steps: int, batch_size: int, lr: float, seed: int
+) -> float:
     """Train a guide on the true latents, with the rates of the other training; returns the seconds."""
     rate = torch.tensor(lr, device=tables.pixels.device)
     optim = torch.optim.Adam([p for p in guide.parameters() if p.requires_grad], lr=rate, fused=True)
@@ -101,7 +103,7 @@ def train_supervised(guide: AIR3DGuide, tables: Tables, steps: int, batch_size: 
     return time.perf_counter() - begun
 
 
-def timed(infer: Callable[[Tensor], Solids], tables: Tables, at_once: int) -> tuple[Solids, float]:
+def timed(infer: Callable[[Tensor], Solids], tables: TabletopScenes, at_once: int) -> tuple[Solids, float]:
     """The solids of all pictures, and milliseconds a picture."""
     infer(tables.head(2)[:])  # what is set up once is not a picture's cost
     begun = time.perf_counter()
@@ -115,15 +117,15 @@ def timed(infer: Callable[[Tensor], Solids], tables: Tables, at_once: int) -> tu
 def main(argv: list[str] | None = None) -> None:
     """Parse, rebuild the pair, train its twin, infer in each way, write the table."""
     options = parser().parse_args(argv)
-    run, device = Run.open(newest_run(options.run, PAIR)), cli.find_device(options.device)
+    run, device = Run.open(newest_run(options.run, PAIR)), cli.resolve_device(options.device)
     if run.config.get("script") != "air3d":
         raise InputError(f"{options.run} holds no run of train_air3d.py.")
-    trained = argparse.Namespace(**cli.restore(train_air3d.parser(), run) | {"device": options.device})
+    trained = argparse.Namespace(**cli.options_from_config(train_air3d.parser(), run) | {"device": options.device})
     model, guide = (half.to(device) for half in load_pair(run.folder))
     tables = train_air3d.load(trained, run)
     test = tables.test.head(options.pictures)
     true = inspect.true_solids(test)
-    seed_generators(options.seed)
+    seed_all(options.seed)
     sizes = {"image": model.renderer.size, "num_steps": model.num_steps}
     twin = AIR3DGuide(**sizes, channels=trained.channels, hidden_dim=trained.hidden).to(device)
     steps = options.steps or trained.steps + (2 * trained.first_steps if model.num_steps > 1 else 0)

@@ -18,24 +18,17 @@ from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 from tqdm import tqdm
 
-from pplmodels import AIR, inspect, ranks
+from pplmodels import AIR, distributed, inspect
 from pplmodels.data import Images
-from pplmodels.data.reading import READINGS
+from pplmodels.data.transforms import TRANSFORMS
 from pplmodels.errors import InputError
-from pplmodels.files import PAIR, newest_run, replace_file, write_json
-from pplmodels.generators import seed_generators
-from pplmodels.infer import (
-    SVI,
-    SummedOut_ELBO,
-    adam,
-    compiled_log_probs,
-    gradient_variance,
-    importance_weighted,
-    log_probs,
-)
-from pplmodels.infer.bounds import Weighted
-from pplmodels.pretrained import load_pair
+from pplmodels.infer import SVI, SummedOut_ELBO, adam
+from pplmodels.io import PAIR, atomic_write, newest_run, write_json
+from pplmodels.metrics import compiled_log_probs, gradient_variance, importance_weighted, log_probs
+from pplmodels.metrics.bounds import Weighted
+from pplmodels.registry import load_pair
 from pplmodels.report import level_bits
+from pplmodels.rng import seed_all
 from pplmodels.training import Run, cli, imports
 
 TOGETHER = 100  # images for which samples of the importance-weighted bound are drawn at once
@@ -58,7 +51,7 @@ def parser() -> cli.Parser:
     source = parser.add_argument_group("data", "by default as in training")
     source.add_argument("--data", metavar="NAME|FILE|FOLDER", help="other data")
     cli.add_image_options(source)
-    source.add_argument("--reading", choices=READINGS, help="what pixels become")
+    source.add_argument("--reading", choices=TRANSFORMS, help="what pixels become")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the guide's samples")
     bound = parser.add_argument_group("importance-weighted bound")
@@ -80,9 +73,9 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, rebuild, evaluate, print."""
     options = parser().parse_args(argv)
-    if ranks.number() > 1:
+    if distributed.world_size() > 1:
         raise InputError("a run is evaluated by one process: start this script without torchrun.")
-    device = cli.find_device(options.device)
+    device = cli.resolve_device(options.device)
     folder = newest_run(options.run, PAIR)
     run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
     imports.run_import(options, run)
@@ -92,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     data = load(trained, run)
     try_out(model, guide, data.test, run.folder)
     bound = compiled_log_probs(model, guide, fallback=True)
-    seed_generators(options.seed)
+    seed_all(options.seed)
     metrics, arrays = {"data": trained.data, **measure(bound, model, guide, data)}, {}
     if isinstance(model, AIR):
         batches = data.test.batches()
@@ -111,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
             metrics["iw_bits_per_dim"] = level_bits(images, metrics["iw_bound"])
     arrays = {name: array.cpu().numpy() for name, array in arrays.items()}
     write_json(run.folder / "evaluation.json", metrics)
-    replace_file(run.folder / "evaluation.npz", lambda path: _savez(path, arrays))
+    atomic_write(run.folder / "evaluation.npz", lambda path: _savez(path, arrays))
     draw(model, guide, data, run)
     print(json.dumps(metrics, indent=2))
     print(f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}")
@@ -123,7 +116,7 @@ def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
     trained = {
         "data_dir": "data",
         "valid": None,
-        **cli.restore(described(), run),
+        **cli.options_from_config(described(), run),
         "device": options.device,
         "typed": frozenset(),
     }
@@ -132,7 +125,7 @@ def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
     missing = [name for name in ("data", "reading") if name not in trained]
     if missing and described is vaes.image_parser:
         raise InputError(f"{run.folder} does not say what it was trained on: give --{' and --'.join(missing)}.")
-    if described is not vaes.image_parser and not trained.keys() >= set(cli.kept(described())):
+    if described is not vaes.image_parser and not trained.keys() >= set(cli.stored_options(described())):
         raise InputError(f"{run.folder} does not say all that it was trained with.")
     return argparse.Namespace(**trained)
 

@@ -37,10 +37,11 @@ from forked import (
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pplmodels import files
-from pplmodels.files import TEMPORARY, whole_lines, write_json
+from pplmodels import io
 from pplmodels.infer import SVI
+from pplmodels.io import TEMPORARY, read_complete_lines, write_json
 from pplmodels.training import cli, loop
+from pplmodels.training.checkpoint import step_of
 from pplmodels.training.run import environment
 
 RESULT = Path(__file__).parent.parent / "results" / "faults.json"
@@ -49,7 +50,7 @@ QUICK = "pixelcnn"  # the system for faults that need one only
 
 def outcome(folder: Path) -> dict:
     """All that a finished run must have in common with one that nothing befell."""
-    lines = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
+    lines = [json.loads(line) for line in read_complete_lines(folder / "metrics.jsonl")]
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     drawn = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -75,12 +76,12 @@ def complaints(folder: Path, straight: dict) -> list[str]:
 def broken(folder: Path, straight: dict) -> list[str]:
     """What is wrong in the folder of a run that was stopped somewhere."""
     wrong = []
-    if not (folder / "checkpoint.pt").exists():
+    if not (folder / "checkpoint.safetensors").exists():
         return wrong
     try:
-        step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+        step = step_of(folder / "checkpoint.safetensors")
         expected = [line for line in straight["lines"] if line["step"] <= step]
-        lines = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
+        lines = [json.loads(line) for line in read_complete_lines(folder / "metrics.jsonl")]
         lines = [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
         if lines[: len(expected)] != expected or len(lines) > len(expected) + 1:
             wrong.append(f"lines {[line['step'] for line in lines]} at step {step}")
@@ -182,7 +183,7 @@ def writes(rng: random.Random, number: int, work: Path, straight: dict[str, dict
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 fsync(descriptor)
 
-            files.os.fsync = fsync_on_a_full_disk
+            io.os.fsync = fsync_on_a_full_disk
 
         code = run(SYSTEMS[name][0], again(name, folder), log, fault)
         if code == 0:  # the run needed fewer
@@ -260,7 +261,7 @@ def clocks(rng: random.Random, number: int, work: Path, straight: dict[str, dict
         code = run(SYSTEMS[QUICK][0], again(QUICK, folder), log, fault)
         spent = time.monotonic() - begun
         wrong = told(log, code, 0) + complaints(folder, straight[QUICK]["outcome"])
-        seconds = [json.loads(line)["seconds"] for line in whole_lines(folder / "metrics.jsonl")]
+        seconds = [json.loads(line)["seconds"] for line in read_complete_lines(folder / "metrics.jsonl")]
         if seconds != sorted(seconds) or not 0 < seconds[-1] < spent:
             wrong.append(f"seconds {seconds} of {spent}")
         yield "a wall clock that jumps", wrong
@@ -291,7 +292,7 @@ def twins(rng: random.Random, work: Path, straight: dict[str, dict]) -> Iterator
 
     folder = work / "shared"
     pid = begin(SYSTEMS[QUICK][0], [*shlex.split(again(name, folder)), "--steps", "1000000"], work / "log0")
-    until(lambda: (folder / "checkpoint.pt").exists(), pid)
+    until(lambda: (folder / "checkpoint.safetensors").exists(), pid)
     for arguments in (f"--resume --out {folder}", f"{SYSTEMS[name][1]} --out {folder}"):
         yield "a second process in a folder", told(log, run(SYSTEMS[QUICK][0], arguments, log), 2)
     os.kill(pid, signal.SIGKILL)
@@ -322,7 +323,7 @@ def infinities(rng: random.Random, number: int, work: Path, straight: dict) -> I
         wrong = told(log, run(SYSTEMS[QUICK][0], again(QUICK, folder), log, fault), 1)
         if "infinite or NaN" not in log.read_text() or "checkpoint is kept" not in log.read_text():
             wrong.append(f"no sentence: {log.read_text()[-300:]}")
-        if torch.load(folder / "checkpoint.pt", weights_only=True)["step"] > bad:
+        if step_of(folder / "checkpoint.safetensors") > bad:
             wrong.append("a checkpoint that is not good")
         wrong += broken(folder, straight[QUICK]["outcome"])
         code = run(SYSTEMS[QUICK][0], again(QUICK, folder), log)

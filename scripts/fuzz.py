@@ -30,10 +30,10 @@ from guides import MLPGuide
 from pplmodels import MLPVAE
 from pplmodels.data import load_images, load_scenes
 from pplmodels.errors import InputError
-from pplmodels.files import write_json
 from pplmodels.infer import SVI, adam
-from pplmodels.pretrained import load_pair
-from pplmodels.training import Run, best_start, cli
+from pplmodels.io import write_json
+from pplmodels.registry import load_pair
+from pplmodels.training import Run, best_of_seeds, cli
 from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
 from pplmodels.training.run import describe_device, versions
 
@@ -129,7 +129,7 @@ def load_run(folder: Path) -> None:
     evaluate.as_trained(given, Run.open(folder))
     options, run = cli.parse(train_vae.parser(), ["--resume", "--out", str(folder)])
     cli.check_images(options, run, (1, 8, 8))
-    best_start(run, range(3), None)
+    best_of_seeds(run, range(3), None)
     run.forget_after(6)
     assert all(line["step"] <= 6 for line in run.metrics)
 
@@ -167,7 +167,7 @@ KINDS = {
     "weights and description": Kind(
         write_pair, load_pair, ("model.json", "model.safetensors", "guide.json", "guide.safetensors")
     ),
-    "training state": Kind(write_checkpoint, load_state, ("checkpoint.pt",)),
+    "training state": Kind(write_checkpoint, load_state, ("checkpoint.safetensors",)),
     "run": Kind(write_run, load_run, ("config.json", "metrics.jsonl", "starts.json")),
     "images": Kind(write_images, load_folder, ("0.png", "1.jpg", "2.bmp", "3.webp", "4.tif", "5.png", "6.png")),
 }
@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--inputs", type=cli.positive_int, default=10_000, metavar="N", help="of each kind")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of the changes")
     parser.add_argument(
-        "--replay", type=cli.natural_int, metavar="INDEX", help="load this input only, and leave it here"
+        "--replay", type=cli.nonnegative_int, metavar="INDEX", help="load this input only, and leave it here"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="where the counts go (default: they are shown only)"

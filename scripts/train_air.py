@@ -8,26 +8,16 @@ from functools import partial
 from torch import Tensor
 
 from guides import AIRGuide, DAIRGuide
-from pplmodels import AIR, ranks
+from pplmodels import AIR, distributed
 from pplmodels.data import SceneSet, scene_set
 from pplmodels.errors import InputError
-from pplmodels.generators import seed_generators
-from pplmodels.infer import (
-    NVIL_ELBO,
-    SVI,
-    Annealed,
-    SummedOut_ELBO,
-    adam,
-    compiled_log_probs,
-    cosine,
-    learning_rates,
-    linear,
-    log_probs,
-)
-from pplmodels.infer.bounds import LogProbs
+from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
+from pplmodels.metrics import compiled_log_probs, log_probs
+from pplmodels.metrics.bounds import LogProbs
 from pplmodels.report import gradient_health, held_out_metrics, scene_metrics, scene_pictures
-from pplmodels.training import Run, best_start, cli, fit, imports, warn_if_short
+from pplmodels.rng import seed_all
+from pplmodels.training import Run, best_of_seeds, cli, fit, imports, warn_if_short
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
@@ -69,14 +59,14 @@ def parser() -> cli.Parser:
     )
     scenes.add_argument(
         "--counts",
-        type=cli.natural_int,
+        type=cli.nonnegative_int,
         nargs="+",
         metavar="N",
         help="numbers of objects of scenes that are made (default: 0 to --max-objects)",
     )
     scenes.add_argument(
         "--unseen-counts",
-        type=cli.natural_int,
+        type=cli.nonnegative_int,
         nargs="+",
         metavar="N",
         help="further numbers, never trained on, of scenes that are made to be measured at the end",
@@ -123,7 +113,7 @@ def parser() -> cli.Parser:
         help="the prior's p(n+1)/p(n), annealed from permissive to strict",
     )
     add_course(
-        *("--count-steps", cli.natural_int, [300, 1500], ("BEGIN", "END")),
+        *("--count-steps", cli.nonnegative_int, [300, 1500], ("BEGIN", "END")),
         help="the steps between which that ratio moves, geometrically",
     )
     add_course(
@@ -132,7 +122,7 @@ def parser() -> cli.Parser:
         "objects and from less for more, so that as many scenes come to the last)",
     )
     add_course(
-        *("--explore-steps", cli.natural_int, None, ("BEGIN", "END")),
+        *("--explore-steps", cli.nonnegative_int, None, ("BEGIN", "END")),
         help="between which steps (default: from the first of --count-steps to 3/4 of the training)",
     )
     return parser
@@ -165,7 +155,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> SceneSet:
         seed=options.seed,
     )
     cli.check_images(options, run, scenes.train.shape)
-    return scenes.to(cli.find_device(options.device))
+    return scenes.to(cli.resolve_device(options.device))
 
 
 def measure(bound: Callable[[Tensor], LogProbs], model: AIR, guide: AIRGuide, scenes: SceneSet) -> dict:
@@ -195,7 +185,7 @@ def most_objects(options: argparse.Namespace, scenes: SceneSet) -> int:
 
 def complete(options: argparse.Namespace, scenes: SceneSet) -> None:
     """Defaults that depend on other options and on the scenes; what cannot be is refused before there is a folder."""
-    imports.yours(options, AIR, GUIDES[options.guide])
+    imports.user_classes(options, AIR, GUIDES[options.guide])
     options.steps = options.steps or STEPS.get(options.data, 6000)
     options.schedule_steps = options.schedule_steps or options.steps
     options.eval_every = options.eval_every or max(1, options.steps // 10)
@@ -224,7 +214,7 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
     }
     device = scenes.train.pixels.device
     where_loc, where_scale = scenes.window_prior()
-    model_class, guide_class = imports.yours(options, AIR, GUIDES[options.guide])
+    model_class, guide_class = imports.user_classes(options, AIR, GUIDES[options.guide])
     model = model_class(**sizes, where_loc=where_loc, where_scale=where_scale).to(device)
     log_k = math.log(options.count_ratio[0])
     parts = {"model": model} if options.guide == "dair" else {}
@@ -257,7 +247,7 @@ def built(options: argparse.Namespace, scenes: SceneSet) -> tuple[AIR, AIRGuide]
 
 def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, resume: bool, steps: int):
     """The first ``steps`` steps of the training that options describe; returns the SVI, the bound and the seconds."""
-    seed_generators(seed)
+    seed_all(seed)
     svi = build(options, scenes)
     pair = svi.model, svi.guide
     cli.initialise(options, *pair)
@@ -291,17 +281,17 @@ def main(argv: list[str] | None = None) -> None:
     scenes = load(options, run)
     complete(options, scenes)
     imports.checked(options, partial(built, options, scenes), scenes.train)
-    run = run or cli.open_run(options, "air")
+    run = run or cli.create_run(options, "air")
     seed, resume = options.seed, options.resume
     if options.restarts > 1:
         brief, every = options.restart_steps, options.restarts * options.restart_steps
         say(f"{options.restarts} starts of {brief:,} steps, {every + options.steps - brief:,} steps in all")
         begin = partial(train, options, scenes, steps=brief)
-        seed, resume = best_start(run, range(seed, seed + options.restarts), begin), True
+        seed, resume = best_of_seeds(run, range(seed, seed + options.restarts), begin), True
     svi, bound, seconds = train(options, scenes, run, seed, resume, options.steps)
-    seed_generators(options.seed + ranks.index())
+    seed_all(options.seed + distributed.rank())
     metrics = measure(bound, svi.model, svi.guide, scenes)
-    if ranks.index() > 0:
+    if distributed.rank() > 0:
         return
     for half in (svi.model, svi.guide):
         half.save_pretrained(run.folder)

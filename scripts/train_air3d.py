@@ -9,27 +9,17 @@ import torch
 from torch import Tensor
 
 from guides import AIR3DGuide
-from pplmodels import AIR3D, ranks
-from pplmodels.data import ImageSet, make_tables
-from pplmodels.distributions.turn import EVEN
+from pplmodels import AIR3D, distributed
+from pplmodels.data import ImageSet, make_tabletop_scenes
+from pplmodels.distributions.wrapped_normal import EVEN
 from pplmodels.errors import InputError
-from pplmodels.generators import SEEDS, seed_generators
-from pplmodels.infer import (
-    NVIL_ELBO,
-    SVI,
-    Annealed,
-    SummedOut_ELBO,
-    adam,
-    compiled_log_probs,
-    cosine,
-    learning_rates,
-    linear,
-    log_probs,
-)
-from pplmodels.infer.bounds import LogProbs
+from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
+from pplmodels.metrics import compiled_log_probs, log_probs
+from pplmodels.metrics.bounds import LogProbs
 from pplmodels.report import table_metrics, table_pictures
+from pplmodels.rng import SEEDS, seed_all
 from pplmodels.training import Run, cli, fit, imports
-from pplmodels.training.checkpoint import FILE
+from pplmodels.training.checkpoint import has_checkpoint
 
 SHOWN = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
 ESTIMATORS = ("summed-out", "reinforce")
@@ -51,7 +41,7 @@ def parser() -> cli.Parser:
     )
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument(
-        "--counts", type=cli.natural_int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="numbers of solids"
+        "--counts", type=cli.nonnegative_int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="numbers of solids"
     )
     scenes.add_argument("--size", type=cli.positive_int, default=32, help="side of a picture in pixels")
     scenes.add_argument("--train-scenes", type=cli.positive_int, default=40_000, help="number to train on")
@@ -95,9 +85,11 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
 
 def drawn(options: argparse.Namespace, counts: list[int]) -> ImageSet:
     """Scenes of some counts."""
-    numbers, device = (options.train_scenes, options.test_scenes), cli.find_device(options.device)
+    numbers, device = (options.train_scenes, options.test_scenes), cli.resolve_device(options.device)
     shape = {"counts": counts, "size": (options.size, options.size)}
-    halves = (make_tables(n, **shape, seed=(2 * options.seed + half) % SEEDS) for half, n in enumerate(numbers))
+    halves = (
+        make_tabletop_scenes(n, **shape, seed=(2 * options.seed + half) % SEEDS) for half, n in enumerate(numbers)
+    )
     return ImageSet(*(half.to(device) for half in halves))
 
 
@@ -113,7 +105,7 @@ def draw(model: AIR3D, guide: AIR3DGuide, tables: ImageSet, run: Run) -> None:
 
 def complete(options: argparse.Namespace) -> None:
     """Defaults that depend on other options; what cannot be is refused before there is a folder."""
-    imports.yours(options, AIR3D, AIR3DGuide)
+    imports.user_classes(options, AIR3D, AIR3DGuide)
     options.steps = options.steps or 3000
     options.schedule_steps = options.schedule_steps or options.steps
     options.eval_every = options.eval_every or max(1, options.steps // 10)
@@ -121,7 +113,7 @@ def complete(options: argparse.Namespace) -> None:
 
 def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> SVI:
     """The pair for so many solids, and what trains it: of one, all is summed out; of several, the kinds are sampled."""
-    model_class, guide_class = imports.yours(options, AIR3D, AIR3DGuide)
+    model_class, guide_class = imports.user_classes(options, AIR3D, AIR3DGuide)
     log_k = math.log(options.count_ratio)
     sizes = {"image": (options.size, options.size), "num_steps": num_steps, "log_k": log_k}
     model = model_class(**sizes, pixel_scale=options.pixel_scale).to(device)
@@ -164,7 +156,7 @@ def train(
     options: argparse.Namespace, tables: ImageSet, run: Run, num_steps: int, steps: int, start: AIR3DGuide | None
 ) -> tuple[SVI, Callable[[Tensor], LogProbs], float]:
     """Train a pair for so many solids, from the weights of another guide; the SVI, the bound and the seconds."""
-    seed_generators(options.seed)
+    seed_all(options.seed)
     svi = build(options, num_steps, tables.train.pixels.device)
     pair = svi.model, svi.guide
     if start is not None:
@@ -187,7 +179,7 @@ def train(
         evaluate=lambda: table_metrics(bound, svi.guide, few),
         eval_every=options.eval_every,
         shown=SHOWN,
-        resume=(run.folder / FILE).exists(),
+        resume=has_checkpoint(run.folder),
         saved=pair,
         draw=lambda: draw(*pair, tables, run),
     )
@@ -202,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     start, earlier, most = None, 0.0, max(options.counts)
     for num_steps in sorted({1, most}):
         imports.checked(options, partial(built, options, num_steps, tables.train.pixels.device), tables.train)
-    run = run or cli.open_run(options, "air3d")
+    run = run or cli.create_run(options, "air3d")
     if most > 1 and not (options.extend or options.init_from):  # those have learnt that already
         for name, scenes in (("alone", drawn(options, [1])), ("one", tables)):
             part = run.within(name)
@@ -210,9 +202,9 @@ def main(argv: list[str] | None = None) -> None:
             part.close()
             start, earlier = svi.guide, earlier + seconds
     svi, bound, seconds = train(options, tables, run, most, options.steps, start)
-    seed_generators(options.seed + ranks.index())
+    seed_all(options.seed + distributed.rank())
     metrics = measure(bound, svi.model, svi.guide, tables) | {"seconds_before": round(earlier, 1)}
-    if ranks.index() > 0:
+    if distributed.rank() > 0:
         return
     for half in (svi.model, svi.guide):
         half.save_pretrained(run.folder)

@@ -31,7 +31,7 @@ def parser() -> cli.Parser:
     model.add_argument("--write-window", type=cli.positive_int, default=5, metavar="N", help="filters a side to paint")
     model.add_argument(
         "--likelihood",
-        choices=("bernoulli", "normal", "normal-learned"),
+        choices=("bernoulli", "logit-normal", "logit-normal-learned"),
         default="bernoulli",
         help="p(x | z) of a pixel: black or white, or normal in logit space",
     )
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     ink = min(max(images.train.mean(), 0.01), 0.99)
 
     def build() -> tuple[DRAW, DRAWGuide]:
-        model_class, guide_class = imports.yours(options, DRAW, DRAWGuide)
+        model_class, guide_class = imports.user_classes(options, DRAW, DRAWGuide)
         model = model_class(
             images.train.shape,
             options.num_steps,

@@ -7,7 +7,8 @@ from torch import nn
 
 from guides import ConvGuide
 from pplmodels import ConvVAE
-from pplmodels.likelihoods import LIKELIHOODS
+from pplmodels.data.transforms import DEFAULT_TRANSFORMS
+from pplmodels.models.likelihoods import LIKELIHOODS
 from pplmodels.training import cli, imports
 
 STEPS = {"digits": 2000}
@@ -36,7 +37,10 @@ def parser(description: str, flow: str) -> cli.Parser:
         "--flow-hidden", type=cli.positive_int, nargs="+", default=[512, 512], metavar="N", help="its widths"
     )
     model.add_argument(
-        "--flow-start", type=cli.share, default=0.5, help="part of the steps before it, at first the identity, learns"
+        "--flow-start",
+        type=cli.fraction,
+        default=0.5,
+        help="fraction of the steps before the flow, at first the identity, learns",
     )
     return parser
 
@@ -44,7 +48,7 @@ def parser(description: str, flow: str) -> cli.Parser:
 def main(argv: list[str] | None = None, description: str = __doc__, name: str = "image-vae", flow: str = "none"):
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(description, flow), argv)
-    options.reading = vaes.READ_FOR.get(options.likelihood, "dequantised")
+    options.reading = DEFAULT_TRANSFORMS[LIKELIHOODS[options.likelihood].kind]
     images = vaes.load(options, run)
     vaes.complete(options, STEPS)
     sizes = {"image": images.train.shape, "z_dim": options.z_dim}
@@ -52,12 +56,12 @@ def main(argv: list[str] | None = None, description: str = __doc__, name: str = 
 
     def build() -> tuple[ConvVAE, ConvGuide]:
         decoder = {"channels": options.decoder_channels, "refine": options.refine}
-        model_class, guide_class = imports.yours(options, ConvVAE, ConvGuide)
+        model_class, guide_class = imports.user_classes(options, ConvVAE, ConvGuide)
         model = model_class(**sizes, **decoder, likelihood=options.likelihood, flow=prior)
         return model, guide_class(**sizes, channels=options.encoder_channels, flow=posterior)
 
     def network(model: ConvVAE, guide: ConvGuide) -> nn.Module | None:
-        return {"prior": model.code_prior, "posterior": guide.network}.get(options.flow)
+        return {"prior": model.prior, "posterior": guide.network}.get(options.flow)
 
     vaes.train(options, run, name, build, images, late=network, late_from=options.flow_start)
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     vaes.complete(options, STEPS)
 
     def build() -> tuple[LadderVAE, LadderGuide]:
-        model_class, guide_class = imports.yours(options, LadderVAE, LadderGuide)
+        model_class, guide_class = imports.user_classes(options, LadderVAE, LadderGuide)
         model = model_class(images.train.shape, options.z_dims, options.hidden, options.batch_norm)
         return model, guide_class(model)
 

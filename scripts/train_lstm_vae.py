@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def build() -> tuple[ConvVAE, LSTMGuide]:
         decoder = {"channels": options.channels, "refine": False}
-        model_class, guide_class = imports.yours(options, ConvVAE, LSTMGuide)
+        model_class, guide_class = imports.user_classes(options, ConvVAE, LSTMGuide)
         model = model_class(**sizes, **decoder, likelihood="bernoulli")
         return model, guide_class(**sizes, hidden_dim=options.hidden)
 

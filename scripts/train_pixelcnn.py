@@ -14,12 +14,12 @@ from torch import Tensor
 from guides import EmptyGuide, VQGuide
 from pplmodels import VQVAE, GatedPixelCNN, PixelCNN, inspect, plotting
 from pplmodels.data import Images, ImageSet, load_images
-from pplmodels.data.reading import MAPS
+from pplmodels.data.transforms import GRID_TRANSFORMS
 from pplmodels.errors import InputError
-from pplmodels.files import PAIR, newest_run, write_json
-from pplmodels.infer import elbo_terms, log_probs
-from pplmodels.infer.bounds import LogProbs
-from pplmodels.pretrained import load_pair
+from pplmodels.io import PAIR, newest_run, write_json
+from pplmodels.metrics import elbo_terms, log_probs
+from pplmodels.metrics.bounds import LogProbs
+from pplmodels.registry import load_pair
 from pplmodels.report import curves_picture, level_bits, map_metrics, save_picture
 from pplmodels.training import Run, cli, imports
 
@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     def build() -> tuple[PixelCNN | GatedPixelCNN, EmptyGuide]:
         sizes = {name: getattr(options, name) for name in ("channels", "layers", "size", "embedding", "hidden")}
         kind = GatedPixelCNN if options.gated else PixelCNN
-        model_class, guide_class, *_ = imports.yours(options, kind, EmptyGuide, VQVAE, VQGuide)  # or those of stage one
+        model_class, guide_class, *_ = imports.user_classes(
+            options, kind, EmptyGuide, VQVAE, VQGuide
+        )  # or those of stage one
         return model_class(map=maps.train.shape[-2:], levels=options.levels, **sizes), guide_class()
 
     folder = vaes.train(options, run, "pixelcnn", build, maps, draw, map_metrics)
@@ -82,15 +84,15 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
         if images.train.shape[0] != 1:
             raise InputError(f"{options.data} has colours: only grey images are maps of pixels here.")
         vaes.say_binarised(images.train, options.reading)
-        device = cli.find_device(options.device)
-        maps = images.map(lambda part: part.read_as(MAPS[options.reading]).to(device))
+        device = cli.resolve_device(options.device)
+        maps = images.map(lambda part: part.read_as(GRID_TRANSFORMS[options.reading]).to(device))
     else:
         model, guide, images = stage_one(options)
         options.reading, options.levels = "codes", len(model.codebook)
         options.codebook = hashlib.sha256(model.codebook.vectors.detach().cpu().numpy().tobytes()).hexdigest()
         if run is not None and run.config.get("codebook") != options.codebook:
             raise InputError(f"{run.folder} was trained on another codebook than that of {options.stage_one}.")
-        maps = images.map(lambda part: Images(_codes(guide, part), reading=MAPS["codes"]))
+        maps = images.map(lambda part: Images(_codes(guide, part), reading=GRID_TRANSFORMS["codes"]))
     cli.check_images(options, run, maps.train.shape)
     return maps
 
@@ -100,10 +102,10 @@ def stage_one(options: argparse.Namespace) -> tuple[VQVAE, VQGuide, ImageSet]:
     first = Run.open(options.stage_one)
     if first.config.get("script") != "vq-vae":
         raise InputError(f"{options.stage_one} is not the run of a VQ-VAE.")
-    pair = [half.requires_grad_(False).to(cli.find_device(options.device)) for half in load_pair(first.folder)]
+    pair = [half.requires_grad_(False).to(cli.resolve_device(options.device)) for half in load_pair(first.folder)]
     if not isinstance(pair[0], VQVAE) or not isinstance(pair[1], VQGuide):
         raise InputError(f"{options.stage_one} does not hold the pair of a VQ-VAE.")
-    trained = argparse.Namespace(**{**cli.restore(vaes.image_parser(), first), "device": options.device})
+    trained = argparse.Namespace(**{**cli.options_from_config(vaes.image_parser(), first), "device": options.device})
     if not {"data", "data_dir", "valid", "reading"} <= vars(trained).keys():
         raise InputError(f"{options.stage_one} does not say what it was trained on.")
     options.data = trained.data
@@ -140,14 +142,14 @@ def draw(model: PixelCNN | GatedPixelCNN, guide: EmptyGuide, maps: ImageSet, run
     """The pictures of a run: curves, and samples, of images under this prior and under the uniform one."""
     curves_picture(run.metrics, run.folder)
     if run.config["stage_one"] is None:
-        drawn = inspect.samples(model, SAMPLES).unsqueeze(1) / (model.levels - 1)
+        drawn = inspect.sample(model, SAMPLES).unsqueeze(1) / (model.levels - 1)
         pictures = {"samples": drawn}
     else:
         options = argparse.Namespace(stage_one=run.config["stage_one"], device=str(maps.test.pixels.device))
         first, _, _ = stage_one(options)
-        pictures = {"samples-uniform": inspect.sample_images(first, SAMPLES)}
+        pictures = {"samples-uniform": inspect.sample_means(first, SAMPLES)}
         first.use_prior(model)
-        pictures["samples"] = inspect.sample_images(first, SAMPLES)
+        pictures["samples"] = inspect.sample_means(first, SAMPLES)
     for name, images in pictures.items():
         rows = images.clamp(0, 1).cpu().numpy().reshape(-1, 12, *images.shape[1:])
         save_picture(plotting.image_rows(rows, [""] * len(rows)), run.folder / f"{name}.png")

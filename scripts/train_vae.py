@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def build() -> tuple[MLPVAE, MLPGuide]:
         nets = {**sizes, "activation": options.activation}
-        model_class, guide_class = imports.yours(options, MLPVAE, MLPGuide)
+        model_class, guide_class = imports.user_classes(options, MLPVAE, MLPGuide)
         model = model_class(**nets, hidden_dims=options.hidden[::-1])
         return model, guide_class(**nets, hidden_dims=options.hidden)
 

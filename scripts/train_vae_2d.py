@@ -4,13 +4,13 @@ import argparse
 
 import vaes
 
-from guides import PlaneGuide
-from pplmodels import PlaneVAE, inspect, plotting
-from pplmodels.data import Images, ImageSet, as_they_are
+from guides import VectorGuide
+from pplmodels import VectorVAE, inspect, plotting
+from pplmodels.data import Images, ImageSet, identity
 from pplmodels.data.gaussians import GAUSSIANS
 from pplmodels.errors import InputError
-from pplmodels.generators import SEEDS
 from pplmodels.report import save_picture
+from pplmodels.rng import SEEDS
 from pplmodels.training import Run, cli, imports
 
 TEST_POINTS = 100_000
@@ -30,10 +30,10 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
     """Fresh draws for training, validation and test: no row of one is a row of another."""
     if options.data not in GAUSSIANS:
         raise InputError(f"there is no Gaussian set {options.data!r}: choose {', '.join(GAUSSIANS)}.")
-    gaussian, device = GAUSSIANS[options.data], cli.find_device(options.device)
+    gaussian, device = GAUSSIANS[options.data], cli.resolve_device(options.device)
     numbers = options.train_points, TEST_POINTS, options.valid
     draws = (gaussian.draw(n, seed=(3 * options.seed + i) % SEEDS) for i, n in enumerate(numbers))
-    images = ImageSet(*(Images(x.to(device), reading=as_they_are) for x in draws))
+    images = ImageSet(*(Images(x.to(device), reading=identity) for x in draws))
     cli.check_images(options, run, images.train.shape)
     return images
 
@@ -44,8 +44,8 @@ def draw(model, guide, images: ImageSet, run: Run) -> None:
     truth = GAUSSIANS[run.config["data"]].distribution()
     clouds = {
         "data": images.test.head(2000)[:],
-        "x ~ p(x)": inspect.samples(model, 2000),
-        "E[x | z], z ~ p(z)": inspect.sample_images(model, 2000),
+        "x ~ p(x)": inspect.sample(model, 2000),
+        "E[x | z], z ~ p(z)": inspect.sample_means(model, 2000),
     }
     arrays = {name: cloud.cpu().numpy() for name, cloud in clouds.items()}
     picture = plotting.clouds(arrays, truth.mean.numpy(), truth.covariance_matrix.numpy())
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     points = load(options, run)
     vaes.complete(options, {})
     sizes = {"x_dim": 2, "z_dim": options.z_dim, "hidden_dims": options.hidden}
-    halves = imports.yours(options, PlaneVAE, PlaneGuide)
+    halves = imports.user_classes(options, VectorVAE, VectorGuide)
     vaes.train(options, run, "vae-2d", lambda: [half(**sizes) for half in halves], points, draw)
     print(f"the entropy, which no bound on fresh points can beat: {GAUSSIANS[options.data].entropy():.4f} nats")
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from guides import VQGuide
 from pplmodels import VQVAE
 from pplmodels.data import ImageSet
-from pplmodels.infer.bounds import LogProbs
-from pplmodels.likelihoods import LIKELIHOODS
+from pplmodels.data.transforms import DEFAULT_TRANSFORMS
+from pplmodels.metrics.bounds import LogProbs
+from pplmodels.models.likelihoods import LIKELIHOODS
 from pplmodels.report import code_metrics, code_pictures
 from pplmodels.training import Run, cli, imports
 
@@ -33,7 +34,7 @@ def parser() -> cli.Parser:
     book.add_argument(
         "--codebook", choices=("means", "gradient"), default="means", help="running means, or by gradient"
     )
-    book.add_argument("--decay", type=cli.share, default=0.99, help="of the running means")
+    book.add_argument("--decay", type=cli.fraction, default=0.99, help="of the running means")
     book.add_argument(
         "--codebook-start",
         choices=("batch", "uniform"),
@@ -48,7 +49,7 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> None:
     """Parse, load, build the pair, fit, report."""
     options, run = cli.parse(parser(), argv)
-    options.reading = vaes.READ_FOR.get(options.likelihood, "dequantised")
+    options.reading = DEFAULT_TRANSFORMS[LIKELIHOODS[options.likelihood].kind]
     images = vaes.load(options, run)
     vaes.complete(options, STEPS)
 
@@ -56,11 +57,11 @@ def main(argv: list[str] | None = None) -> None:
         sizes = {"channels": options.channels, "blocks": options.blocks}
         decay = options.decay if options.codebook == "means" else None
         book = {"codes": options.codes, "dim": options.dim, "decay": decay}
-        model_class, guide_class = imports.yours(options, VQVAE, VQGuide)
+        model_class, guide_class = imports.user_classes(options, VQVAE, VQGuide)
         model = model_class(images.train.shape, **book, **sizes, likelihood=options.likelihood)
         guide = guide_class(model, **sizes, commitment=options.commitment)
         if options.codebook_start == "batch":
-            guide.start_codebook(images.train.head(options.batch_size)[:].cpu())
+            guide.init_codebook(images.train.head(options.batch_size)[:].cpu())
         return model, guide
 
     folder = vaes.train(options, run, "vq-vae", build, images, draw, code_metrics, objective="bound_less_distances")

@@ -8,34 +8,21 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pplmodels import ranks
-from pplmodels.data import Images, ImageSet, bernoulli, load_images
-from pplmodels.data.reading import READINGS
+from pplmodels import distributed
+from pplmodels.data import Images, ImageSet, load_images
+from pplmodels.data.transforms import TRANSFORMS
 from pplmodels.errors import InputError
-from pplmodels.generators import seed_generators
-from pplmodels.infer import (
-    SVI,
-    Annealed,
-    FreeBits_ELBO,
-    ScaledKL,
-    adam,
-    compiled_log_probs,
-    cyclical,
-    delayed,
-    elbo_terms,
-    learning_rates,
-    linear,
-    log_probs,
-    settle_batch_norm,
-)
-from pplmodels.infer.bounds import LogProbs
+from pplmodels.infer import SVI, Annealed, FreeBits_ELBO, ScaledKL, adam, cyclical, delayed, learning_rates, linear
 from pplmodels.messages import say
-from pplmodels.pretrained import Half
+from pplmodels.metrics import compiled_log_probs, elbo_terms, log_probs
+from pplmodels.metrics.bounds import LogProbs
+from pplmodels.module import PairModule
 from pplmodels.report import image_metrics, image_pictures
+from pplmodels.rng import seed_all
 from pplmodels.training import Run, cli, fit, imports, warn_if_short
+from pplmodels.training.batch_norm import recompute_batch_norm
 
 STEPS = 20_000
-READ_FOR = {"bernoulli": "dynamic", "mixture": "levels", "logistic": "levels"}  # others are of dequantised values
 SHOWN = ("valid_elbo",)
 HEADLINES = ("elbo", "bits_per_dim", "code_usage", "nats_per_code")
 
@@ -57,10 +44,10 @@ def parser(
     schedule = parser.add_argument_group("course of the training")
     schedule.add_argument("--clip-norm", type=cli.positive_float, default=200.0, help="of a gradient, nats per image")
     schedule.add_argument(
-        "--hold", type=cli.share, default=0.5, help="part of the steps before the rate falls to 1/100"
+        "--hold", type=cli.fraction, default=0.5, help="part of the steps before the rate falls to 1/100"
     )
     schedule.add_argument(
-        "--averaging", type=cli.share, metavar="DECAY", help="measure averaged weights (such as 0.999)"
+        "--averaging", type=cli.fraction, metavar="DECAY", help="measure averaged weights (such as 0.999)"
     )
     schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
     schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
@@ -70,7 +57,7 @@ def parser(
 def image_parser() -> cli.Parser:
     """What the config.json of a run on images says of them, in whatever script of the family."""
     described = parser("", z_dim=None)
-    described.add_argument("--reading", choices=READINGS, default="levels")
+    described.add_argument("--reading", choices=TRANSFORMS, default="levels")
     return described
 
 
@@ -78,7 +65,10 @@ def add_annealing(parser: cli.Parser) -> None:
     """How a pair learns to use its code."""
     bound = parser.add_argument_group("learning to use the code")
     bound.add_argument(
-        "--warm-up", type=cli.natural_int, metavar="N", help="steps from KL weight 0 to 1 (default: 2000, or a tenth)"
+        "--warm-up",
+        type=cli.nonnegative_int,
+        metavar="N",
+        help="steps until the KL has weight 1 (default: 2000, or a tenth)",
     )
     bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
     bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
@@ -109,12 +99,12 @@ def train(
     options: argparse.Namespace,
     run: Run | None,
     name: str,
-    build: Callable[[], tuple[Half, Half]],
+    build: Callable[[], tuple[PairModule, PairModule]],
     images: ImageSet,
-    draw: Callable[[Half, Half, ImageSet, Run], None] = draw,
-    figures: Callable[[Callable[[Tensor], LogProbs], Half, Half, Images], dict] = image_metrics,
+    draw: Callable[[PairModule, PairModule, ImageSet, Run], None] = draw,
+    figures: Callable[[Callable[[Tensor], LogProbs], PairModule, PairModule, Images], dict] = image_metrics,
     objective: str = "elbo",
-    late: Callable[[Half, Half], nn.Module | None] | None = None,
+    late: Callable[[PairModule, PairModule], nn.Module | None] | None = None,
     late_from: float = 0.0,
 ) -> Path:
     """Fit a new pair in ``run``, or a new run of script ``name``; its folder, which gets weights, metrics and pictures.
@@ -123,10 +113,10 @@ def train(
     ``late`` says what part of the pair, if any, learns only from the share ``late_from`` of the steps on.
     """
     device = images.train.pixels.device
-    seed_generators(options.seed)
+    seed_all(options.seed)
     model, guide = pair = imports.checked(options, build, images.train)
     cli.initialise(options, *pair)
-    run = run or cli.open_run(options, name)
+    run = run or cli.create_run(options, name)
     halves = [ScaledKL(half) for half in pair] if options.warm_up else list(pair)
     part = late(model, guide) if late else None
     optim = adam(model, guide, options.lr, {part: options.lr} if part else None)
@@ -174,19 +164,19 @@ def train(
         saved=measured,
         draw=lambda: draw(*measured, images, run),
     )
-    settle_batch_norm(*measured, images.train.batches(options.batch_size))
-    seed_generators(options.seed + ranks.index())
+    recompute_batch_norm(*measured, images.train.batches(options.batch_size))
+    seed_all(options.seed + distributed.rank())
     metrics = figures(bound, *(half.eval() for half in measured), images.test)
-    if ranks.index() == 0:
+    if distributed.rank() == 0:
         for half in measured:
             half.save_pretrained(run.folder)
-        with ranks.alone():
+        with distributed.alone():
             draw(*measured, images, run)
         run.finish(seconds, device, metrics)
         shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
         print(f"held out, {len(images.test)} images: {shown}")
         print(f"everything is in {run.folder}")
-    ranks.wait()
+    distributed.barrier()
     return run.folder
 
 
@@ -220,10 +210,10 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
                     "draw them with --binarise dynamic, or cut them with --binarise threshold."
                 )
     say_binarised(images.train, options.reading)
-    images = images.map(lambda part: part.read_as(READINGS[options.reading]))
-    if images.train.reading is bernoulli:
+    images = images.map(lambda part: part.read_as(TRANSFORMS[options.reading]))
+    if images.train.reading.kind == "binary" and images.train.reading.random:
         images = ImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))
-    device = cli.find_device(options.device)
+    device = cli.resolve_device(options.device)
     return images.map(lambda part: part.to(device))
 
 

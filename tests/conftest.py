@@ -11,8 +11,9 @@ import torch
 
 torch.set_num_threads(1)  # the tests' tensors are small, and two processes share the cores
 os.environ["OMP_NUM_THREADS"] = "1"  # so for scripts and notebooks that the tests start
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))  # scripts import each other
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+sys.path[:0] = [str(ROOT / folder) for folder in ("scripts", "benchmarks", "tools")]  # none of them is installed
 
 
 @pytest.fixture(autouse=True)

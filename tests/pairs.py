@@ -16,22 +16,22 @@ from guides import (
     LadderGuide,
     LSTMGuide,
     MLPGuide,
-    PlaneGuide,
     VAEGuide,
+    VectorGuide,
     VQGuide,
 )
-from pplmodels import AIR, AIR3D, DRAW, MLPVAE, VAE, VQVAE, ConvVAE, GatedPixelCNN, LadderVAE, PixelCNN, PlaneVAE
-from pplmodels.likelihoods import DiagonalNormal
-from pplmodels.pretrained import Half
-from pplmodels.priors import StandardNormal
+from pplmodels import AIR, AIR3D, DRAW, MLPVAE, VAE, VQVAE, ConvVAE, GatedPixelCNN, LadderVAE, PixelCNN, VectorVAE
+from pplmodels.models.likelihoods import DiagonalNormal
+from pplmodels.models.priors import StandardNormal
+from pplmodels.module import PairModule
 
 
 @dataclass(frozen=True)
 class Pair:
     """How to build a pair at the smallest size that has all its parts, and a batch for it."""
 
-    model: Callable[[], Half]
-    guide: Callable[[Half], Half]
+    model: Callable[[], PairModule]
+    guide: Callable[[PairModule], PairModule]
     batch: Callable[[int], Tensor]
     stops: bool = False  # whether the guide has a chain of stops, which SummedOut_ELBO sums out
     choices: bool = False  # whether there are choices beside them, which it may sum out or leave
@@ -40,7 +40,7 @@ class Pair:
     # broadcast in several ways autograd may add its gradients up in another order
     exact: bool = True
 
-    def build(self) -> tuple[Half, Half]:
+    def build(self) -> tuple[PairModule, PairModule]:
         model = self.model()
         return model, self.guide(model)
 
@@ -49,7 +49,7 @@ AIR_SIZES = {"canvas": (1, 10, 10), "num_steps": 2, "what_dim": 3, "window": 5}
 AIR_WIDTHS = {"embed_dim": 8, "hidden_dim": 8, "predict_dim": 8, "encoder_dims": (8,)}
 
 
-def bent(half: Half, network: str) -> Half:
+def bent(half: PairModule, network: str) -> PairModule:
     """The half with a flow that is no longer the identity, at which its first layers would get no gradient."""
     for parameter in half.get_submodule(network).parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -95,17 +95,17 @@ PAIRS = {
         batch=lambda n: torch.rand(n, 1, 4, 4).round(),
     ),
     "vae, plane": Pair(
-        model=lambda: PlaneVAE(hidden_dims=(8,)),
-        guide=lambda model: PlaneGuide(hidden_dims=(8,)),
+        model=lambda: VectorVAE(hidden_dims=(8,)),
+        guide=lambda model: VectorGuide(hidden_dims=(8,)),
         batch=lambda n: torch.randn(n, 2),
     ),
     "vae, convolutional, logit-normal": Pair(
-        model=lambda: ConvVAE(image=(3, 8, 8), z_dim=3, channels=(6, 4), likelihood="normal-learned"),
+        model=lambda: ConvVAE(image=(3, 8, 8), z_dim=3, channels=(6, 4), likelihood="logit-normal-learned"),
         guide=lambda model: ConvGuide(image=(3, 8, 8), z_dim=3, channels=(4, 6)),
         batch=lambda n: torch.rand(n, 3, 8, 8),
     ),
     "vae, convolutional, logistic mixture, flow prior": Pair(
-        model=lambda: bent(ConvVAE(image=(3, 8, 8), z_dim=3, channels=(6, 4), flow=(8,)), "code_prior.network"),
+        model=lambda: bent(ConvVAE(image=(3, 8, 8), z_dim=3, channels=(6, 4), flow=(8,)), "prior.network"),
         guide=lambda model: ConvGuide(image=(3, 8, 8), z_dim=3, channels=(4, 6)),
         batch=lambda n: torch.rand(n, 3, 8, 8).mul(255).round() / 255,
     ),
@@ -131,7 +131,9 @@ PAIRS = {
         batch=lambda n: torch.rand(n, 1, 5, 4).round(),
     ),
     "draw, windows, three channels": Pair(
-        model=lambda: DRAW((3, 6, 8), num_steps=2, z_dim=2, hidden_dim=6, write_window=3, likelihood="normal-learned"),
+        model=lambda: DRAW(
+            (3, 6, 8), num_steps=2, z_dim=2, hidden_dim=6, write_window=3, likelihood="logit-normal-learned"
+        ),
         guide=lambda model: DRAWGuide(model, hidden_dim=7, read_window=2),
         batch=lambda n: torch.rand(n, 3, 6, 8),
     ),

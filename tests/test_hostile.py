@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from guides import MLPGuide
 from pplmodels import MLPVAE
@@ -22,11 +23,13 @@ from pplmodels.data import load_images, load_scenes
 from pplmodels.data.levels import Decoding
 from pplmodels.data.pictures import read_picture
 from pplmodels.errors import LONGEST, InputError
-from pplmodels.files import replace_file
 from pplmodels.infer import SVI, adam
-from pplmodels.pretrained import Half, load_pair
-from pplmodels.training import Run, best_start, cli
-from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
+from pplmodels.io import atomic_write
+from pplmodels.module import PairModule
+from pplmodels.registry import load_pair
+from pplmodels.states import mapped, packed
+from pplmodels.training import Run, best_of_seeds, cli
+from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint, step_of
 
 SIZES = {"image": (1, 4, 4), "z_dim": 2, "hidden_dims": (3,)}
 SUM = torch.tensor(2.5, dtype=torch.float64)
@@ -65,37 +68,20 @@ def test_a_sentence_is_one_short_line_whatever_it_quotes():
     assert len(str(InputError("x" * 10**6))) == LONGEST
 
 
-@pytest.mark.parametrize("form", ["torch", "torch, legacy", "pickle", "another name"])
-def test_no_pickle_of_a_checkpoint_runs(tmp_path, form):
-    payload, path, mark = Marker(tmp_path / "mark"), tmp_path / "checkpoint.pt", tmp_path / "mark"
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(payload))
-    elif form == "another name":  # allowed by torch, which would take a terabyte
-        torch.save({"model": bytearray(b"")}, path)
-        with zipfile.ZipFile(path) as archive:
-            entries = {name: archive.read(name) for name in archive.namelist()}
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in entries.items():
-                hungry = b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\1\x85R."
-                archive.writestr(name, hungry if name.endswith("data.pkl") else content)
-    else:
-        torch.save({"model": payload}, path, _use_new_zipfile_serialization=form == "torch")
-    assert not mark.exists()
-    refused(load_checkpoint, tmp_path, training(), match="is not a checkpoint")
-    assert not mark.exists()
-    if form == "pickle":
-        pickle.loads(path.read_bytes()).close()
-        assert mark.exists()  # it would have
-
-
-def test_no_pickle_of_an_array_or_of_weights_runs(tmp_path):
+def test_no_pickle_runs(tmp_path):
     mark = tmp_path / "mark"
     np.savez(tmp_path / "a.npz", x_train=np.array([Marker(mark)], object), x_test=GOOD)
     refused(load_images, str(tmp_path / "a.npz"), match="plain arrays")
     pair_in(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Marker(mark)))
     refused(load_pair, tmp_path, match="does not hold the weights")
+    torch.save({"model": Marker(mark)}, tmp_path / "checkpoint.safetensors")
+    refused(load_checkpoint, tmp_path, training(), match="is not a checkpoint")
+    (tmp_path / "checkpoint.safetensors").rename(tmp_path / "checkpoint.pt")
+    refused(load_checkpoint, tmp_path, training(), match="earlier version")
     assert not mark.exists()
+    torch.load(tmp_path / "checkpoint.pt", weights_only=False)["model"].close()
+    assert mark.exists()  # it would have
 
 
 def npz(path, header=None, content=bytes(36), method=zipfile.ZIP_STORED, name="x_train.npy"):
@@ -235,14 +221,16 @@ def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):
     refused(load_images, str(tmp_path), match=r"3\.png is not a readable image")
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "model.json", "model.safetensors", "checkpoint.pt"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.jsonl", "model.json", "model.safetensors", "checkpoint.safetensors"]
+)
 def test_a_named_pipe_is_not_waited_for(tmp_path, name):
     pair_in(tmp_path)
     save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    loads = {"config.json": Run.open, "checkpoint.pt": lambda folder: load_checkpoint(folder, training())}
+    loads = {"config.json": Run.open, "checkpoint.safetensors": lambda folder: load_checkpoint(folder, training())}
     refused(loads.get(name, lambda folder: (load_pair(folder), Run.open(folder).metrics)), tmp_path)
 
 
@@ -266,7 +254,7 @@ def test_a_description_that_asks_for_more_than_its_weights_allocates_nothing(tmp
 
 
 def test_layers_without_end_are_stopped(tmp_path):
-    class Tower(Half):
+    class Tower(PairModule):
         role = "model"
 
         def __init__(self, layers=1):
@@ -309,91 +297,123 @@ def test_weights_whose_header_lies_are_refused(tmp_path, length):
     refused(load_pair, tmp_path, match="does not hold the weights")
 
 
-def states():
-    """What a checkpoint may not hold, by what it is: a function that spoils a state."""
-    wide = torch.zeros(()).expand(10**6, 10**6)  # four terabytes, in four bytes of a file
+# what a checkpoint may not hold: leaves by their names, None for one that is left out
+LEAVES = {
+    "no weight": {"model/decoder.0.0.bias": None},
+    "another shape": {"model/decoder.0.0.bias": torch.zeros(10**6)},
+    "another dtype": {"model/decoder.0.0.bias": torch.zeros(3, dtype=torch.float64)},
+    "a number for a tensor": {"model/decoder.0.0.bias": 1.0},
+    "a weight too many": {"model/more": torch.zeros(3)},
+    "other moments": {"optim/state/0/exp_avg": torch.zeros(10**6)},
+    "no moments": {"optim/state/0/exp_avg": None},
+    "moments of no parameter": {"optim/state/8/exp_avg": torch.zeros(3)},
+    "rate": {"optim/param_groups/0/lr": "fast"},
+    "betas": {"optim/param_groups/0/betas/0": math.nan},
+    "no group": {"optim/param_groups/0/params/0": None},
+    "two groups": {"optim/param_groups/1/params/0": 0},
+    "parameters": {f"optim/param_groups/0/params/{number}": 0 for number in range(8)},
+    "numpy's key": {"rng/0/numpy/state/key": torch.zeros(10**6, dtype=torch.int64)},
+    "numpy's position": {"rng/0/numpy/state/pos": 10**9},
+    "another generator": {"rng/0/numpy/bit_generator": "PCG64"},
+    "torch's generator": {"rng/0/torch": torch.full((5056,), 255, dtype=torch.uint8)},
+    "no generator": {"rng/0/torch": None},
+    "python's position": {"rng/0/python/key": torch.full((625,), 10**9)},
+    "losses": {"summed_losses": torch.zeros(10**6, dtype=torch.float64)},
+    "step": {"step": -1},
+    "half a step": {"step": 1.5},
+    "no step": {"step": None},
+    "seconds": {"seconds": math.inf},
+    "before the start": {"seconds": -1.0},
+    "classes": {"model_class": ["MLPVAE"]},
+}
 
-    def set_in(*path, value):
-        def spoil(state):
-            inside = state
-            for key in path[:-1]:
-                inside = inside[key]
-            inside[path[-1]] = value
 
-        return spoil
-
-    return {
-        "no dict": lambda state: state.update(model=[1]),
-        "weights": lambda state: state["model"].update({next(iter(state["model"])): wide}),
-        "moments": set_in("optim", "state", 0, "exp_avg", value=wide),
-        "no moments": lambda state: state["optim"]["state"][0].pop("exp_avg"),
-        "rate": set_in("optim", "param_groups", 0, "lr", value="fast"),
-        "betas": set_in("optim", "param_groups", 0, "betas", value=(math.nan, 0.9)),
-        "parameters": set_in("optim", "param_groups", 0, "params", value=[0] * 4),
-        "numpy's key": set_in("generators", 0, "numpy", "state", "key", value=wide),
-        "numpy's position": set_in("generators", 0, "numpy", "state", "pos", value=10**9),
-        "torch's generator": set_in("generators", 0, "torch", value=torch.full((5056,), 255, dtype=torch.uint8)),
-        "python's generator": set_in("generators", 0, "python", value=(3, ("x",) * 625, None)),
-        "losses": lambda state: state.update(summed_losses=wide),
-        "step": lambda state: state.update(step=-1),
-        "seconds": lambda state: state.update(seconds=math.inf),
-        "sparse": lambda state: state["model"].update({next(iter(state["model"])): torch.eye(2).to_sparse()}),
-    }
-
-
-@pytest.mark.parametrize("name", states())
+@pytest.mark.parametrize("name", LEAVES)
 def test_a_checkpoint_holds_what_this_training_saves_or_is_refused(tmp_path, name):
-    svi = training()
+    path, svi = tmp_path / "checkpoint.safetensors", training()
     svi.step(torch.rand(3, 1, 4, 4).round())
     save_checkpoint(tmp_path, svi, 7, 1.5, SUM)
     assert load_checkpoint(tmp_path, training()) == (7, 1.5, SUM)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    states()[name](state)
-    torch.save(state, tmp_path / "checkpoint.pt")
-    refused(load_checkpoint, tmp_path, training(), match=r"checkpoint\.pt")
+    leaves = mapped(path)
+    for leaf, value in LEAVES[name].items():
+        leaves[leaf] = value
+        if value is None:
+            del leaves[leaf]
+    path.write_bytes(packed(leaves))
+    refused(load_checkpoint, tmp_path, training(), match=r"checkpoint\.safetensors")
+
+
+def test_what_versions_and_machines_differ_in_is_this_one_s(tmp_path):
+    path, svi = tmp_path / "checkpoint.safetensors", training()
+    save_checkpoint(tmp_path, svi, 7, 1.5, SUM)
+    other = {"optim/param_groups/0/later": True, "rng/0/cuda": torch.zeros(99, 16, dtype=torch.uint8)}
+    leaves = {name: leaf for name, leaf in mapped(path).items() if not name.endswith("/eps")}
+    path.write_bytes(packed({**leaves, **other}))
+    again = training()
+    assert load_checkpoint(tmp_path, again) == (7, 1.5, SUM)
+    assert again.optim.param_groups[0].keys() == svi.optim.param_groups[0].keys()
+    assert again.optim.param_groups[0]["eps"] == 1e-8
+
+
+def test_a_checkpoint_that_is_cut_short_is_refused(tmp_path):
+    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
+    path = tmp_path / "checkpoint.safetensors"
+    content = path.read_bytes()
+    for length in (*range(0, len(content), len(content) // 50), len(content) - 1):
+        path.write_bytes(content[:length])
+        refused(load_checkpoint, tmp_path, training(), match="was cut short")
+        refused(step_of, path, match="was cut short")
+
+
+@pytest.mark.parametrize("claim", [[0, 2**38], [0, 2**63], [2**38, 2**39], [0, 12], [4, 0], "more bytes"], ids=str)
+def test_a_checkpoint_whose_header_lies_is_refused(tmp_path, claim):
+    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
+    path = tmp_path / "checkpoint.safetensors"
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header, name = json.loads(content[8 : 8 + length]), "model/decoder.0.0.bias"
+    if claim == "more bytes":  # which are there, in a hole that takes no room on the disk
+        end = len(content) - 8 - length
+        header["model/more"] = {"dtype": "U8", "shape": [2**40], "data_offsets": [end, end + 2**40]}
+    else:
+        start, end = claim
+        header[name] = {"dtype": "F32", "shape": [abs(end - start) // 4], "data_offsets": claim}
+    described = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(described)) + described + content[8 + length :])
+    if claim == "more bytes":
+        with open(path, "ab") as file:
+            file.truncate(path.stat().st_size + 2**40)
+    tracemalloc.start()
+    refused(load_checkpoint, tmp_path, training(), match=r"checkpoint\.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+@pytest.mark.parametrize("plain", ["", "[]", "3", "[" * 10**5, '{"step": 1' + "0" * 5000 + "}", "null", '"x"'])
+def test_a_checkpoint_with_other_json_is_refused(tmp_path, plain):
+    tensors = {"model/more": torch.zeros(3)}
+    (tmp_path / "checkpoint.safetensors").write_bytes(save(tensors, {"plain": plain}))
+    refused(load_checkpoint, tmp_path, training(), match="is not a checkpoint")
 
 
 def test_what_is_loaded_does_not_stay_in_the_file(tmp_path):
     svi, again = training(), training()
     svi.step(torch.rand(3, 1, 4, 4).round())
     save_checkpoint(tmp_path, svi, 1, 0.0, SUM)
-    load_checkpoint(tmp_path, again)
-    with open(tmp_path / "checkpoint.pt", "r+b") as file:  # written over, where a mapping would see it
-        file.write(bytes(os.path.getsize(tmp_path / "checkpoint.pt")))
+    summed = load_checkpoint(tmp_path, again)[2]
+    with open(tmp_path / "checkpoint.safetensors", "r+b") as file:  # written over, where a mapping would see it
+        file.write(bytes(os.path.getsize(tmp_path / "checkpoint.safetensors")))
+    assert summed == SUM
     for mine, theirs in zip(svi.optim.state.values(), again.optim.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"]) and mine["exp_avg"].any()
-
-
-@pytest.mark.parametrize("name", ["compressed", "two pickles", "overlapping", "stored"])
-def test_a_checkpoint_that_is_archived_in_another_way_is_refused(tmp_path, name):
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    method = zipfile.ZIP_DEFLATED if name == "compressed" else zipfile.ZIP_STORED
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for inner, content in entries.items():
-            archive.writestr(inner, content)
-        if name == "two pickles":
-            archive.writestr("other/DATA.PKL", b"\x80\x02}.")
-    content = bytearray(path.read_bytes())
-    place = content.index(b"PK\1\2")
-    if name in ("overlapping", "stored"):  # both sizes of the pickle, or only that of what is stored
-        sizes = struct.pack("<I", 2**31) * (2 if name == "overlapping" else 1)
-        content[place + 20 : place + 20 + len(sizes)] = sizes
-        path.write_bytes(content)
-    tracemalloc.start()
-    refused(load_checkpoint, tmp_path, training(), match="is not a checkpoint")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**22
 
 
 def test_a_link_is_replaced_and_never_written_through(tmp_path):
     (tmp_path / "outside").write_text("mine")
     for name in ("file", f".file.{os.getpid()}"):
         (tmp_path / name).symlink_to(tmp_path / "outside")
-    replace_file(tmp_path / "file", lambda path: path.write_text("new"))
+    atomic_write(tmp_path / "file", lambda path: path.write_text("new"))
     assert (tmp_path / "file").read_text() == "new" and not (tmp_path / "file").is_symlink()
     assert (tmp_path / "outside").read_text() == "mine"
 
@@ -450,7 +470,7 @@ def test_evaluations_of_another_form_are_refused(tmp_path, line):
 def test_only_a_seed_that_was_tried_can_have_been_kept(tmp_path, content):
     run = Run.create(tmp_path / "run", {"seed": 0})
     (run.folder / "starts.json").write_text(content)
-    refused(best_start, run, range(2, 4), None, match="does not say which of the seeds 2, 3")
+    refused(best_of_seeds, run, range(2, 4), None, match="does not say which of the seeds 2, 3")
 
 
 def stored(folder, change, *typed):

@@ -16,8 +16,10 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 import guides
 import pplmodels
 from pplmodels.errors import InputError
-from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam, compiled_log_probs, elbo_terms, log_probs
-from pplmodels.pretrained import Half, load_pair
+from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
+from pplmodels.metrics import compiled_log_probs, elbo_terms, log_probs
+from pplmodels.module import PairModule
+from pplmodels.registry import load_pair
 
 LOSSES = {
     "trace": Trace_ELBO,
@@ -64,7 +66,7 @@ def test_the_table_holds_every_public_pair():
         thing
         for package in (pplmodels, guides)
         for name in package.__all__
-        if issubclass(thing := getattr(package, name), Half)
+        if isinstance(thing := getattr(package, name), type) and issubclass(thing, PairModule)
     }
     assert public == {type(half) for row in PAIRS.values() for half in row.build()}
 
@@ -217,17 +219,23 @@ def test_saved_and_rebuilt_gives_the_same_loss(pair, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_a_stranger_needs_to_import_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    "before", ["", "import guides; assert guides.mine; "], ids=["", "with a guides.py of one's own"]
+)
+def test_a_stranger_needs_to_import_nothing_else(tmp_path, before):
     for half in PAIRS["air"].build():
-        half.save_pretrained(tmp_path)
-    code = "import sys; from pplmodels.pretrained import load_pair; print(load_pair(sys.argv[1])[1]._pyro_name)"
-    assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True) == "air_guide\n"
+        half.save_pretrained(tmp_path / "run")
+    if before:
+        (tmp_path / "guides.py").write_text("mine = True")
+    code = f"{before}from pplmodels.registry import load_pair; print(load_pair('run')[1]._pyro_name)"
+    found = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path)
+    assert found == "air_guide\n"
 
 
 def test_a_pair_of_parts_is_rebuilt_from_its_parts(tmp_path):
     row = PAIRS["vae, of parts"]
     halves = row.build()
-    for half, other, parts in zip(halves, row.build(), ("code_prior decoder likelihood", "encoder"), strict=True):
+    for half, other, parts in zip(halves, row.build(), ("prior decoder likelihood", "encoder"), strict=True):
         half.save_pretrained(tmp_path)
         modules = {name.removeprefix("code_"): getattr(other, name) for name in parts.split()}
         with pytest.raises(InputError, match="does not say what a VAE"):

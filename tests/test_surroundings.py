@@ -10,17 +10,10 @@ from torch import nn
 
 from pplmodels import AIR3D, MLPVAE, inspect
 from pplmodels.errors import InputError
-from pplmodels.infer import (
-    NVIL_ELBO,
-    SVI,
-    SummedOut_ELBO,
-    adam,
-    compiled_log_probs,
-    elbo_terms,
-    importance_weighted,
-    log_probs,
-)
-from pplmodels.pretrained import Half, load_pair
+from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
+from pplmodels.metrics import compiled_log_probs, elbo_terms, importance_weighted, log_probs
+from pplmodels.module import PairModule
+from pplmodels.registry import load_pair
 
 SAVED = [name for name, pair in PAIRS.items() if pair.saved]
 TRACED = ("air", "vae, rows", "ladder vae", "vq-vae, running means")  # one of each kind of what a graph holds
@@ -98,7 +91,7 @@ def test_a_rounded_half_comes_back_as_it_was(dtype, tmp_path):
         assert found.dtype == dtype and torch.equal(tensor, found)
 
 
-class Mixed(Half):
+class Mixed(PairModule):
     """Tensors of many dtypes, in all the places there are."""
 
     role = "model"
@@ -159,7 +152,7 @@ def test_is_looked_at_where_another_device_is_the_default(name, elsewhere):
     assert inspect.check_pair(model, guide, x) == []
     inspect.graph(model, guide, x), inspect.site_table(model, guide, x)
     inspect.posterior(model, guide, x, 3), inspect.predictive(model, guide, x, 3), inspect.prior(model, 3)
-    assert inspect.samples(model, 3).device.type == "cpu"
+    assert inspect.sample(model, 3).device.type == "cpu"
     run = partial(log_probs, model, guide)
     assert importance_weighted(run, [x], 2).bound.isfinite().all()
     measured = compiled_log_probs(model, guide) if name in TRACED else run

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pplmodels.data.levels import AT_ONCE, ArrayFormat, Decoding, array_format, channel_axis, extremes
-from pplmodels.errors import InputError, refused_as
+from pplmodels.errors import InputError, as_input_error
 from pplmodels.messages import say
 
 # What an archive may unpack to. Black canvases as float64 shrink to about 1/200 of their bytes, real images to 1/10.
@@ -30,7 +30,7 @@ def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[s
         raise InputError(f"{path} is not a file.")
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is not an .npz archive, or was cut short.")
-    with refused_as(f"{path} is not a readable .npz archive of plain arrays."), zipfile.ZipFile(path) as archive:
+    with as_input_error(f"{path} is not a readable .npz archive of plain arrays."), zipfile.ZipFile(path) as archive:
         held = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         missing = [name for name in required if name not in held]
         if missing:
@@ -111,7 +111,7 @@ class NpyFile:
         self.path, self.format = path, None
         if not path.is_file():
             raise InputError(f"{path} is not a file.")
-        with refused_as(f"{path} is not a .npy file of a plain array, or was cut short."), open(path, "rb") as file:
+        with as_input_error(f"{path} is not a .npy file of a plain array, or was cut short."), open(path, "rb") as file:
             read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
@@ -140,7 +140,7 @@ class NpyFile:
         rows = np.empty((len(indices), *self.stored[1:]), self.dtype)
         data = rows.view(np.uint8).reshape(len(indices), -1)
         # read, not mapped: mapped pages count as this process's memory for as long as the system likes
-        with refused_as(f"{self.path} has changed, or cannot be read."), open(self.path, "rb", buffering=0) as file:
+        with as_input_error(f"{self.path} has changed, or cannot be read."), open(self.path, "rb", buffering=0) as file:
             for row, index in zip(data, indices, strict=True):
                 file.seek(self.start + index * row.nbytes)
                 if file.readinto(memoryview(row)) != row.nbytes:

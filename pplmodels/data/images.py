@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from pplmodels.data.reading import Reading, intensities, thresholded
 from pplmodels.data.streams import SOME, DiskPixels, PackedBits
+from pplmodels.data.transforms import Transform, threshold, to_float
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 
@@ -28,7 +28,7 @@ class Images:
 
     pixels: Tensor | DiskPixels
     counts: Tensor | None = None
-    reading: Reading = intensities
+    reading: Transform = to_float
     copies_of: Tensor | None = None
     boxes: Tensor | None = None
 
@@ -62,7 +62,7 @@ class Images:
         """The first ``n`` images."""
         return self.part(slice(n))
 
-    def read_as(self, reading: Reading) -> "Images":
+    def read_as(self, reading: Transform) -> "Images":
         """The same images, read in another way."""
         return replace(self, reading=reading)
 
@@ -76,7 +76,7 @@ class Images:
                 pixels = DiskPixels.all_of(PackedBits(drawn, self.shape), 0, self.pixels.device)
             else:
                 pixels = (self.reading(self.pixels.cpu()) * 255).byte().to(self.pixels.device)
-        return replace(self, pixels=pixels, reading=thresholded)
+        return replace(self, pixels=pixels, reading=threshold)
 
     def levels(self) -> Iterator[Tensor]:
         """All 8-bit levels in order, uint8 ``(B, C, H, W)``, some images at a time."""

@@ -8,7 +8,7 @@ import torch
 from PIL import ImageColor
 from torch import Tensor
 
-from pplmodels.errors import InputError, refused_as
+from pplmodels.errors import InputError, as_input_error
 
 AT_ONCE = 2**24  # values converted at a time
 WHITE = {"uint8": 255.0, "uint16": 65535.0, "bool": 1.0}  # the values of full intensity; of floats 1
@@ -38,7 +38,7 @@ class Decoding:
     @property
     def ground(self) -> tuple[int, int, int]:
         """The background's red, green and blue levels."""
-        with refused_as(f"{self.background!r} is not a colour: write one as white, black or #ff8800."):
+        with as_input_error(f"{self.background!r} is not a colour: write one as white, black or #ff8800."):
             return ImageColor.getrgb(self.background)[:3]
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pplmodels.data.levels import Decoding, laid_over, to_levels
-from pplmodels.errors import InputError, refused_as
+from pplmodels.errors import InputError, as_input_error
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
 # whatever a file is called: other readers are little used, and that of EPS starts a program
@@ -106,7 +106,7 @@ def _deep_levels(image: Image.Image, path: Path, white: float | None, bits: int,
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file as Pillow opens it; whatever goes wrong within is one sentence."""
-    with refused_as(f"{path} is not a readable image."), warnings.catch_warnings():
+    with as_input_error(f"{path} is not a readable image."), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's: the bound here is lower than the one it warns of
         if path.stat().st_size > 8 * PIXELS:  # bytes a pixel, of 16 bits in four channels
             raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, which are the most.")

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pplmodels.data.datasets import load_images
 from pplmodels.data.images import Images
 from pplmodels.data.own_scenes import ink_extent, load_scenes, object_sides
-from pplmodels.data.sources import load_images
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say

@@ -1,8 +1,8 @@
 """Distributions that torch and Pyro lack."""
 
-from pplmodels.distributions.autoregressive import AutoregressiveCategorical
-from pplmodels.distributions.discretized import DiscretizedLogisticMixture
-from pplmodels.distributions.masked import Masked
-from pplmodels.distributions.turn import Turn
+from pplmodels.distributions.autoregressive_categorical import AutoregressiveCategorical
+from pplmodels.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pplmodels.distributions.score_masked import Masked
+from pplmodels.distributions.wrapped_normal import WrappedNormal
 
-__all__ = ["AutoregressiveCategorical", "DiscretizedLogisticMixture", "Masked", "Turn"]
+__all__ = ["AutoregressiveCategorical", "DiscretizedLogisticMixture", "Masked", "WrappedNormal"]

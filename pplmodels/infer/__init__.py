@@ -1,43 +1,32 @@
-"""Training and measuring any model/guide pair; nothing here imports a model."""
+"""Training any model/guide pair with stochastic variational inference; nothing here imports a model."""
 
-from pplmodels.infer.bounds import bits_per_dim, compiled_log_probs, elbo_terms, importance_weighted, log_probs
-from pplmodels.infer.codes import active_units, code_counts, code_variances, information, usage
-from pplmodels.infer.diagnostics import gradient_variance
-from pplmodels.infer.elbo import NVIL_ELBO, FreeBits_ELBO, SummedOut_ELBO
+from pplmodels.infer.compile.tracing import CompileError
+from pplmodels.infer.elbos.baseline import NeuralBaseline, ScoreNormalizer
+from pplmodels.infer.elbos.free_bits import FreeBits_ELBO
+from pplmodels.infer.elbos.nvil import NVIL_ELBO
+from pplmodels.infer.elbos.summed_out import SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
-from pplmodels.infer.normalisation import settle_batch_norm
 from pplmodels.infer.optim import adam, learning_rates
-from pplmodels.infer.parameters import module_owned_parameters
 from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear, schedules_end
 from pplmodels.infer.svi import SVI
-from pplmodels.infer.tracing import CannotCompile
+from pplmodels.infer.traces import local_params
 
 __all__ = [
     "NVIL_ELBO",
     "SVI",
     "Annealed",
-    "CannotCompile",
+    "CompileError",
     "FreeBits_ELBO",
+    "NeuralBaseline",
     "ScaledKL",
+    "ScoreNormalizer",
     "SummedOut_ELBO",
-    "active_units",
     "adam",
-    "bits_per_dim",
-    "code_counts",
-    "code_variances",
-    "compiled_log_probs",
     "cosine",
     "cyclical",
     "delayed",
-    "elbo_terms",
-    "gradient_variance",
-    "importance_weighted",
-    "information",
     "learning_rates",
     "linear",
-    "log_probs",
-    "module_owned_parameters",
+    "local_params",
     "schedules_end",
-    "settle_batch_norm",
-    "usage",
 ]

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from pplmodels.defaults import default_device
+from pplmodels.infer.compile.state import State, Values
 from pplmodels.infer.observed import Fitting
-from pplmodels.infer.parameters import Stated, module_owned_parameters
-from pplmodels.infer.state import State, Values
-from pplmodels.sharing import is_sharing
+from pplmodels.infer.traces import Stated, local_params
+from pplmodels.memo import is_memoising
 
 
 @contextmanager
@@ -20,8 +20,8 @@ def unchanged(*programs) -> Iterator[None]:
 
     See :func:`put_back`. Within a training step that calls it, what the step writes stays.
     """
-    with module_owned_parameters(), Stated():
-        if is_sharing():
+    with local_params(), Stated():
+        if is_memoising():
             yield
             return
         with put_back(*programs) as state, default_device(_device(state)):
@@ -33,9 +33,9 @@ def put_back(*programs) -> Iterator[State]:
     """Gives all that programs can reach; at the end, also after an error, it is what it was, in place.
 
     That are the values of tensors (batch statistics, a codebook's running means), what attributes, variables, lists
-    and dicts hold (:class:`pplmodels.infer.state.State`), and what is in Pyro's parameter store. Random generators go
-    on, and what hooks write stays. A first run that makes parameters (lazy layers, an AutoGuide) sets a program up:
-    what it has made stays.
+    and dicts hold (:class:`pplmodels.infer.compile.state.State`), and what is in Pyro's parameter store. Random
+    generators go on, and what hooks write stays. A first run that makes parameters (lazy layers, an AutoGuide) sets a
+    program up: what it has made stays.
     """
     roots = {str(number): program for number, program in enumerate(programs)}
     state = State(roots, hooks=False)

@@ -9,16 +9,16 @@ import pyro
 import torch
 from pyro.infer import TraceGraph_ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_map_only
 
-from pplmodels import ranks
+from pplmodels import distributed
 from pplmodels.defaults import default_device
-from pplmodels.infer.looking import unchanged
-from pplmodels.infer.losses import (
+from pplmodels.infer.compile.program import CompiledProgram
+from pplmodels.infer.compile.state import Snapshot, State
+from pplmodels.infer.elbos.protocol import (
     check_objective,
     has_own_gradients,
     loss_and_surrogate,
@@ -26,11 +26,10 @@ from pplmodels.infer.losses import (
     value_of,
     why_uncompiled,
 )
+from pplmodels.infer.looking import unchanged
 from pplmodels.infer.observed import Fitting
-from pplmodels.infer.parameters import Stated, module_owned_parameters
-from pplmodels.infer.replay import Replay
-from pplmodels.infer.state import Snapshot, State
-from pplmodels.sharing import sharing
+from pplmodels.infer.traces import Stated, local_params
+from pplmodels.memo import memoise
 
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -38,7 +37,7 @@ RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 class SVI(pyro.infer.SVI):
     """:class:`pyro.infer.SVI` with the same constructor and methods, for pairs that own their parameters.
 
-    With a :class:`torch.optim.Optimizer` over the pair's parameters (:func:`pplmodels.infer.adam` builds one):
+    It takes a :class:`torch.optim.Optimizer` over the pair's parameters (:func:`pplmodels.infer.adam` builds one):
 
     - the parameters stay in the modules and nothing enters Pyro's global param store, so two pairs live
       in one process and a notebook cell can be run again;
@@ -53,13 +52,12 @@ class SVI(pyro.infer.SVI):
       checks read values back;
     - a parameter that has an influence on the loss and that the optimizer does not have is an error of the first step;
     - with ``compile`` the loss and all gradients are traced once into a flat graph and replayed
-      (:class:`pplmodels.infer.replay.Replay`, docs/engine.md): the same numbers without Pyro's and autograd's Python.
-
-    With a :class:`pyro.optim.PyroOptim` everything is the stock class's, including its totals and its param store.
+      (:class:`pplmodels.infer.compile.program.CompiledProgram`, docs/engine.md): the same numbers without Pyro's and
+      autograd's Python.
 
     Arguments:
-        model, guide: callables with Pyro primitives; with a torch optimizer, modules.
-        optim: a torch optimizer or a PyroOptim.
+        model, guide: modules with Pyro primitives.
+        optim: a torch optimizer; for a :class:`pyro.optim.PyroOptim` there is the stock class.
         loss: an ELBO, by default ``TraceGraph_ELBO()``, or as for the stock class a function of model, guide and
             arguments that returns a loss with gradients. One that has its own ``loss_and_grads`` or
             ``differentiable_loss`` is trained with these, uncompiled.
@@ -83,13 +81,8 @@ class SVI(pyro.infer.SVI):
         if compile not in (True, False, "auto"):
             raise ValueError(f'compile is True, False or "auto", not {compile!r}')
         loss = TraceGraph_ELBO() if loss is None else loss
-        if isinstance(optim, PyroOptim):
-            if clip_norm is not None or compile is True or precision is not None:
-                raise ValueError("clip_norm, compile and precision need a torch optimizer; a PyroOptim has clip_args")
-            super().__init__(model, guide, optim, loss)
-            return
         if not isinstance(optim, torch.optim.Optimizer):
-            raise ValueError(f"optim is a torch.optim.Optimizer or a pyro.optim.PyroOptim, not {optim!r}")
+            raise ValueError(f"optim is a torch.optim.Optimizer, not {optim!r}: pyro.infer.SVI takes Pyro's optimizers")
         if isinstance(optim, torch.optim.LBFGS):
             raise ValueError(
                 "LBFGS evaluates the loss several times a step, which is random here: use another optimizer"
@@ -111,12 +104,10 @@ class SVI(pyro.infer.SVI):
         self._run = self._differentiate
         if compile:
             tolerance = 8 * torch.finfo(precision).eps if precision else None
-            self._run = Replay(self._differentiate, self._read, compile == "auto", tolerance)
+            self._run = CompiledProgram(self._differentiate, self._read, compile == "auto", tolerance)
 
-    def step(self, *args, **kwargs) -> Tensor | float:
+    def step(self, *args, **kwargs) -> Tensor:
         """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
-        if isinstance(self.optim, PyroOptim):
-            return super().step(*args, **kwargs)
         # before the run, so that it finds the last gradients' memory free and still in the cache
         self.optim.zero_grad(set_to_none=True)
         loss, images, gradients = self.gradients(*args, **kwargs)
@@ -132,7 +123,7 @@ class SVI(pyro.infer.SVI):
         Where several ranks train together, all of this is of the images of all ranks.
         """
         run = self._run
-        if isinstance(run, Replay) and (refusal := why_uncompiled(self.elbo)):  # another one than at first
+        if isinstance(run, CompiledProgram) and (refusal := why_uncompiled(self.elbo)):  # another one than at first
             if not run.fallback:
                 raise ValueError(refusal)
             run = self._differentiate
@@ -141,11 +132,9 @@ class SVI(pyro.infer.SVI):
         # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
-    def evaluate_loss(self, *args, **kwargs) -> Tensor | float:
+    def evaluate_loss(self, *args, **kwargs) -> Tensor:
         """The loss per image in nats, from one sample of the guide, without gradients; the pair stays as it is."""
-        if isinstance(self.optim, PyroOptim):
-            return super().evaluate_loss(*args, **kwargs)
-        with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), Fitting(), sharing(), _Images() as counted:
+        with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), Fitting(), memoise(), _Images() as counted:
             loss = value_of(self.elbo, self.model, self.guide, args, kwargs)
         return torch.as_tensor(loss, device=self.failed.device) / counted.number
 
@@ -209,7 +198,7 @@ class SVI(pyro.infer.SVI):
     def _own_gradients(
         self, args: tuple, kwargs: dict, parameters: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor | None, ...], int]:
-        with module_owned_parameters(), sharing(), _Images() as counted:
+        with local_params(), memoise(), _Images() as counted:
             loss, gradients = loss_of_own_gradients(self.elbo, self.model, self.guide, args, kwargs, parameters)
         if all(gradient is None for gradient in gradients):
             raise ValueError(
@@ -220,7 +209,7 @@ class SVI(pyro.infer.SVI):
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
         """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
-        with module_owned_parameters(), sharing(), _Images() as counted:
+        with local_params(), memoise(), _Images() as counted:
             loss, surrogate = loss_and_surrogate(self.elbo, self.model, self.guide, args, kwargs)
         return torch.as_tensor(loss), surrogate, counted.number
 
@@ -268,12 +257,12 @@ def _of_all_ranks(
     loss: Tensor, images: int, gradients: tuple[Tensor | None, ...], parameters: list[Tensor]
 ) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
     """The estimates of all ranks as one, by one exchange; a gradient is None nowhere then, so that its parts match."""
-    if ranks.number() == 1:
+    if distributed.world_size() == 1:
         return loss, images, gradients
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
-    images *= ranks.number()  # each rank has as many
-    total, *summed = ranks.totals([loss, *filled])
-    return total / ranks.number(), images, tuple(summed)
+    images *= distributed.world_size()  # each rank has as many
+    total, *summed = distributed.all_reduce_list([loss, *filled])
+    return total / distributed.world_size(), images, tuple(summed)
 
 
 def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:

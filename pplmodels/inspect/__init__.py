@@ -5,22 +5,7 @@ whatever else its programs write are put back (:func:`pplmodels.infer.looking.un
 """
 
 from pplmodels.infer.traces import steps
-from pplmodels.inspect.images import (
-    centre,
-    code_clouds,
-    infer_codes,
-    interpolate,
-    manifold,
-    reconstruct,
-    redraw,
-    sample_images,
-    samples,
-    traverse,
-)
-from pplmodels.inspect.labelled import posterior, predictive, prior
-from pplmodels.inspect.painting import Painting, watch, watch_reconstruction
-from pplmodels.inspect.pairs import Graph, check_pair, graph, site_table
-from pplmodels.inspect.scenes import (
+from pplmodels.inspect.air import (
     SceneView,
     count_metrics,
     count_objects,
@@ -29,7 +14,7 @@ from pplmodels.inspect.scenes import (
     sample_scenes,
     view_scenes,
 )
-from pplmodels.inspect.tables import (
+from pplmodels.inspect.air3d import (
     Solids,
     find_solids,
     log_joint,
@@ -41,13 +26,28 @@ from pplmodels.inspect.tables import (
     true_solids,
     yaw_errors,
 )
+from pplmodels.inspect.checks import Graph, check_pair, graph, site_table
+from pplmodels.inspect.draw import CanvasSteps, generation_steps, reconstruction_steps
+from pplmodels.inspect.images import (
+    code_clouds,
+    infer_codes,
+    interpolate,
+    manifold,
+    mean_image,
+    reconstruct,
+    resample,
+    sample,
+    sample_means,
+    traverse,
+)
+from pplmodels.inspect.posteriors import posterior, predictive, prior
 
 __all__ = [
     "Graph",
-    "Painting",
+    "CanvasSteps",
     "SceneView",
     "Solids",
-    "centre",
+    "mean_image",
     "check_pair",
     "code_clouds",
     "count_metrics",
@@ -64,13 +64,13 @@ __all__ = [
     "predictive",
     "prior",
     "reconstruct",
-    "redraw",
-    "sample_images",
+    "resample",
+    "sample_means",
     "sample_scenes",
     "refine_solids",
     "render_solids",
     "sample_yaws",
-    "samples",
+    "sample",
     "search_solids",
     "site_table",
     "solid_metrics",
@@ -78,7 +78,7 @@ __all__ = [
     "traverse",
     "true_solids",
     "view_scenes",
-    "watch",
-    "watch_reconstruction",
+    "generation_steps",
+    "reconstruction_steps",
     "yaw_errors",
 ]

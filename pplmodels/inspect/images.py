@@ -7,33 +7,33 @@ from pyro import poutine
 from pyro.distributions import Independent, TorchDistribution, TransformedDistribution
 from torch import Tensor
 
-from pplmodels.infer.codes import code_variances
 from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import pair_traces
+from pplmodels.metrics.latents import posterior_mean_variances
 
 
 @looking
 def reconstruct(model, guide, x: Tensor) -> Tensor:
     """The centre of p(x | z) at one sample of the guide an image, ``(B, C, H, W)``."""
     _, trace = pair_traces(model, guide, x)
-    return centre(trace.nodes["x"]["fn"])
+    return mean_image(trace.nodes["x"]["fn"])
 
 
 @looking
-def samples(model, n: int) -> Tensor:
+def sample(model, n: int) -> Tensor:
     """``n`` draws of x from the model, noise of p(x | z) included."""
     return model(n=n)
 
 
 @looking
-def sample_images(model, n: int) -> Tensor:
+def sample_means(model, n: int) -> Tensor:
     """The centre of p(x | z) at ``n`` codes from the prior, ``(n, C, H, W)``."""
     trace = poutine.trace(model).get_trace(n=n)
-    return centre(trace.nodes["x"]["fn"])
+    return mean_image(trace.nodes["x"]["fn"])
 
 
 @looking
-def redraw(model, guide, x: Tensor, keep: Collection[str]) -> Tensor:
+def resample(model, guide, x: Tensor, keep: Collection[str]) -> Tensor:
     """The centre of p(x | z) where only the sites in ``keep`` come from the guide, ``(B, C, H, W)``.
 
     The others are drawn from the model, given those that are kept: what of an image the kept ones hold.
@@ -41,7 +41,7 @@ def redraw(model, guide, x: Tensor, keep: Collection[str]) -> Tensor:
     values = poutine.trace(guide).get_trace(x).nodes
     kept = poutine.condition(model, data={site: values[site]["value"] for site in keep})
     trace = poutine.trace(kept).get_trace(n=len(x))
-    return centre(trace.nodes["x"]["fn"])
+    return mean_image(trace.nodes["x"]["fn"])
 
 
 @looking
@@ -67,7 +67,7 @@ def manifold(model, guide, x: Tensor, side: int = 15, site: str = "z") -> tuple[
     They are the two (down, right) that tell the images ``x`` apart most, at evenly spaced quantiles of the codes of
     ``x`` from 2.5 % to 97.5 %; the others stay at their medians.
     """
-    first, second = code_variances(guide, [x])[site].topk(2).indices.tolist()
+    first, second = posterior_mean_variances(guide, [x])[site].topk(2).indices.tolist()
     codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
     levels = torch.linspace(0.025, 0.975, side, dtype=codes.dtype, device=codes.device)
     plane = codes.median(0).values.repeat(side, side, 1)
@@ -83,7 +83,7 @@ def traverse(model, guide, x: Tensor, site: str = "z", units: int = 6, steps: in
     The coordinates, whose numbers are returned too, are those that tell the images ``x (B, C, H, W)`` apart most, the
     most telling first; each moves through evenly spaced quantiles of the codes of ``x`` from 2.5 % to 97.5 %.
     """
-    variances = code_variances(guide, [x])[site]
+    variances = posterior_mean_variances(guide, [x])[site]
     moving = variances.topk(min(units, len(variances))).indices
     codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
     levels = torch.linspace(0.025, 0.975, steps, dtype=codes.dtype, device=codes.device)
@@ -101,7 +101,7 @@ def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Ten
     learned (VLAE's flow) comes to lie on the guide's cloud, the aggregate posterior; where it does not, samples of the
     prior are no codes of images.
     """
-    first, second = code_variances(guide, [x])[site].topk(2).indices.tolist()
+    first, second = posterior_mean_variances(guide, [x])[site].topk(2).indices.tolist()
     clouds = {
         "p(z)": poutine.trace(model).get_trace(n=len(x)).nodes[site]["value"],
         "q(z | x) of images": poutine.trace(guide).get_trace(x).nodes[site]["value"],
@@ -112,10 +112,10 @@ def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Ten
 def _drawn(model, site: str, codes: Tensor) -> Tensor:
     """The centre of p(x | z) at ``codes (N, ...)`` of one site, ``(N, C, H, W)``."""
     trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
-    return centre(trace.nodes["x"]["fn"])
+    return mean_image(trace.nodes["x"]["fn"])
 
 
-def centre(distribution: TorchDistribution) -> Tensor:
+def mean_image(distribution: TorchDistribution) -> Tensor:
     """What to show of p(x | z): its mean, or where the transforms of a transformed distribution take its base's."""
     base = distribution
     while isinstance(base, Independent):

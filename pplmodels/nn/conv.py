@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from pplmodels.nn.folding import Folded
+from pplmodels.nn.batch_apply import BatchApply
 from pplmodels.nn.mlp import mlp
 
 
@@ -21,7 +21,7 @@ def conv_encoder(image: Sequence[int], channels: Sequence[int], out_dim: int) ->
         stride = 1 if number == 0 else 2
         layers += [nn.Conv2d(before, after, 3, stride, 1), nn.ReLU()]
         before, height, width = after, -(-height // stride), -(-width // stride)
-    return Folded(nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * height * width, out_dim)), 3)
+    return BatchApply(nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * height * width, out_dim)), 3)
 
 
 def conv_decoder(
@@ -47,4 +47,4 @@ def conv_decoder(
     for before, after in pairwise(channels):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
     last = nn.Conv2d(channels[-1], outputs, 3, 1, 1) if refine else nn.ConvTranspose2d(channels[-1], outputs, 4, 2, 1)
-    return Folded(nn.Sequential(*layers, last), 1)
+    return BatchApply(nn.Sequential(*layers, last), 1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pplmodels.nn.leash import leash
+from pplmodels.nn.projected_clamp import projected_clamp
 
 # Largest absolute values of the centre (canvases have -1..1), log variance, log stride and log intensity: whatever
 # a network says, all windows, on the canvas or off it, are finite.
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
     def window(self, h: Tensor) -> Window:
         """The window of the states ``h (..., hidden_dim)``."""
-        x, y, log_variance, log_stride, log_intensity = leash(self.linear(h), self.limits).unbind(-1)
+        x, y, log_variance, log_stride, log_intensity = projected_clamp(self.linear(h), self.limits).unbind(-1)
         return Window(
             x=(x + 1) * (self.width + 1) / 2 - 1,
             y=(y + 1) * (self.height + 1) / 2 - 1,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm as normalise
 from torch.nn.functional import softplus
 
-from pplmodels import ranks
+from pplmodels import distributed
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "leaky-relu": partial(nn.LeakyReLU, 0.1)}
 VARIANCE_FLOOR = 1e-5
@@ -51,7 +51,7 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         """x, normalised."""
         rows = x.flatten(0, -2)
-        if self.training and ranks.number() > 1:
+        if self.training and distributed.world_size() > 1:
             rows = self._over_ranks(rows)
         elif self.training and len(rows) == 1:
             rows = normalise(rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -61,9 +61,9 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _over_ranks(self, rows: Tensor) -> Tensor:
         """Normalise by the statistics of all ranks' rows, of which each has as many."""
-        length = len(rows) * ranks.number()
-        mean = ranks.total(rows.sum(0)) / length
-        variance = ranks.total((rows - mean).square().sum(0)) / length
+        length = len(rows) * distributed.world_size()
+        mean = distributed.all_reduce(rows.sum(0)) / length
+        variance = distributed.all_reduce((rows - mean).square().sum(0)) / length
         with torch.no_grad():
             self.num_batches_tracked += 1
             # as in torch: without a momentum the running statistics are plain means over the batches

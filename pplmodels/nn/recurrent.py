@@ -60,7 +60,7 @@ def _open_forget_gate(bias: Tensor, hidden_dim: int) -> None:
     bias[hidden_dim : 2 * hidden_dim] += 1.0
 
 
-class RowLSTM(nn.Module):
+class ImageRowEncoder(nn.Module):
     """An LSTM over the rows of an image, top to bottom, and a linear layer on its last state.
 
     ``(..., C, H, W) -> (..., out_dim)``.

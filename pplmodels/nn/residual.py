@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pplmodels.nn.folding import Folded
+from pplmodels.nn.batch_apply import BatchApply
 
 
 class Residual(nn.Module):
@@ -22,20 +22,20 @@ class Residual(nn.Module):
 
 def residual_encoder(image: Sequence[int], channels: int, blocks: int, out_channels: int) -> nn.Module:
     """Two 4 x 4 convolutions of stride 2, residual blocks, 1 x 1: ``(..., C, H, W) -> (..., out, H / 4, W / 4)``."""
-    quarter(image)
+    latent_grid_shape(image)
     layers = [nn.Conv2d(image[0], channels, 4, 2, 1), nn.ReLU(), nn.Conv2d(channels, channels, 4, 2, 1)]
     layers += [Residual(channels) for _ in range(blocks)]
-    return Folded(nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(channels, out_channels, 1)), 3)
+    return BatchApply(nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(channels, out_channels, 1)), 3)
 
 
 def residual_decoder(in_channels: int, channels: int, blocks: int, outputs: int) -> nn.Module:
     """Mirror of :func:`residual_encoder`: ``(..., in, H / 4, W / 4) -> (..., outputs, H, W)``."""
     layers = [nn.Conv2d(in_channels, channels, 3, 1, 1), *(Residual(channels) for _ in range(blocks)), nn.ReLU()]
     layers += [nn.ConvTranspose2d(channels, channels, 4, 2, 1), nn.ReLU()]
-    return Folded(nn.Sequential(*layers, nn.ConvTranspose2d(channels, outputs, 4, 2, 1)), 3)
+    return BatchApply(nn.Sequential(*layers, nn.ConvTranspose2d(channels, outputs, 4, 2, 1)), 3)
 
 
-def quarter(image: Sequence[int]) -> tuple[int, int]:
+def latent_grid_shape(image: Sequence[int]) -> tuple[int, int]:
     """The sides of the maps."""
     _, height, width = image
     if height % 4 or width % 4:

@@ -1,7 +1,7 @@
 """The training loop, its run folder and its command line; nothing here imports a model."""
 
 from pplmodels.training.loop import fit, warn_if_short
-from pplmodels.training.restarts import best_start
+from pplmodels.training.multi_start import best_of_seeds
 from pplmodels.training.run import Run
 
-__all__ = ["Run", "best_start", "fit", "warn_if_short"]
+__all__ = ["Run", "best_of_seeds", "fit", "warn_if_short"]

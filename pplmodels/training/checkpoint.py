@@ -1,10 +1,10 @@
 """Everything a run needs to go on, bit for bit, from where it was."""
 
 import copy
-import io
+import itertools
 import math
-import pickletools
-import zipfile
+import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyro
@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from pplmodels import ranks
-from pplmodels.errors import InputError, refused_as
-from pplmodels.files import named_in_utf8, replace_file
-from pplmodels.generators import generator_states, restore_generators
+from pplmodels import distributed
+from pplmodels.errors import InputError, as_input_error
 from pplmodels.infer import SVI
+from pplmodels.io import atomic_write, named_in_utf8
+from pplmodels.rng import get_rng_state, set_rng_state
+from pplmodels.states import filled, mapped, named, packed
 
-FILE = "checkpoint.pt"
-BEST = "best.pt"
-# What a checkpoint's pickle may name besides storages. torch's own list is longer: a bytearray of any size is on it.
-NAMES = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict")
+FILE = "checkpoint.safetensors"
+BEST = "best.safetensors"
+EARLIER = "checkpoint.pt"  # what it was called in earlier versions, which pickled
+# Leaves in which versions of torch and machines differ: the options of an optimizer, and the states of GPUs.
+GPUS = re.compile(r"rng/\d+/cuda")
+LOCAL = re.compile(rf"optim/param_groups/\d+/(?!params/)|{GPUS.pattern}")
 POSITIONS = 624  # of NumPy's generator in its block of numbers; it does not look whether a state's is one of them
 
 
@@ -34,12 +37,12 @@ def save_checkpoint(
     are functions of the step. Rank 0 writes, the others wait for it.
     """
     state = {
+        **_weights(svi, averaged),
         "step": step,
         "seconds": seconds,
         "summed_losses": summed,
         "optim": svi.optim.state_dict(),
-        "generators": ranks.from_all(generator_states()),
-        **_weights(svi, averaged),
+        "rng": distributed.all_gather_object(get_rng_state()),
     }
     _write(state, folder / FILE)
 
@@ -51,23 +54,48 @@ def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = Non
     file that does not hold, tensor for tensor, what this pair and its optimizer save. It is mapped, not read: what it
     claims beyond its own bytes is refused before memory is taken for it.
     """
+    path = folder / FILE
+    leaves = _read(path, svi)
     # An optimizer replaces its learning-rate tensors when it loads; schedules hold the ones it has now.
     rates = [group["lr"] for group in svi.optim.param_groups]
-    state = _load(folder / FILE, svi, averaged, {"optim": svi.optim})
+    with _refused_as_other(path):
+        number = next(rank for rank in itertools.count(1) if f"rng/{rank}/torch" not in leaves)
+        own = {
+            **_weights(svi, averaged),
+            "step": 0,
+            "seconds": 0.0,
+            "summed_losses": torch.zeros((), dtype=torch.float64),
+            "optim": _stepped(svi.optim, leaves),
+            "rng": [get_rng_state()] * number,
+        }
+        state = _checked(leaves, own)
+        _check_course(state, own)
+        _restore(state, {**_parts(svi, averaged), "optim": svi.optim})
     for group, rate in zip(svi.optim.param_groups, rates, strict=True):
         if isinstance(rate, Tensor):
             group["lr"] = rate.copy_(group["lr"])
-    with refused_as(f"{folder / FILE} does not hold the state of the random generators."):
-        if ranks.index() < len(state["generators"]):
-            restore_generators(state["generators"][ranks.index()])
+    with as_input_error(f"{path} does not hold the state of the random generators."):
+        if distributed.rank() < number:
+            set_rng_state(state["rng"][distributed.rank()])
         else:
-            pyro.set_rng_seed(state["step"] + ranks.index())
-    return state["step"], state["seconds"], state["summed_losses"].clone()
+            pyro.set_rng_seed(state["step"] + distributed.rank())
+    return state["step"], state["seconds"], state["summed_losses"]
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can go on from ``folder``. Raises :class:`InputError` where the state is an earlier version's."""
+    found = (folder / FILE).exists()
+    if not found and (folder / EARLIER).exists():
+        raise InputError(
+            f"{folder} was trained with an earlier version of pplmodels, whose {EARLIER} is not read: resume it with "
+            f"that version, or begin a new run with its weights by --init-from {folder}."
+        )
+    return found
 
 
 def step_of(path: Path) -> int:
     """The step of a checkpoint, of whatever pair. Raises :class:`InputError` for a file that is none."""
-    step = _read(path).get("step")
+    step = _leaves(path).get("step")
     if type(step) is not int:
         raise InputError(f"{path} does not say its step.")
     return step
@@ -80,135 +108,108 @@ def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) 
 
 def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Go back to the weights of :func:`save_weights`."""
-    _load(folder / BEST, svi, averaged, {})
+    leaves = _read(folder / BEST, svi)
+    with _refused_as_other(folder / BEST):
+        _restore(_checked(leaves, _weights(svi, averaged)), _parts(svi, averaged))
 
 
 def _write(state: dict, path: Path) -> None:
-    buffer = io.BytesIO()
-    if ranks.index() == 0:
-        torch.save(state, buffer)  # into memory: on a full disk it raises a RuntimeError that does not say so
-        replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-    ranks.wait()
+    if distributed.rank() == 0:
+        atomic_write(path, lambda temporary: temporary.write_bytes(packed(named(state))))
+    distributed.barrier()
 
 
 def _weights(svi: SVI, averaged: AveragedModel | None) -> dict:
     return {
         "model_class": type(svi.model).__name__,
         "guide_class": type(svi.guide).__name__,
-        "model": svi.model.state_dict(),
-        "guide": svi.guide.state_dict(),
-        **({} if averaged is None else {"averaged": averaged.state_dict()}),
+        **{name: part.state_dict() for name, part in _parts(svi, averaged).items()},
     }
 
 
-def _load(path: Path, svi: SVI, averaged: AveragedModel | None, more: dict) -> dict:
-    if not path.exists():
+def _parts(svi: SVI, averaged: AveragedModel | None) -> dict[str, torch.nn.Module]:
+    return {"model": svi.model, "guide": svi.guide, **({} if averaged is None else {"averaged": averaged})}
+
+
+def _restore(state: dict, parts: dict) -> None:
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+
+
+def _refused_as_other(path: Path) -> AbstractContextManager:
+    return as_input_error(f"{path} belongs to a pair of another configuration.")
+
+
+def _leaves(path: Path) -> dict:
+    with as_input_error(f"{path} is not a checkpoint, or was cut short."), named_in_utf8(path) as file:
+        return mapped(file)
+
+
+def _read(path: Path, svi: SVI) -> dict:
+    """The leaves of a checkpoint's file, of this pair at least."""
+    if not (has_checkpoint(path.parent) and path.exists()):
         raise InputError(f"{path.parent} holds no checkpoint to resume from.")
-    state = _read(path)
-    classes = state["model_class"], state["guide_class"]
+    leaves = _leaves(path)
+    classes = leaves.get("model_class"), leaves.get("guide_class")
+    if not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path} is not a checkpoint.")
     if classes != (type(svi.model).__name__, type(svi.guide).__name__):
         raise InputError(f"{path} belongs to the pair {classes[0]}/{classes[1]}, not to this one.")
-    parts = {"model": svi.model, "guide": svi.guide, **more, **({} if averaged is None else {"averaged": averaged})}
-    with refused_as(f"{path} belongs to a pair of another configuration."):
-        for name, part in parts.items():
-            own = part.state_dict()
-            if isinstance(part, torch.optim.Optimizer):
-                _check_optimizer(state[name], own, part)
-            else:
-                _check(state[name], own)
-        if more:
-            _check_course(state)
-        for name, part in parts.items():
-            part.load_state_dict(copy.deepcopy(state[name]))
-    return state
+    return leaves
 
 
-def _read(path: Path) -> dict:
-    """What is in a checkpoint's file, the names of the pair's classes at least."""
-    with refused_as(f"{path} is not a checkpoint, or was cut short."):
-        _refuse_foreign(path)
-        # mapped: a storage is then a part of the file; what is kept of it is copied
-        with named_in_utf8(path) as file:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        if not {"model_class", "guide_class"} <= state.keys():
-            raise ValueError("no names")
-    return state
+def _checked(leaves: dict, own: dict) -> dict:
+    """What the leaves of a file say about ``own``, nested as that.
+
+    Raises ValueError unless they are like those of ``own``: their names, shapes and types; finite numbers.
+    """
+    expected = named(own)
+    leaves = _as_here({name: leaf for name, leaf in leaves.items() if name.partition("/")[0] in own}, expected)
+    if leaves.keys() != expected.keys():
+        raise ValueError("other names")
+    for name, leaf in leaves.items():
+        _check(leaf, expected[name])
+    return filled(own, leaves)
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Raise ValueError unless ``path`` is an uncompressed archive whose pickle names tensors and containers only."""
-    if not path.is_file():
-        raise ValueError("not a file")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if any(e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size for e in entries):
-            raise ValueError("compressed")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ValueError("entries that are larger than the archive, or overlap")
-        (pickled,) = (entry for entry in entries if entry.filename.lower().endswith("data.pkl"))
-        for opcode, argument, _ in pickletools.genops(archive.read(pickled)):
-            if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-                raise ValueError("names in another form than torch's")
-            if opcode.name == "GLOBAL" and argument not in NAMES:
-                module, _, name = argument.partition(" ")
-                if module != "torch" or not name.endswith("Storage"):
-                    raise ValueError(f"it names {argument}")
+def _as_here(leaves: dict, own: dict) -> dict:
+    """``leaves``, but those of ``own`` where versions of torch and machines differ."""
+    known = {name: leaf for name, leaf in leaves.items() if name in own or not LOCAL.match(name)}
+    missing = {name: leaf for name, leaf in own.items() if name not in leaves and LOCAL.match(name)}
+    gpus = {name: leaf for name, leaf in own.items() if GPUS.match(name)}
+    others = {name: leaf for name, leaf in gpus.items() if getattr(leaves.get(name), "shape", None) != leaf.shape}
+    return {**known, **missing, **others}
 
 
-def _check(given, own) -> None:
-    """Raise ValueError unless ``given`` is like ``own``: its keys, lengths, shapes and types; finite numbers."""
-    if isinstance(own, torch.Tensor):
-        alike = isinstance(given, torch.Tensor) and given.layout == own.layout and given.device.type == "cpu"
-        if not alike or given.shape != own.shape or given.dtype != own.dtype:
+def _check(leaf, own) -> None:
+    if isinstance(own, Tensor):
+        if not isinstance(leaf, Tensor) or leaf.shape != own.shape or leaf.dtype != own.dtype:
             raise ValueError("another tensor")
-    elif isinstance(own, dict):
-        if not isinstance(given, dict) or given.keys() != own.keys():
-            raise ValueError("other names")
-        for name, value in own.items():
-            _check(given[name], value)
-    elif isinstance(own, list | tuple):
-        if not isinstance(given, list | tuple) or len(given) != len(own):
-            raise ValueError("another length")
-        for one, other in zip(given, own, strict=True):
-            _check(one, other)
     elif isinstance(own, float):
-        if type(given) not in (int, float) or not math.isfinite(given):
+        if type(leaf) not in (int, float) or not math.isfinite(leaf):
             raise ValueError("no number")
-    elif type(given) is not type(own):
+    elif type(leaf) is not type(own):
         raise ValueError("another type")
 
 
-def _check_optimizer(given: dict, own: dict, optim: torch.optim.Optimizer) -> None:
-    """As :func:`_check`, for an optimizer; what it keeps for a parameter is known after a step."""
-    if given.keys() != own.keys():
-        raise ValueError("no optimizer")
-    for group, other in zip(given["param_groups"], own["param_groups"], strict=True):
-        shared = {name for name in other if name in group or name == "params"}  # versions of torch differ in the rest
-        _check({name: group[name] for name in shared}, {name: other[name] for name in shared})
+def _check_course(state: dict, own: dict) -> None:
+    """Raise ValueError for values that are of the right types and cannot be."""
+    if state["step"] < 0 or state["seconds"] < 0:
+        raise ValueError("before the start")
+    for group, other in zip(state["optim"]["param_groups"], own["optim"]["param_groups"], strict=True):
         if group["params"] != other["params"]:
             raise ValueError("other parameters")
+    if not all(0 <= generators["numpy"]["state"]["pos"] <= POSITIONS for generators in state["rng"]):
+        raise ValueError("no position")
+
+
+def _stepped(optim: torch.optim.Optimizer, leaves: dict) -> dict:
+    """The state of an optimizer after a step; what it keeps for a parameter, for those that the leaves know."""
     stepped = copy.deepcopy(optim)
     for group in stepped.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     stepped.step()
-    kept = stepped.state_dict()["state"]
-    _check(given["state"], {number: kept[number] for number in given["state"]})
-
-
-def _check_course(state: dict) -> None:
-    """As :func:`_check`, for what is neither weights nor optimizer."""
-    for given in state["generators"]:
-        _check_generators(given, generator_states())
-    _check([state["step"], state["seconds"], state["summed_losses"]], [0, 0.0, torch.zeros((), dtype=torch.float64)])
-    if state["step"] < 0 or state["seconds"] < 0:
-        raise ValueError("before the start")
-
-
-def _check_generators(given: dict, own: dict) -> None:
-    bits = own["cuda"] if len(given["cuda"]) == len(own["cuda"]) else given["cuda"]  # of another machine: not restored
-    python = (*own["python"][:2], given["python"][2] and 0.0)  # a spare normal number, or None
-    _check({**given, "python": tuple(given["python"])}, {**own, "cuda": bits, "python": python})
-    position = given["numpy"]["state"]["pos"]
-    if not 0 <= position <= POSITIONS:
-        raise ValueError("no position")
+    own = stepped.state_dict()
+    numbers = {name.split("/")[2] for name in leaves if name.startswith("optim/state/")}
+    return {**own, "state": {number: kept for number, kept in own["state"].items() if str(number) in numbers}}

@@ -11,21 +11,31 @@ from pathlib import Path
 
 import torch
 
-from pplmodels import ranks
-from pplmodels.data.sources import BUILT_IN
-from pplmodels.errors import InputError, LostRank, NonFiniteLoss, StorageError, Terminated
-from pplmodels.files import STAMP, newest_run
-from pplmodels.generators import LARGEST_SEED
+from pplmodels import distributed
+from pplmodels.data.datasets import BUILT_IN
+from pplmodels.errors import InputError, NonFiniteLossError, RankLostError, StorageError, Terminated
+from pplmodels.io import STAMP, newest_run
 from pplmodels.machine import available_memory
-from pplmodels.pretrained import Half
-from pplmodels.training.checkpoint import FILE, step_of
+from pplmodels.module import PairModule
+from pplmodels.rng import LARGEST_SEED
+from pplmodels.training.checkpoint import FILE, has_checkpoint, step_of
 from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
-from pplmodels.training.stopping import raising
+from pplmodels.training.signals import raise_on_signal
 
 # What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
 # its classes; its path is never taken from a run's folder, which a stranger may have written.
-FREE = ("out", "resume", "device", "data_dir", "data_memory", "workers", "compile", "imports", *("extend", "init_from"))
+NOT_STORED = (
+    "out",
+    "resume",
+    "device",
+    "data_dir",
+    "data_memory",
+    "workers",
+    "compile",
+    "imports",
+    *("extend", "init_from"),
+)
 IMAGE_OPTIONS = ("background", "image_size", "white_level", "data_memory", "workers")
 # Options that runs of version 0.1.0 do not have in their configuration; they were trained with the defaults.
 LATER = (
@@ -57,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-IMAGES = "digits (built in), mnist, cifar10, svhn, binarised-mnist, an .npz or .npy file, or a folder of images"
+DATASET_HELP = "digits (built in), mnist, cifar10, svhn, binarised-mnist, an .npz or .npy file, or a folder of images"
 
 
 def training_parser(
@@ -67,7 +77,7 @@ def training_parser(
     batch_size: int,
     lr: float,
     data: str = "digits",
-    known: str = IMAGES,
+    known: str = DATASET_HELP,
     background: str | None = "white",
     usual_steps: str = "",
 ) -> Parser:
@@ -145,14 +155,14 @@ def add_image_options(
         help="what images may take; more are read from disk batch by batch (default: half of what is free)",
     )
     source.add_argument(
-        "--workers", type=natural_int, metavar="N", help="processes that read from disk (default: 1 to 4)"
+        "--workers", type=nonnegative_int, metavar="N", help="processes that read from disk (default: 1 to 4)"
     )
 
 
 def image_options(options: argparse.Namespace) -> dict:
     """The arguments of :func:`pplmodels.data.load_images` that the options say."""
     memory = available_memory() / 2 if options.data_memory is None else options.data_memory * 2**30
-    device = find_device(options.device)
+    device = resolve_device(options.device)
     if device.type == "cuda" and options.data_memory is None:
         memory = min(memory, torch.cuda.mem_get_info(device)[0] / 2)
     named = {name: getattr(options, name) for name in IMAGE_OPTIONS if name != "data_memory"}
@@ -166,10 +176,10 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
     """
     global _typed
     options = parser.parse_args(argv)
-    options.typed = _given(parser, argv)
+    options.typed = _explicit_options(parser, argv)
     if argv is None:
         _typed = options
-    if ranks.restarted() and options.out is not None:
+    if distributed.is_restart() and options.out is not None:
         options.resume = options.resume or (Path(options.out) / "config.json").exists()
     run = None
     if options.resume:
@@ -180,7 +190,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
         run_import(options)
     if "background" in options.typed and options.data in BUILT_IN:
         raise InputError(f"{options.data} has no transparency: --background does not apply to it.")
-    ranks.check_shares(options.batch_size)
+    distributed.check_divisible(options.batch_size)
     return options, run
 
 
@@ -188,15 +198,15 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
     """The run in ``options.out``, locked; its options replace those that were not typed."""
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
-    options.out = ranks.from_all(str(newest_run(options.out)) if ranks.index() == 0 else "")[0]
+    options.out = distributed.all_gather_object(str(newest_run(options.out)) if distributed.rank() == 0 else "")[0]
     run = Run.open(options.out)
     if options.imports and not run.config.get("imports"):
         raise InputError(f"{options.out} was trained without --import.")
     run_import(options, run)
-    given, restored = options.typed, restore(parser, run)
-    if not isinstance(run.config.get("command"), str) or not all(name in restored for name in kept(parser)):
+    given, restored = options.typed, options_from_config(parser, run)
+    if not isinstance(run.config.get("command"), str) or not all(name in restored for name in stored_options(parser)):
         raise InputError(f"{options.out} holds a run of another script.")
-    for name in kept(parser):
+    for name in stored_options(parser):
         stored, value = restored[name], getattr(options, name)
         if name in given and value != stored:
             flag = "--" + name.replace("_", "-")
@@ -207,7 +217,7 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
         options.data_dir = restored.get("data_dir", options.data_dir)
     options.extend, options.init_from = restored["extend"], restored["init_from"]
     run.lock()
-    if options.extend and not (run.folder / FILE).exists():  # it was killed before it had taken over
+    if options.extend and not has_checkpoint(run.folder):  # it was killed before it had taken over
         run.take_over(options.extend)
     return run
 
@@ -215,24 +225,28 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
 def _taken_from(parser: Parser, argv: list[str] | None, options: argparse.Namespace) -> None:
     """Options that were not typed are those of the run that ``--extend`` or ``--init-from`` names."""
     flag = "extend" if options.extend else "init_from"
-    folder = Path(ranks.from_all(str(newest_run(getattr(options, flag)).absolute()) if ranks.index() == 0 else "")[0])
+    folder = Path(
+        distributed.all_gather_object(
+            str(newest_run(getattr(options, flag)).absolute()) if distributed.rank() == 0 else ""
+        )[0]
+    )
     earlier = Run.open(folder)
     run_import(options, earlier)
-    given, restored = options.typed, restore(parser, earlier)
-    if not all(name in restored for name in kept(parser)):
+    given, restored = options.typed, options_from_config(parser, earlier)
+    if not all(name in restored for name in stored_options(parser)):
         raise InputError(f"{folder} holds a run of another script.")
-    for name in {*kept(parser), "data_dir"} - {*given, *ONCE, *(OF_DATA if "data" in given else ())}:
+    for name in {*stored_options(parser), "data_dir"} - {*given, *ONCE, *(OF_DATA if "data" in given else ())}:
         setattr(options, name, restored.get(name, getattr(options, name)))
     setattr(options, flag, str(folder))
     if options.extend:
-        if not (folder / FILE).exists():
+        if not has_checkpoint(folder):
             raise InputError(f"{folder} holds no checkpoint of a training to extend.")
         reached = step_of(folder / FILE)
         if options.steps <= reached:
             raise InputError(f"{folder} has taken {reached} steps: give more --steps than that to extend it.")
 
 
-def restore(parser: Parser, run: Run) -> dict:
+def options_from_config(parser: Parser, run: Run) -> dict:
     """The options of ``parser`` that config.json of ``run`` has, as if they had been typed.
 
     A stranger may have written that file: what the command line would not take raises :class:`InputError`.
@@ -262,9 +276,9 @@ def _where_it_was(path: str, run: Run) -> str:
     return str(before) if before.exists() and not Path(path).exists() else path
 
 
-def kept(parser: Parser) -> list[str]:
-    """The names of the options that a run keeps: all but :data:`FREE`."""
-    return [name for name in vars(parser.parse_args([])) if name not in FREE]
+def stored_options(parser: Parser) -> list[str]:
+    """The names of the options that a run keeps: all but :data:`NOT_STORED`."""
+    return [name for name in vars(parser.parse_args([])) if name not in NOT_STORED]
 
 
 def _as_typed(action: argparse.Action | None, default, stored):
@@ -293,7 +307,7 @@ def _converted(action: argparse.Action, stored):
     return value
 
 
-def _given(parser: Parser, argv: list[str] | None) -> set[str]:
+def _explicit_options(parser: Parser, argv: list[str] | None) -> set[str]:
     """The names of the options that were typed."""
     defaults = {action.dest: action.default for action in parser._actions if action.default is not argparse.SUPPRESS}
     unset = object()
@@ -303,18 +317,18 @@ def _given(parser: Parser, argv: list[str] | None) -> set[str]:
     return {name for name, value in vars(typed).items() if value is not unset}
 
 
-def initialise(options: argparse.Namespace, *halves: Half) -> None:
+def initialise(options: argparse.Namespace, *halves: PairModule) -> None:
     """Give the halves the weights of the run that ``--init-from`` names, if there is one."""
     if options.init_from:
         for half in halves:
             half.load_weights(options.init_from)
 
 
-def open_run(options: argparse.Namespace, script: str) -> Run:
+def create_run(options: argparse.Namespace, script: str) -> Run:
     """A new run folder for ``options``, in which ``out`` then names it."""
     if options.out is None:
         folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime(STAMP)
-        options.out = ranks.from_all(str(_unused(folder)) if ranks.index() == 0 else "")[0]
+        options.out = distributed.all_gather_object(str(_unused(folder)) if distributed.rank() == 0 else "")[0]
     config = {name: value for name, value in vars(options).items() if name not in ("out", "resume", "typed")}
     run = Run.create(options.out, {"script": script, **config})
     if options.extend:
@@ -345,7 +359,7 @@ def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int,
         raise InputError(f"the images of {options.data} are {sizes[0]}; {run.folder} was trained on {sizes[1]}.")
 
 
-def find_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device that ``--device`` names."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here.")
@@ -374,17 +388,17 @@ def run_script(main: Callable[[], None]) -> None:
         if hasattr(stream, "reconfigure"):  # notebooks have streams of their own
             stream.reconfigure(errors="backslashreplace")
     try:
-        with raising(), ranks.group():
+        with raise_on_signal(), distributed.process_group():
             main()
         return
     except InputError as error:
         code, sentence = 2, str(error)
-    except NonFiniteLoss as error:
+    except NonFiniteLossError as error:
         code, sentence = 1, f"training stopped: {error} The last good checkpoint is kept."
     except StorageError as error:
         code, sentence = 1, f"stopped: {error} What was there before is whole. When there is room, {_how_to_go_on()}"
-    except LostRank as error:
-        code, sentence = 1, f"rank {ranks.index()} ends: {error} To take up the work, {_how_to_go_on()}"
+    except RankLostError as error:
+        code, sentence = 1, f"rank {distributed.rank()} ends: {error} To take up the work, {_how_to_go_on()}"
     except Terminated:
         code, sentence = 143, f"stopped; {_how_to_go_on()}"
     except KeyboardInterrupt:
@@ -408,7 +422,7 @@ def positive_int(text: str) -> int:
     return _number(text, int, 1, "a whole number from 1")
 
 
-def natural_int(text: str) -> int:
+def nonnegative_int(text: str) -> int:
     """A whole number from 0."""
     return _number(text, int, 0, "a whole number from 0")
 
@@ -436,7 +450,7 @@ def finite_float(text: str) -> float:
     return _number(text, float, -sys.float_info.max, "a finite number")
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """A number from 0 to 1."""
     return _number(text, float, 0, "a number from 0 to 1", most=1)
 

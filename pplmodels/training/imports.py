@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pplmodels import ranks
+from pplmodels import distributed
 from pplmodels.data import Images
 from pplmodels.errors import InputError
-from pplmodels.generators import generators_kept
-from pplmodels.pretrained import Half
+from pplmodels.module import PairModule
+from pplmodels.rng import fork_rng
 from pplmodels.training.run import Run
 
-OWN = "pplmodels_imported"  # the name of the module that --import makes of a file
+USER_MODULE = "pplmodels_imported"  # the name of the module that --import makes of a file
 NAMED_BY_RUN = True  # what --import without a file stands for
 CHECKED = 32  # images on which a pair is tried
 UNMOVED = "No step would move"  # begins the findings that only warn: a subclass may have no use for what it inherits
@@ -56,21 +56,21 @@ def run_import(options: argparse.Namespace, run: Run | None = None) -> None:
         if not isinstance(stored, str):
             raise InputError("--import: which file? Only a run that was trained with one names it.")
         options.imports = stored
-        if ranks.index() == 0:
+        if distributed.rank() == 0:
             print(f"importing {Path(stored).absolute()}, which {run.folder} names", file=sys.stderr)
     path = Path(options.imports).absolute()
     if path.suffix != ".py" or not path.is_file():
         raise InputError(f"--import {options.imports}: there is no such .py file.")
     options.imports = str(path)
-    spec = importlib.util.spec_from_file_location(OWN, path)
-    sys.modules[OWN] = module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(USER_MODULE, path)
+    sys.modules[USER_MODULE] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # of a user's code, any
         raise _told(error, path) from error
 
 
-def yours(options: argparse.Namespace, *kinds: type) -> list[type]:
+def user_classes(options: argparse.Namespace, *kinds: type) -> list[type]:
     """The pair's classes ``kinds``; in the place of each the subclass that the file of ``--import`` defines."""
     if options.imports is None:
         return list(kinds)
@@ -90,11 +90,15 @@ def yours(options: argparse.Namespace, *kinds: type) -> list[type]:
 
 def _defined(kind: type) -> list[type]:
     """The subclasses of ``kind`` that the user's file defines."""
-    own = [value for value in vars(sys.modules[OWN]).values() if isinstance(value, type) and value.__module__ == OWN]
+    own = [
+        value
+        for value in vars(sys.modules[USER_MODULE]).values()
+        if isinstance(value, type) and value.__module__ == USER_MODULE
+    ]
     return [child for child in own if issubclass(child, kind)]
 
 
-def checked(options: argparse.Namespace, build: Callable[[], Iterable[Half]], images: Images) -> nn.ModuleList:
+def checked(options: argparse.Namespace, build: Callable[[], Iterable[PairModule]], images: Images) -> nn.ModuleList:
     """The pair that ``build()`` returns, on the device of ``images``; it is tried on some if it has a user's classes.
 
     Raises :class:`InputError` if the pair cannot be built as the options say, where the user's code fails, or with
@@ -113,12 +117,12 @@ def checked(options: argparse.Namespace, build: Callable[[], Iterable[Half]], im
             raise InputError(f"{error}.") from error
         raise
     if options.imports is not None:
-        with generators_kept():
+        with fork_rng():
             findings = _findings(pair, images.head(CHECKED)[:], Path(options.imports))
         told = f"{options.imports}: {' '.join(findings)}"
         if not all(finding.startswith(UNMOVED) for finding in findings):
             raise InputError(told)
-        if findings and ranks.index() == 0:
+        if findings and distributed.rank() == 0:
             print(f"warning: {told}", file=sys.stderr)
     return pair
 
@@ -141,7 +145,7 @@ def _told(error: Exception, path: Path) -> InputError:
     """What went wrong in the user's file, and on which line of it."""
     text = error.msg if isinstance(error, SyntaxError) and error.filename == str(path) else str(error)
     lines = _lines(error, path)
-    where = f"line {lines[-1]}" if lines else " or ".join(kind.__name__ for kind in _defined(Half))
+    where = f"line {lines[-1]}" if lines else " or ".join(kind.__name__ for kind in _defined(PairModule))
     return InputError(f"{path}, {where}: {type(error).__name__}{': ' if text else ''}{text}")
 
 

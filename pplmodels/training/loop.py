@@ -12,19 +12,25 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from pplmodels import ranks
+from pplmodels import distributed
 from pplmodels.data import Images
-from pplmodels.errors import InputError, NonFiniteLoss, Terminated
-from pplmodels.generators import SEEDS, generator_states, restore_generators, seed_generators
+from pplmodels.errors import InputError, NonFiniteLossError, Terminated
 from pplmodels.infer import SVI, Annealed, schedules_end
-from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.infer.state import tensors_of
+from pplmodels.infer.compile.state import tensors_of
 from pplmodels.messages import say
-from pplmodels.pretrained import Half
-from pplmodels.training.checkpoint import FILE, load_checkpoint, load_weights, save_checkpoint, save_weights
+from pplmodels.metrics.bounds import nonfinite_sites
+from pplmodels.module import PairModule
+from pplmodels.rng import SEEDS, get_rng_state, seed_all, set_rng_state
+from pplmodels.training.checkpoint import (
+    has_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from pplmodels.training.preview import Preview
 from pplmodels.training.run import Run
-from pplmodels.training.stopping import noting
+from pplmodels.training.signals import defer_signals
 
 POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
 
@@ -45,7 +51,7 @@ def fit(
     resume: bool = False,
     averaged: AveragedModel | None = None,
     patience: int | None = None,
-    saved: Sequence[Half] = (),
+    saved: Sequence[PairModule] = (),
     draw: Callable[[], object] | None = None,
 ) -> float:
     """Take ``steps`` SVI steps over shuffled batches of ``images``; returns the seconds spent, of all sittings.
@@ -65,24 +71,24 @@ def fit(
     After each evaluation but the last, and before it stops early, the weights of the halves ``saved`` are written to
     the run's folder and ``draw()`` draws its pictures; these are drawn again when that takes little of the time.
 
-    Of several ranks (:mod:`pplmodels.ranks`) each takes its share of a batch, the same number of images; ``evaluate``
-    gives all of them the same figures. They start from rank 0's weights and draw noise of their own.
+    Of several ranks (:mod:`pplmodels.distributed`) each takes its share of a batch, the same number of images;
+    ``evaluate`` gives all of them the same figures. They start from rank 0's weights and draw noise of their own.
 
-    Raises :class:`pplmodels.errors.NonFiniteLoss`; the last good checkpoint stays.
+    Raises :class:`pplmodels.errors.NonFiniteLossError`; the last good checkpoint stays.
     """
-    ranks.check_shares(batch_size)
+    distributed.check_divisible(batch_size)
     device = images.pixels.device
     pair = nn.ModuleList([svi.model, svi.guide])
     summed = torch.zeros((), dtype=torch.float64, device=device)  # losses since the last evaluation
     start, earlier = 0, 0.0
-    if resume and (run.metrics or (run.folder / FILE).exists()):
+    if resume and (run.metrics or has_checkpoint(run.folder)):
         start, earlier, so_far = _state(run, svi, averaged)
         summed.copy_(so_far)
         run.forget_after(start)
     else:
-        ranks.same(tensors_of([pair]))
-        if ranks.index() > 0:
-            seed_generators(seed + 1_000_003 * ranks.index())
+        distributed.broadcast_(tensors_of([pair]))
+        if distributed.rank() > 0:
+            seed_all(seed + 1_000_003 * distributed.rank())
         save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # a run that is killed early can be resumed too
     run.begin(start, device)
     begun = time.perf_counter()
@@ -98,7 +104,7 @@ def fit(
 
     if over:
         say(f"{run.folder}: training had already ended, at step {start}")
-    with _progress(start, steps) as bar, noting() as stop_requested:
+    with _progress(start, steps) as bar, defer_signals() as stop_requested:
         batches = images.batched(_orders(len(images), batch_size, seed, start, device))
         for step in range(start, start if over else steps):
             for quantity in annealed:
@@ -112,19 +118,19 @@ def fit(
             done = step + 1
             evaluating = done % eval_every == 0 or done == steps
             # several ranks stop at the same step: they ask each other where they look anyway
-            may_stop = ranks.number() == 1 or evaluating or done % POLL == 0
-            stopping = may_stop and ranks.any_of(stop_requested() is not None)
+            may_stop = distributed.world_size() == 1 or evaluating or done % POLL == 0
+            stopping = may_stop and distributed.any_rank(stop_requested() is not None)
             saving = evaluating or stopping
             if saving or done % POLL == 0:
                 if svi.failed:
-                    raise NonFiniteLoss(_what_failed(svi, [batch for batch, _ in recent], done))
+                    raise NonFiniteLossError(_what_failed(svi, [batch for batch, _ in recent], done))
                 rate = (done - start) * batch_size / (time.perf_counter() - begun)
                 _show(bar, objective, recent, {name: metrics[name] for name in shown if name in metrics}, rate)
                 recent.clear()
             bar.update()
             if evaluating:
                 mean = -float(summed) / (done - evaluated)
-                ranks.same(list(pair.buffers()))  # the running statistics of modules that know nothing of ranks
+                distributed.broadcast_(list(pair.buffers()))  # statistics of modules that do not reduce them
                 metrics = {f"train_{objective}": mean, **_undisturbed(evaluate, pair)}
                 evaluated = done
                 summed.zero_()
@@ -135,7 +141,7 @@ def fit(
                     say(f"warning: {metrics['warning']}")
                 if patience is not None and _since_best(history) == 0:
                     save_weights(run.folder, svi, averaged)
-                stopping = ranks.any_of(stop_requested() is not None)  # it may have come since
+                stopping = distributed.any_rank(stop_requested() is not None)  # it may have come since
             if saving:
                 save_checkpoint(run.folder, svi, done, seconds(), summed, averaged)
                 if stopping or done < steps:
@@ -176,14 +182,14 @@ def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.d
     Of several ranks each gets its share; the last batch of an epoch is cut to what divides among them.
     """
     last = length % batch_size
-    used = length - last % ranks.number()
+    used = length - last % distributed.world_size()
     per_epoch = -(-used // batch_size)
     epoch, position = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % SEEDS)
         order = torch.randperm(length, generator=generator, device="cpu")[:used].to(device)
         for indices in order.split(batch_size)[position:]:
-            yield indices[ranks.share(len(indices))]
+            yield indices[distributed.shard(len(indices))]
         epoch, position = epoch + 1, 0
 
 
@@ -195,14 +201,14 @@ def _since_best(history: list[dict]) -> int:
 
 def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
     """Call ``evaluate`` in evaluation mode from a fixed random state, and put mode and generators back."""
-    states = generator_states()
-    pyro.set_rng_seed(ranks.index())
+    states = get_rng_state()
+    pyro.set_rng_seed(distributed.rank())
     pair.eval()
     try:
         return evaluate()
     finally:
         pair.train()
-        restore_generators(states)
+        set_rng_state(states)
 
 
 def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
@@ -216,7 +222,7 @@ def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
 def _progress(start: int, steps: int) -> tqdm:
     quiet = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a moving bar
     interval = 30 if quiet else 0.5
-    hidden = ranks.index() > 0
+    hidden = distributed.rank() > 0
     return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=hidden)
 
 

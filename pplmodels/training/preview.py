@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pplmodels import ranks
-from pplmodels.pretrained import Half
+from pplmodels import distributed
+from pplmodels.module import PairModule
 
 SHARE = 0.05  # of the time may go into pictures
 
@@ -20,19 +20,19 @@ class Preview:
         draw: draws the run's pictures.
     """
 
-    def __init__(self, folder: Path, saved: Sequence[Half], draw: Callable[[], object] | None):
+    def __init__(self, folder: Path, saved: Sequence[PairModule], draw: Callable[[], object] | None):
         self._folder, self._saved, self._draw = folder, saved, draw
         self._next = 0.0  # when pictures may be drawn again
 
     def update(self, last: bool) -> None:
         """Write the weights, and the pictures if they are the first, the ``last``, or take little of the time."""
-        if ranks.index() > 0:
+        if distributed.rank() > 0:
             return
         for half in self._saved:
             half.save_pretrained(self._folder)
         begun = time.perf_counter()
         if self._draw is not None and (last or begun >= self._next):
-            with ranks.alone():
+            with distributed.alone():
                 self._draw()
             gc.collect()  # figures are cycles of objects, which Python would keep for thousands of steps
             drawn = time.perf_counter()

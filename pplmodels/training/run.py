@@ -12,20 +12,20 @@ import pyro
 import torch
 from filelock import FileLock, Timeout
 
-from pplmodels import ranks
-from pplmodels.errors import InputError, refused_as
-from pplmodels.files import (
+from pplmodels import distributed
+from pplmodels.errors import InputError, as_input_error
+from pplmodels.io import (
     TEMPORARY,
     append_line,
+    atomic_write,
+    read_complete_lines,
     read_json,
     remove_temporary_files,
-    replace_file,
-    whole_lines,
     write_json,
 )
 from pplmodels.training.checkpoint import BEST, step_of
 from pplmodels.training.checkpoint import FILE as CHECKPOINT
-from pplmodels.training.events import Events
+from pplmodels.training.tensorboard import TensorBoardWriter
 
 LOCK = ".lock"
 
@@ -33,17 +33,17 @@ LOCK = ".lock"
 class Run:
     """The folder of one training run.
 
-    ====================  ==========================================================
-    config.json           the options, and the command that was typed
-    metrics.jsonl         one line an evaluation: step, seconds, metrics
-    environment.jsonl     one line a sitting: its first step, command, device, versions, commit
-    result.json           the final held-out metrics, seed, seconds, device, versions
-    checkpoint.pt         what ``--resume`` needs
-    ``model.*, guide.*``  the two halves' weights (safetensors) and arguments (JSON)
-    ``*.png, *.gif``      pictures
-    tensorboard/          the metrics as TensorBoard events, a file a sitting
-    .lock                 while a process trains here
-    ====================  ==========================================================
+    ======================  ==========================================================
+    config.json             the options, and the command that was typed
+    metrics.jsonl           one line an evaluation: step, seconds, metrics
+    environment.jsonl       one line a sitting: its first step, command, device, versions, commit
+    result.json             the final held-out metrics, seed, seconds, device, versions
+    checkpoint.safetensors  what ``--resume`` needs
+    ``model.*, guide.*``    the two halves' weights (safetensors) and arguments (JSON)
+    ``*.png, *.gif``        pictures
+    tensorboard/            the metrics as TensorBoard events, a file a sitting
+    .lock                   while a process trains here
+    ======================  ==========================================================
 
     Several ranks share a folder; rank 0 locks it and writes to it. Whatever is written to a run is written inside its
     folder: a link in it is refused (:class:`InputError`).
@@ -62,9 +62,9 @@ class Run:
         """
         begun = {"command": " ".join(["python", *sys.argv]), "directory": str(Path.cwd())}
         run = cls(Path(folder), {**config, **begun})
-        if ranks.index() == 0:
+        if distributed.rank() == 0:
             run._create()
-        ranks.wait()
+        distributed.barrier()
         return run
 
     def _create(self) -> None:
@@ -108,19 +108,19 @@ class Run:
 
     def take_over(self, earlier: str | Path) -> None:
         """Go on from the state of another run: its checkpoint, its evaluations and its best weights are copied here."""
-        if ranks.index() == 0:
+        if distributed.rank() == 0:
             for name in ("metrics.jsonl", BEST, CHECKPOINT):  # the last one says that all are here
                 source = Path(earlier) / name
                 if source.exists():
-                    replace_file(self.folder / name, lambda path, source=source: shutil.copyfile(source, path))
-        ranks.wait()
+                    atomic_write(self.folder / name, lambda path, source=source: shutil.copyfile(source, path))
+        distributed.barrier()
 
     def give_back(self) -> None:
         """Remove what :meth:`take_over` copied, which does not fit: the folder can then be used again."""
-        if ranks.index() == 0:
+        if distributed.rank() == 0:
             for name in ("metrics.jsonl", BEST, CHECKPOINT):
                 (self.folder / name).unlink(missing_ok=True)
-        ranks.wait()
+        distributed.barrier()
 
     def within(self, name: str, **changed) -> "Run":
         """A run in a folder of this one's, locked: the one that an earlier sitting began, or a new one.
@@ -128,7 +128,7 @@ class Run:
         Its configuration is this run's, but for what is ``changed``.
         """
         folder = self.folder / name
-        known = ranks.from_all((folder / "config.json").exists())[0]
+        known = distributed.all_gather_object((folder / "config.json").exists())[0]
         return Run.open(folder).lock() if known else Run.create(folder, {**self.config, **changed})
 
     def lock(self) -> "Run":
@@ -136,7 +136,7 @@ class Run:
 
         What killed processes left half written is deleted. Returns the run. Raises :class:`InputError`.
         """
-        if ranks.index() > 0:
+        if distributed.rank() > 0:
             return self
         lock = FileLock(self.folder / LOCK, timeout=0, is_singleton=True)
         try:
@@ -157,33 +157,33 @@ class Run:
         Raises :class:`InputError`.
         """
         path = self.folder / "metrics.jsonl"
-        with refused_as(f"{path} does not hold the evaluations of a run."):
-            return [_evaluation(json.loads(line)) for line in whole_lines(path)]
+        with as_input_error(f"{path} does not hold the evaluations of a run."):
+            return [_evaluation(json.loads(line)) for line in read_complete_lines(path)]
 
     def begin(self, step: int, device: torch.device) -> None:
         """Note what a sitting, from ``step`` on, runs on: the next one may find other versions."""
-        if ranks.index() > 0:
+        if distributed.rank() > 0:
             return
         path = self.folder / "environment.jsonl"
         sitting = {"step": step, "command": " ".join(["python", *sys.argv]), **environment(device)}
-        text = "".join(whole_lines(path)) + json.dumps(sitting) + "\n"
-        replace_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+        text = "".join(read_complete_lines(path)) + json.dumps(sitting) + "\n"
+        atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
     def forget_after(self, step: int) -> None:
         """Drop evaluations later than ``step``: a resumed run will come to them again."""
-        if ranks.index() > 0:
+        if distributed.rank() > 0:
             return
         kept = "".join(json.dumps(line) + "\n" for line in self.metrics if line["step"] <= step)
-        replace_file(self.folder / "metrics.jsonl", lambda path: path.write_text(kept, "utf-8"))
+        atomic_write(self.folder / "metrics.jsonl", lambda path: path.write_text(kept, "utf-8"))
 
     def log(self, step: int, seconds: float, metrics: dict) -> None:
         """Append one evaluation to metrics.jsonl and TensorBoard."""
-        if ranks.index() > 0:
+        if distributed.rank() > 0:
             return
         line = json.dumps({"step": step, "seconds": round(seconds, 3), **metrics})
         append_line(self.folder / "metrics.jsonl", line)
         if self._events is None:
-            self._events = Events(self.folder / "tensorboard", step)
+            self._events = TensorBoardWriter(self.folder / "tensorboard", step)
         scalars = {}
         for name, value in metrics.items():
             numbered = {f"{name}/{i}": number for i, number in enumerate(value)} if isinstance(value, list) else {}
@@ -192,7 +192,7 @@ class Run:
 
     def finish(self, seconds: float, device: torch.device, metrics: dict) -> None:
         """Write result.json."""
-        if ranks.index() > 0:
+        if distributed.rank() > 0:
             return
         result = {
             "seed": self.config["seed"],
@@ -214,7 +214,7 @@ class Run:
 
 def environment(device: torch.device) -> dict:
     """What figures depend on besides the configuration."""
-    together = f", {ranks.number()} ranks" if ranks.number() > 1 else ""
+    together = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""
     return {"device": describe_device(device) + together, "versions": versions(), "commit": commit()}
 
 

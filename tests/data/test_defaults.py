@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pplmodels.data import bernoulli, load_images, make_scenes, make_tables, scene_set
+from pplmodels.data import dynamic_binarize, load_images, make_scenes, make_tabletop_scenes, scene_set
 from pplmodels.data.gaussians import GAUSSIANS
 
 
@@ -13,12 +13,12 @@ def made():
     return {
         "images": digits.train.pixels,
         "validation": digits.valid.pixels,
-        "frozen": digits.test.read_as(bernoulli).frozen(1).pixels,
+        "frozen": digits.test.read_as(dynamic_binarize).frozen(1).pixels,
         "resized": load_images("digits", image_size=12).test.pixels,
         "scenes": make_scenes(digits.train, 20, canvas=40, object_size=13.0).pixels,
         "scene set": scenes.train.pixels,
         "window prior": torch.tensor(scenes.window_prior(), dtype=torch.float64, device="cpu"),
-        "tables": make_tables(3).pixels,
+        "tables": make_tabletop_scenes(3).pixels,
         "points": GAUSSIANS["rotated"].draw(5, seed=2),
     }
 
@@ -43,4 +43,4 @@ def test_data_do_not_depend_on_defaults(changed):
 
 def test_readings_give_the_default_type(float64):
     images = load_images("digits").train.head(3)
-    assert images[:].dtype == images.read_as(bernoulli)[:].dtype == torch.float64
+    assert images[:].dtype == images.read_as(dynamic_binarize)[:].dtype == torch.float64

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pplmodels.data import bernoulli, dequantised, load_images
+from pplmodels.data import dequantize, dynamic_binarize, load_images
 from pplmodels.data.streams import DiskPixels
 from pplmodels.errors import InputError
 from pplmodels.training.loop import _orders
@@ -44,7 +44,7 @@ def pair(source, request):
     return in_memory, on_disk
 
 
-@pytest.mark.parametrize("reading", [bernoulli, dequantised], ids=lambda reading: reading.__name__)
+@pytest.mark.parametrize("reading", [dynamic_binarize, dequantize], ids=lambda reading: reading.__name__)
 def test_training_sees_the_same_numbers(pair, reading):
     def batches(images, start):
         torch.manual_seed(1)
@@ -74,7 +74,7 @@ def test_they_are_indexed_alike(pair):
 
 
 def test_a_binarisation_for_good_is_the_same(pair):
-    expected, found = (images.test.read_as(bernoulli).frozen(seed=4) for images in pair)
+    expected, found = (images.test.read_as(dynamic_binarize).frozen(seed=4) for images in pair)
     assert torch.equal(found[:], expected[:]) and torch.equal(found[:], found[:])
     assert set(found[:].unique().tolist()) == {0.0, 1.0}
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from test_loop import train
 
-from pplmodels.errors import InputError, NonFiniteLoss, StorageError, Terminated
-from pplmodels.files import append_line, replace_file, whole_lines
-from pplmodels.training import Run, stopping
+from pplmodels.errors import InputError, NonFiniteLossError, StorageError, Terminated
+from pplmodels.io import append_line, atomic_write, read_complete_lines
+from pplmodels.training import Run, signals
+from pplmodels.training.checkpoint import step_of
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
@@ -51,12 +52,12 @@ def no_room(*_):
 
 def test_a_file_that_finds_no_room_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "weights"
-    replace_file(path, lambda temporary: temporary.write_text("old"))
+    atomic_write(path, lambda temporary: temporary.write_text("old"))
     for name in ("fsync", "replace"):
         with monkeypatch.context() as full:
             full.setattr(os, name, no_room)
             with pytest.raises(StorageError, match=r"weights could not be written \(No space left on device\)"):
-                replace_file(path, lambda temporary: temporary.write_text("new"))
+                atomic_write(path, lambda temporary: temporary.write_text("new"))
         assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"weights": "old"}
 
 
@@ -70,7 +71,7 @@ def test_files_and_their_names_are_on_disk_before_anything_follows(tmp_path, mon
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", lambda old, new: done.append("renamed") or replace(old, new))
-    replace_file(tmp_path / "file", lambda temporary: temporary.write_text("text"))
+    atomic_write(tmp_path / "file", lambda temporary: temporary.write_text("text"))
     append_line(tmp_path / "lines", "one")
     assert done == [f".writing-{os.getpid()}-file", "renamed", tmp_path.name, "lines"]
 
@@ -92,9 +93,10 @@ def test_a_folder_of_a_run_that_was_killed_before_it_had_a_configuration_is_free
 
 def test_what_killed_processes_left_half_written_goes_when_the_run_goes_on(tmp_path):
     train(tmp_path, 5)
-    (tmp_path / ".writing-7-checkpoint.pt").write_text("half a checkpoint")
+    (tmp_path / ".writing-7-checkpoint.safetensors").write_text("half a checkpoint")
     Run.open(tmp_path)
-    assert (tmp_path / ".writing-7-checkpoint.pt").exists()  # reading leaves alone what a trainer may be writing
+    # reading leaves alone what a trainer may be writing
+    assert (tmp_path / ".writing-7-checkpoint.safetensors").exists()
     Run.open(tmp_path).lock().close()
     assert not list(tmp_path.glob(".*"))
 
@@ -121,7 +123,7 @@ def test_a_stop_between_evaluations_changes_no_line(tmp_path, number, error):
     plain = train(tmp_path / "plain", 12, schedule=lambda step: 1.0)
     with pytest.raises(error):
         train(tmp_path / "stopped", 12, schedule=stop)
-    assert torch.load(tmp_path / "stopped/checkpoint.pt", weights_only=True)["step"] == 7
+    assert step_of(tmp_path / "stopped/checkpoint.safetensors") == 7
     resumed = train(tmp_path / "stopped", 12, schedule=lambda step: 1.0, resume=True)
     without = [[{**line, "seconds": 0} for line in lines] for lines in (plain[3], resumed[3])]
     assert without[0] == without[1]
@@ -137,15 +139,15 @@ def test_a_stop_whose_exception_is_lost_in_a_finaliser_is_a_stop(tmp_path, monke
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
 
-    with stopping.raising():
+    with signals.raise_on_signal():
         thing = Interrupted()
         del thing
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, 20)
     assert lost == [KeyboardInterrupt]
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert step_of(tmp_path / "checkpoint.safetensors") == 1
     train(tmp_path, 20, resume=True)  # it is not asked twice
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 20
+    assert step_of(tmp_path / "checkpoint.safetensors") == 20
 
 
 def test_a_stop_during_the_last_evaluation_is_a_stop(tmp_path):
@@ -155,7 +157,7 @@ def test_a_stop_during_the_last_evaluation_is_a_stop(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, 5, evaluate=evaluate)
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+    assert step_of(tmp_path / "checkpoint.safetensors") == 5
 
 
 def test_a_stop_right_after_a_loss_that_is_not_finite_saves_nothing(tmp_path):
@@ -166,9 +168,9 @@ def test_a_stop_right_after_a_loss_that_is_not_finite_saves_nothing(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
         return 0.0 if step == 10 else 1.0
 
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFiniteLossError):
         train(tmp_path / "run", 20, schedule=fault)
-    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 10
+    assert step_of(tmp_path / "run/checkpoint.safetensors") == 10
 
 
 def test_a_folder_is_trained_in_by_one_process(tmp_path):
@@ -194,7 +196,7 @@ def test_each_sitting_is_noted_with_what_it_ran_on(tmp_path):
     with open(tmp_path / "environment.jsonl", "a") as file:
         file.write('{"step": 5, "comm')  # a kill
     train(tmp_path, 10, resume=True)
-    sittings = [json.loads(line) for line in whole_lines(tmp_path / "environment.jsonl")]
+    sittings = [json.loads(line) for line in read_complete_lines(tmp_path / "environment.jsonl")]
     assert [sitting["step"] for sitting in sittings] == [0, 5]
     assert all({"command", "device", "versions", "commit"} <= set(sitting) for sitting in sittings)
     assert sittings[0]["versions"]["torch"] == torch.__version__

@@ -5,7 +5,8 @@ import torch
 
 from guides import MLPGuide
 from pplmodels import MLPVAE
-from pplmodels.infer import SVI, FreeBits_ELBO, ScaledKL, adam, cyclical, elbo_terms, log_probs
+from pplmodels.infer import SVI, FreeBits_ELBO, ScaledKL, adam, cyclical
+from pplmodels.metrics import elbo_terms, log_probs
 
 SIZES = {"image": (1, 4, 4), "z_dim": 3, "hidden_dims": (8,)}
 

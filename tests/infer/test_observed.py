@@ -12,7 +12,8 @@ from torch import nn
 
 from guides import LadderGuide, MLPGuide
 from pplmodels import MLPVAE, LadderVAE, inspect
-from pplmodels.infer import SVI, adam, log_probs
+from pplmodels.infer import SVI, adam
+from pplmodels.metrics import log_probs
 
 
 def vae(image=(1, 4, 4)):

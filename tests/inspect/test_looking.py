@@ -13,21 +13,20 @@ from torch import nn
 
 from guides import LadderGuide
 from pplmodels import LadderVAE, inspect
-from pplmodels.infer import (
-    SVI,
+from pplmodels.infer import SVI, adam
+from pplmodels.infer.compile.state import State
+from pplmodels.metrics import (
     active_units,
-    adam,
-    code_counts,
-    code_variances,
+    codebook_counts,
     compiled_log_probs,
+    elbo_surgery,
     elbo_terms,
     importance_weighted,
-    information,
     log_probs,
-    settle_batch_norm,
+    posterior_mean_variances,
 )
-from pplmodels.infer.bounds import nonfinite_sites
-from pplmodels.infer.state import State
+from pplmodels.metrics.bounds import nonfinite_sites
+from pplmodels.training.batch_norm import recompute_batch_norm
 
 
 class Stranger(nn.Module):
@@ -116,9 +115,9 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
     "graph": (ALL, lambda model, guide, x: inspect.graph(model, guide, x)),
     "site_table": (ALL, lambda model, guide, x: inspect.site_table(model, guide, x)),
     "reconstruct": (ALL, lambda model, guide, x: inspect.reconstruct(model, guide, x)),
-    "samples": (ALL, lambda model, guide, x: inspect.samples(model, 3)),
-    "sample_images": (ALL, lambda model, guide, x: inspect.sample_images(model, n=3)),
-    "redraw": (ALL, lambda model, guide, x: inspect.redraw(model, guide, x, keep=[])),
+    "sample": (ALL, lambda model, guide, x: inspect.sample(model, 3)),
+    "sample_means": (ALL, lambda model, guide, x: inspect.sample_means(model, n=3)),
+    "resample": (ALL, lambda model, guide, x: inspect.resample(model, guide, x, keep=[])),
     "posterior": (ALL, lambda model, guide, x: inspect.posterior(model, guide, x, 4, at_once=8)),
     "predictive": (ALL, lambda model, guide, x: inspect.predictive(model, guide, x, 4, at_once=8)),
     "prior": (ALL, lambda model, guide, x: inspect.prior(model, 4)),
@@ -127,8 +126,8 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
     "manifold": (CODED, lambda model, guide, x: inspect.manifold(model, guide, x, 3)),
     "traverse": (CODED, lambda model, guide, x: inspect.traverse(model, guide, x, units=2, steps=3)),
     "code_clouds": (CODED, lambda model, guide, x: inspect.code_clouds(model, guide, x)),
-    "watch": ((DRAWN,), lambda model, guide, x: inspect.watch(model, 3)),
-    "watch_reconstruction": ((DRAWN,), lambda model, guide, x: inspect.watch_reconstruction(model, guide, x)),
+    "generation_steps": ((DRAWN,), lambda model, guide, x: inspect.generation_steps(model, 3)),
+    "reconstruction_steps": ((DRAWN,), lambda model, guide, x: inspect.reconstruction_steps(model, guide, x)),
     "view_scenes": ((AIR,), lambda model, guide, x: inspect.view_scenes(model, guide, x)),
     "sample_scenes": ((AIR,), lambda model, guide, x: inspect.sample_scenes(model, 3, 1)),
     "count_posterior": ((AIR, TABLE), lambda model, guide, x: inspect.count_posterior(guide, x)),
@@ -144,10 +143,10 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
     "importance_weighted": (ALL, lambda model, guide, x: importance_weighted(partial(log_probs, model, guide), [x], 2)),
     "nonfinite_sites": (ALL, lambda model, guide, x: nonfinite_sites(model, guide, x)),
     "evaluate_loss": (ALL, lambda model, guide, x: svi(model, guide).evaluate_loss(x)),
-    "code_variances": (ALL, lambda model, guide, x: code_variances(guide, [x])),
+    "posterior_mean_variances": (ALL, lambda model, guide, x: posterior_mean_variances(guide, [x])),
     "active_units": (ALL, lambda model, guide, x: active_units(guide, [x])),
-    "information": (CODED, lambda model, guide, x: information(model, guide, x)),
-    "code_counts": ((VQ,), lambda model, guide, x: code_counts(guide, [x], 5)),
+    "information": (CODED, lambda model, guide, x: elbo_surgery(model, guide, x)),
+    "codebook_counts": ((VQ,), lambda model, guide, x: codebook_counts(guide, [x], 5)),
 }
 
 
@@ -252,5 +251,5 @@ def test_what_was_looked_at_can_be_differentiated():
 
 def test_statistics_can_still_be_settled():
     model, guide = ladder()
-    settle_batch_norm(model, guide, [images(6)])
+    recompute_batch_norm(model, guide, [images(6)])
     assert all(m.running_mean.any() for m in guide.modules() if isinstance(m, nn.BatchNorm1d))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from pplmodels.nn.canvas import WindowReader, WindowWriter
+from pplmodels.nn.draw_attention import WindowReader, WindowWriter
 from pplmodels.nn.filterbank import LIMITS, Attention, Window, filterbank, read, write
 
 

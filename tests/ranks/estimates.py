@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pairs import PAIRS
 
-from pplmodels import ranks
+from pplmodels import distributed
 from pplmodels.infer import NVIL_ELBO, SVI, FreeBits_ELBO, SummedOut_ELBO, adam
 
 IMAGES = 12
@@ -45,12 +45,14 @@ class SharedNoise(TorchDispatchMode):
             return func(*args, **kwargs)
         self.draws += 1
         torch.manual_seed(self.draws)
-        mine = ranks.share(IMAGES)
+        mine = distributed.shard(IMAGES)
         if func is torch.ops.aten.randint.low or func is torch.ops.aten.randint.default:
             return func(*args, **kwargs)  # a codebook's candidates, which are rank 0's
         assert len(args[0]) == mine.stop - mine.start
         whole = [
-            argument.repeat(ranks.number(), *[1] * (argument.dim() - 1)) if isinstance(argument, Tensor) else argument
+            argument.repeat(distributed.world_size(), *[1] * (argument.dim() - 1))
+            if isinstance(argument, Tensor)
+            else argument
             for argument in args
         ]
         drawn = func(*whole, **kwargs)[mine]
@@ -66,7 +68,7 @@ def estimates(case: str) -> dict[str, torch.Tensor]:
     svi = SVI(*pair, adam(*pair, 1e-3), LOSSES[loss]())
     with SharedNoise(), pyro.validation_enabled(False):
         for _ in range(3):
-            value, images, gradients = svi.gradients(x[ranks.share(IMAGES)])
+            value, images, gradients = svi.gradients(x[distributed.shard(IMAGES)])
     assert images == IMAGES
     parameters = [name for name, _ in pair.named_parameters()]
     found = {"loss": value, **{f"buffer {name}": buffer for name, buffer in pair.named_buffers()}}
@@ -75,7 +77,7 @@ def estimates(case: str) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    with ranks.group():
+    with distributed.process_group():
         for case in CASES:
             found = {name: value.contiguous().clone() for name, value in estimates(case).items()}
-            save_file(found, f"{sys.argv[1]}/{case}.{ranks.index()}")
+            save_file(found, f"{sys.argv[1]}/{case}.{distributed.rank()}")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from estimates import CASES, estimates
 from safetensors.torch import load_file
 
-from pplmodels import ranks
+from pplmodels import distributed
 from pplmodels.errors import InputError
 
 pytestmark = pytest.mark.xdist_group("ranks")  # one process makes what they share
@@ -67,7 +67,12 @@ def test_two_ranks_with_half_of_the_images_each_estimate_what_one_does_with_all(
 
 
 def test_shares_are_everything_once():
-    assert [ranks.share(7), ranks.number(), ranks.index(), ranks.from_all("x")] == [slice(0, 7), 1, 0, ["x"]]
+    assert [distributed.shard(7), distributed.world_size(), distributed.rank(), distributed.all_gather_object("x")] == [
+        slice(0, 7),
+        1,
+        0,
+        ["x"],
+    ]
 
 
 @pytest.mark.parametrize("early", [0, 1])
@@ -76,10 +81,10 @@ def test_ranks_that_start_again_do_not_see_what_those_before_them_left_in_the_st
     store = dist.HashStore()
     for start in range(2):
         with ThreadPoolExecutor() as pool:
-            first = pool.submit(ranks._fresh, store, early, 2)
+            first = pool.submit(distributed._fresh_store, store, early, 2)
             time.sleep(0.1)
             assert not first.done()
-            parts = [ranks._fresh(store, 1 - early, 2), first.result()]
+            parts = [distributed._fresh_store(store, 1 - early, 2), first.result()]
         assert not parts[0].check(["address"])
         parts[0].set("address", f"of start {start}")
         assert parts[1].get("address").decode() == f"of start {start}"
@@ -156,7 +161,7 @@ def test_rank_0_draws_alone_while_the_other_goes_on(tmp_path):
 
 @pytest.mark.filterwarnings("default")
 def test_batches_without_equal_shares_are_refused(tmp_path, script, monkeypatch):
-    monkeypatch.setattr(ranks, "number", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(InputError, match="batches of 15 images have no equal shares for 2 ranks"):
         script("train_air")([*SMALL, "--batch-size", "15", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()

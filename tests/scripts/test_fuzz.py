@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pplmodels.errors import InputError, refused_as
+from pplmodels.errors import InputError, as_input_error
 
 fuzz = importlib.import_module("fuzz")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
@@ -48,21 +48,21 @@ def unless_good(folder):
 
 
 def hungry_numpy(folder):
-    with refused_as("no"):
+    with as_input_error("no"):
         if unless_good(folder):
             np.empty(2 * 2**30, np.uint8)
             raise ValueError
 
 
 def hungry_torch(folder):
-    with refused_as("no"):
+    with as_input_error("no"):
         if unless_good(folder):
             torch.empty(2 * 2**30, dtype=torch.uint8)
             raise ValueError
 
 
 def hungry_python(folder):
-    with refused_as("no"):
+    with as_input_error("no"):
         if unless_good(folder):
             bytearray(2 * 2**30)
             raise ValueError

@@ -12,7 +12,7 @@ from starting import SMALL
 from test_train_vaes import SMALL as FAMILY
 from test_train_vaes import refused
 
-from pplmodels.generators import LARGEST_SEED, SEEDS, seed_generators
+from pplmodels.rng import LARGEST_SEED, SEEDS, seed_all
 from pplmodels.training.loop import _orders
 
 LARGE = ["--seed", str(LARGEST_SEED)]
@@ -26,16 +26,16 @@ def drawn():
 def test_seeds_are_pyros(seed):
     pyro.set_rng_seed(seed)
     expected = drawn()
-    seed_generators(seed)
+    seed_all(seed)
     assert drawn() == expected
 
 
 def test_larger_seeds_differ():
     found = []
     for seed in (2**32, 2**32 + 1, LARGEST_SEED, SEEDS - 1):
-        seed_generators(seed)
+        seed_all(seed)
         found.append(drawn())
-        seed_generators(seed)
+        seed_all(seed)
         assert drawn() == found[-1]
     assert len(set(map(tuple, found))) == len(found)
 

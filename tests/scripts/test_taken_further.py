@@ -1,6 +1,7 @@
 """Runs that go on from other runs, and what can be looked at before a run has ended."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from starting import OWN, SMALL
 
-from pplmodels.pretrained import load_pair
+from pplmodels.registry import load_pair
 from pplmodels.training import cli
+from pplmodels.training.checkpoint import step_of
 
 VAE = ["--hidden", "8", "--z-dim", "3", "--batch-size", "64", "--no-compile", "--hold", "1", "--eval-every", "2"]
 
@@ -42,7 +44,7 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(script, tmp_path, no_pict
     assert {path: path.read_bytes() for path in short.rglob("*") if path.is_file()} == before
     config = json.loads((longer / "config.json").read_text())
     assert config["extend"] == str(short) and config["hidden"] == [8]
-    (longer / "checkpoint.pt").unlink()  # as if it had been killed while it took over the first run's state
+    (longer / "checkpoint.safetensors").unlink()  # as if it had been killed while it took over the first run's state
     (longer / "metrics.jsonl").unlink()
     train(["--resume", "--out", str(longer)])
     assert same(weights(longer), weights(straight))
@@ -119,6 +121,25 @@ def test_what_cannot_go_on_is_refused_before_there_is_a_folder(script, tmp_path,
         cli.run_script(lambda: script(name)([*options, "--out", str(tmp_path / "new")]))
     assert stopped.value.code == 2 and sentence in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_of_a_run_of_an_earlier_version_only_the_weights_are_taken(script, tmp_path, capsys, trained, no_pictures):
+    earlier, new = tmp_path / "earlier", tmp_path / "new"
+    shutil.copytree(trained, earlier)
+    (earlier / "checkpoint.safetensors").rename(earlier / "checkpoint.pt")
+    before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+    train = script("train_vae")
+    for options in (["--resume", "--out", earlier], ["--extend", earlier, "--steps", "9", "--out", new]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.run_script(lambda options=options: train(list(map(str, options))))
+        assert stopped.value.code == 2
+        assert f"weights by --init-from {earlier}" in capsys.readouterr().err.splitlines()[-1]
+        assert not new.exists()
+    train(["--init-from", str(earlier), "--steps", "1", "--out", str(new)])
+    assert step_of(new / "checkpoint.safetensors") == 1
+    after = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
 
 
 @pytest.mark.filterwarnings("default")

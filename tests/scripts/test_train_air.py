@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import signal
 import sys
 import time
@@ -18,9 +19,9 @@ from pplmodels.training import cli
 def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
     run = tmp_path / "run"
     script("train_air")([*SMALL, "--steps", "6", "--eval-every", "4", "--out", str(run)])
-    files = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "environment.jsonl", "tensorboard"}
+    files = {"config.json", "metrics.jsonl", "result.json", "environment.jsonl", "tensorboard"}
     files |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
-    files |= {"scenes.png", "samples.png", "curves.png"}
+    files |= {"checkpoint.safetensors", "scenes.png", "samples.png", "curves.png"}
     assert {path.name for path in run.iterdir()} == files
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [4, 6]
     result = json.loads((run / "result.json").read_text())
@@ -135,7 +136,7 @@ def test_killed_and_resumed_is_the_same_as_never_stopped(script, tmp_path):
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process = start("train_air", *SMALL, "--steps", "100000", "--out", tmp_path / "run")
     deadline = time.monotonic() + HANGS
-    while not (tmp_path / "run/checkpoint.pt").exists():
+    while not (tmp_path / "run/checkpoint.safetensors").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.5)
@@ -205,13 +206,18 @@ def test_a_run_keeps_its_options_and_its_folder(script, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text())
+PROGRAMS = sorted(
+    path
+    for folder in ("scripts", "benchmarks", "tools")
+    for path in (ROOT / folder).glob("*.py")
+    if "__main__" in path.read_text()
+)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_explains_itself(script, capsys, monkeypatch, name):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_every_script_explains_itself(capsys, monkeypatch, path):
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
     with pytest.raises(SystemExit) as stopped:
-        script(name)()
+        runpy.run_path(str(path))["main"]()
     assert stopped.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 5

@@ -29,7 +29,8 @@ def test_stage_two_learns_the_codes_of_stage_one_and_leaves_it_as_it_is(script, 
     for kind in ("--gated", "--no-gated"):
         second = tmp_path / kind
         script("train_pixelcnn")([str(first), *SHORT, *NET, kind, "--out", str(second)])
-        assert {path.name for path in second.iterdir()} == FILES | {"best.pt", "samples.png", "samples-uniform.png"}
+        pictures = {"samples.png", "samples-uniform.png"}
+        assert {path.name for path in second.iterdir()} == FILES | pictures | {"best.safetensors"}
         learned = result(second)
         assert learned["nats_per_code"] == pytest.approx(-learned["elbo"] / 4)
         assert learned["unigram_nats_per_code"] == pytest.approx(np.log(found["code_perplexity"]))
@@ -68,7 +69,7 @@ def test_the_prior_is_trained_as_its_codes_were_and_resumed(script, tmp_path, mo
 def test_pixels_are_maps_too(script, tmp_path, pixels):
     run = tmp_path / "run"
     script("train_pixelcnn")([*SHORT, *NET, "--pixels", pixels, "--out", str(run)])
-    assert {path.name for path in run.iterdir()} == FILES | {"best.pt", "samples.png"}
+    assert {path.name for path in run.iterdir()} == FILES | {"best.safetensors", "samples.png"}
     most = {"bits": 2, "levels": 256}[pixels]
     assert result(run)["nats_per_code"] == pytest.approx(np.log(most), rel=0.2)
 

@@ -13,7 +13,7 @@ from pplmodels.training import cli
 SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up", "2", "--device", "cpu"]
 COMPILED = ("fully connected, cut", "rows")  # every pair's step is compared with the compiled one in test_pairs.py
 NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
-FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.pt", "environment.jsonl", "tensorboard"}
+FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.safetensors", "environment.jsonl", "tensorboard"}
 FILES |= {"curves.png"} | {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
 PICTURES = {"reconstructions.png", "samples.png"}
 PLANE = PICTURES | {"interpolations.png", "manifold.png", "prior.png"}  # of one code an image
@@ -29,14 +29,18 @@ RUNS = {  # script, options, pictures
     ),
     "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"], {"clouds.png"}),
     "mixture": ("train_image_vae", NARROW, PLANE),
-    "normal": ("train_image_vae", [*NARROW, "--no-refine", "--likelihood", "normal-learned", "--warm-up", "0"], PLANE),
+    "normal": (
+        "train_image_vae",
+        [*NARROW, "--no-refine", "--likelihood", "logit-normal-learned", "--warm-up", "0"],
+        PLANE,
+    ),
     "bernoulli": ("train_image_vae", [*NARROW, "--likelihood", "bernoulli", "--free-bits", "1"], PLANE),
-    "flow prior": ("train_vlae", [*NARROW, "--flow-hidden", "16", "--likelihood", "normal"], PLANE),
+    "flow prior": ("train_vlae", [*NARROW, "--flow-hidden", "16", "--likelihood", "logit-normal"], PLANE),
     "flow posterior": ("train_vlae", [*NARROW, "--flow-hidden", "8", "--flow", "posterior", "--z-dim", "2"], PLANE),
     "rows": ("train_lstm_vae", ["--hidden", "8", "--channels", "4", "4", "--cycle", "4"], PLANE),
     "layers": ("train_ladder_vae", LADDER, PICTURES | {"layers.png"}),
     "painted": ("train_draw", [*PAINTER, "--write-window", "3"], FILM),
-    "painted whole": ("train_draw", [*PAINTER, "--no-attention", "--likelihood", "normal"], FILM),
+    "painted whole": ("train_draw", [*PAINTER, "--no-attention", "--likelihood", "logit-normal"], FILM),
 }
 
 

@@ -15,8 +15,9 @@ from pyro.nn import PyroModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pplmodels.data import Images
-from pplmodels.errors import InputError, NonFiniteLoss
+from pplmodels.errors import InputError, NonFiniteLossError
 from pplmodels.infer import SVI, Annealed, adam, linear
+from pplmodels.states import mapped, packed
 from pplmodels.training import Run, fit
 from pplmodels.training.loop import _orders
 
@@ -172,11 +173,12 @@ def test_evaluation_does_not_disturb_training(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_site_named(tmp_path):
     """The prior's scale becomes 0 at step 12: log p(z) is infinite; the checkpoint of step 10 stays."""
-    with pytest.raises(NonFiniteLoss, match="z in the model"):
+    with pytest.raises(NonFiniteLossError, match="z in the model"):
         train(tmp_path / "run", 20, schedule=lambda step: 0.0 if step >= 12 else 1.0)
-    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    state = mapped(tmp_path / "run/checkpoint.safetensors")
     assert state["step"] == 10
-    assert all(value.isfinite().all() for value in state["guide"].values())
+    guide = [value for name, value in state.items() if name.startswith("guide/")]
+    assert len(guide) == 2 and all(value.isfinite().all() for value in guide)
 
 
 def test_annealed_tensors_get_the_values_of_their_steps(tmp_path):
@@ -185,24 +187,36 @@ def test_annealed_tensors_get_the_values_of_their_steps(tmp_path):
     assert seen == list(range(10))
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "other pair", "other size", "text"])
+@pytest.mark.parametrize("damage", ["missing", "earlier", "cut", "other pair", "other size", "text"])
 def test_checkpoints_that_cannot_be_used_are_refused(tmp_path, damage):
     train(tmp_path / "run", 5)
-    path = tmp_path / "run/checkpoint.pt"
-    state = torch.load(path, weights_only=True)
+    path = tmp_path / "run/checkpoint.safetensors"
+    state = mapped(path)
     if damage == "missing":
         path.unlink()
+    elif damage == "earlier":
+        path.rename(tmp_path / "run/checkpoint.pt")
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "text":
         path.write_text("no checkpoint")
     elif damage == "other pair":
-        torch.save({**state, "model_class": "DRAW"}, path)
+        path.write_bytes(packed({**state, "model_class": "DRAW"}))
     elif damage == "other size":
-        state["guide"]["net.weight"] = torch.zeros(3, 3)
-        torch.save(state, path)
-    with pytest.raises(InputError, match="checkpoint"):
+        path.write_bytes(packed({**state, "guide/net.weight": torch.zeros(3, 3)}))
+    with pytest.raises(InputError, match="earlier version" if damage == "earlier" else "checkpoint"):
         train(tmp_path / "run", 10, resume=True)
+
+
+def test_the_state_of_an_earlier_version_is_not_begun_anew(tmp_path):
+    """Also before there were evaluations, where a run without a checkpoint begins."""
+    Run.create(tmp_path / "run", {"seed": 5}).close()
+    (tmp_path / "run/checkpoint.pt").write_text("pickled")
+    with pytest.raises(InputError, match=f"--init-from {tmp_path}/run"):
+        train(tmp_path / "run", 10, resume=True)
+    with pytest.raises(InputError, match="holds another run"):
+        train(tmp_path / "run", 10)
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "checkpoint.pt", ".lock"}
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
@@ -230,8 +244,8 @@ def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
     for part in ("alone", "starts/0"):
         failed_start(run / part)
     (run / "tensorboard").mkdir()
-    (run / ".writing-7-checkpoint.pt").write_text("half a checkpoint")
-    assert {"config.json", "checkpoint.pt", "metrics.jsonl"} <= {path.name for path in run.iterdir()}
+    (run / ".writing-7-checkpoint.safetensors").write_text("half a checkpoint")
+    assert {"config.json", "checkpoint.safetensors", "metrics.jsonl"} <= {path.name for path in run.iterdir()}
     again, fresh = train(run, 5, seed=6), train(tmp_path / "fresh", 5, seed=6)
     assert torch.equal(again[0].weight, fresh[0].weight) and again[3] == fresh[3]
     assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "fresh").iterdir()}
@@ -243,7 +257,7 @@ def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
         "notes",
         "config.json",
         "metrics.jsonl",
-        "checkpoint.pt",
+        "checkpoint.safetensors",
         "tensorboard/events",
         "starts/notes",
         "mine/config.json",

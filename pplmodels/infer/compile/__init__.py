@@ -1,0 +1,1 @@
+"""The compiled step: tracing a pair into a graph, checking and replaying it."""

@@ -1,0 +1,420 @@
+"""Tracing a program into a flat graph of tensor operations once, and replaying that."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from pplmodels import distributed
+from pplmodels.infer.compile.comparison import Outcome, difference
+from pplmodels.infer.compile.state import Snapshot, State, kind_of
+from pplmodels.infer.compile.traced import TracedGraph, tensor_name
+from pplmodels.infer.compile.tracing import CompileError, explained, line_that_draws, modules_that_run, refusal
+from pplmodels.rng import get_rng_state
+from pplmodels.states import named, packed
+
+MANY = 16  # graphs kept, and traces after which one is told that tracing keeps happening
+ARRAY = 64  # entries of an argument's NumPy array that may be part of a signature
+HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
+
+
+class CompiledProgram:
+    """A program that runs as a flat graph after its first call with given shapes.
+
+    ``program(*args, **kwargs)`` may use Pyro, autograd and modules; it returns tensors, and values that the signature
+    fixes, in any nesting. The first call with a new *signature* runs the program itself, and then traces it under
+    :func:`torch.fx.experimental.proxy_tensor.make_fx`, which records every tensor operation, those of autograd
+    included; from the second call on the operations run by themselves, without Python modules, Pyro, provenance or
+    autograd. Every tensor that can be reached from the arguments and ``roots``
+    (:class:`pplmodels.infer.compile.state.State`) is an input of the graph, read anew at each call. Random operations
+    draw from the generators, in the order of the program. In-place changes of tensors are operations like others. Where
+    the program puts another tensor in an attribute, list, dict or variable, so does the graph.
+
+    The signature holds everything else that can be reached, the shape, dtype and device of every tensor, which tensors
+    are the same, and torch's global settings. A change makes a new graph.
+
+    A new graph is compared with the program from the same state, under another seed than it was traced with
+    (:mod:`pplmodels.infer.compile.comparison`). The comparison is repeated at the graph's second call, fourth, eighth
+    and so on, with that call's arguments, to find changes that the signature does not show (a file, an object of a C
+    extension). A difference counts if it shows under two seeds. It raises :class:`CompileError`, as does what cannot
+    be traced, with everything as it was before the call. With ``fallback`` there is one warning instead, and the
+    program itself runs from then on.
+
+    Arguments:
+        program: what to replay.
+        roots: gives the objects that it reads, by name; what they are may change from call to call.
+        fallback: run the program itself where it cannot be compiled.
+        tolerance: by which graph and program may differ, of the largest entry (sums are taken in another order);
+            None for what float32 and float64 round.
+    """
+
+    def __init__(
+        self,
+        program: Callable,
+        roots: Callable[[], Mapping[str, object]],
+        fallback: bool = False,
+        tolerance: float | None = None,
+    ):
+        self.program, self.roots = program, roots
+        self.fallback, self.tolerance = fallback, tolerance
+        self.graphs: dict[tuple, TracedGraph | None] = {}
+        self.traces = 0
+        self._found: list[nn.Module] = []  # modules that run and cannot be reached otherwise
+        self._rooted: dict[str, object] = {}
+        self._state: State | None = None
+        self._numbers: dict[tuple, int] = {}
+        self._numbered, self._number = None, 0
+        self._last: tuple[State, State] | None = None
+        self._warned = self._told = False
+
+    def __reduce__(self):
+        """Copies, and what is read from a file, trace anew."""
+        return type(self), (self.program, self.roots, self.fallback, self.tolerance)
+
+    def __call__(self, *args, **kwargs):
+        """The program's result, detached; on CUDA it is overwritten by the next call."""
+        if reason := _why_not_here():
+            return self._uncompiled(refusal(reason), args, kwargs)
+        state = self._current()
+        arguments = State(_named(args, kwargs), known=state)
+        if reason := _why_not_these(state, arguments):
+            return self._uncompiled(refusal(reason), args, kwargs)
+        key = self._key(state, arguments)
+        if key not in self.graphs:
+            return self._first(state, arguments, args, kwargs)
+        if (graph := self.graphs[key]) is None:
+            return self.program(*args, **kwargs)
+        graph.calls += 1
+        if graph.calls & (graph.calls - 1) == 0:
+            return self._compared(graph, key, state, arguments, args, kwargs)
+        return self._replayed(graph, state, arguments)
+
+    def _replayed(self, graph: TracedGraph, state: State, arguments: State):
+        results, rebound = graph(state.tensors, arguments.tensors)
+        if rebound:
+            state.rebind(rebound)
+        return results
+
+    def _uncompiled(self, error: CompileError, args: tuple, kwargs: dict):
+        self._give_up(error)
+        return self.program(*args, **kwargs)
+
+    def _give_up(self, error: CompileError) -> None:
+        """Raise, or warn once that the program runs as it is."""
+        if not self.fallback:
+            raise error
+        if not self._warned:
+            warnings.warn(f"{error} It runs uncompiled.", stacklevel=2)
+        self._warned = True
+
+    def _current(self) -> State:
+        """The state of what the program reads, walked again only where something was rebound."""
+        roots = dict(self.roots())
+        same = self._state is not None and len(roots) == len(self._rooted)
+        same = same and all(roots[name] is self._rooted.get(name) for name in roots)
+        if not (same and self._state.unchanged()):
+            self._rooted, self._state = roots, self._walk(roots)
+        return self._state
+
+    def _walk(self, roots: Mapping[str, object] | None = None) -> State:
+        roots = dict(self.roots()) if roots is None else roots
+        hidden = {f"a hidden {type(module).__name__}": module for module in self._found}
+        return State({**roots, **hidden, "torch's global hooks": HOOKS})
+
+    def _key(self, state: State, arguments: State) -> tuple:
+        if state is not self._numbered:  # a number stands for a signature, which is long
+            self._numbered, self._number = state, self._numbers.setdefault(state.signature, len(self._numbers))
+        return self._number, arguments.signature, _settings()
+
+    def _first(self, state: State, arguments: State, args: tuple, kwargs: dict):
+        """Run the program itself, then trace it.
+
+        The first run may create what later runs find (lazy parameters, caches, the sites of an AutoGuide). Then the
+        trace starts from the state after it, otherwise from the same state.
+        """
+        self._tell_why(state, arguments)
+        start = _snapshot(state, arguments)
+        with modules_that_run() as ran:
+            results = _detached(self.program(*args, **kwargs))
+        known = {id(module) for module in self._found}
+        self._found += [m for m in ran if not state.holds(m) and id(m) not in known]
+        settled = self._walk()
+        end = _snapshot(settled, arguments)
+        same = settled.signature == state.signature
+        base = state if same else settled
+        if same:
+            state.restore_bindings()
+            start.restore()
+        again, again_named = _copied(args, kwargs, state)
+        given = State(_named(again, again_named), known=base)
+        try:
+            self._check_arguments(arguments, args, kwargs, known=state)
+            graph = self._traced(base, given, again, again_named)
+        except CompileError as error:
+            if not self.fallback:
+                state.restore_bindings()
+                arguments.restore_bindings()
+                start.restore()
+                raise
+            graph = None
+            self._give_up(error)
+        self._keep(self._key(base, given), graph)
+        if same and graph is not None:  # a resumed training takes the very step of one that was not interrupted
+            arguments.restore_bindings()
+            self._state = state
+            return self._replayed(graph, state, arguments)
+        settled.restore_bindings()
+        end.restore()
+        self._state = settled
+        return results
+
+    @staticmethod
+    def _check_arguments(before: State, args: tuple, kwargs: dict, known: State) -> None:
+        """Raise if the program has put something else into its arguments than was there."""
+        after = State(_named(args, kwargs), known=known)
+        if after.signature != before.signature or not before.unchanged():
+            what = before.difference(after) or "an argument"
+            raise refusal(
+                f"the program changes {what}, and a replay would not: let the program keep what it computes in an "
+                "attribute"
+            )
+
+    def _keep(self, key: tuple, graph: TracedGraph | None) -> None:
+        if len(self.graphs) >= MANY:
+            self.graphs.pop(next(iter(self.graphs)))
+        if len(self._numbers) > 4 * MANY:
+            self._numbers = {state: number for state, number in self._numbers.items() if number >= key[0] - MANY}
+        self.graphs[key] = graph
+
+    def _traced(self, state: State, arguments: State, args: tuple, kwargs: dict) -> TracedGraph:
+        """The graph from a state, compared with the program; the state is left as it was."""
+        with _left_as_it_was(state, arguments) as before:
+            torch.manual_seed(torch.initial_seed() + 1)
+            try:
+                expected = self._outcome(state, arguments, args, kwargs)  # raises where no graph could be right
+            except CompileError:
+                raise
+            except Exception as error:  # the first run went well: the program is not one that can be run again
+                raise explained(error, "a second run with the same arguments fails") from error
+            state.restore_bindings()
+            before.restore()
+            torch.manual_seed(torch.initial_seed() + 2)
+            graph = TracedGraph(self.program, args, kwargs, state, arguments, self._walk)
+            state.restore_bindings()
+            before.restore()
+            graph.check(state, arguments)
+            self._compare(graph, before, (1, 2), state, arguments, args, kwargs, expected)
+            before.restore()
+            if all(tensor.is_cuda for tensor in graph.chosen(state.tensors, arguments.tensors)):
+                graph.capture(state.tensors, arguments.tensors)
+        return graph
+
+    def _compared(self, graph: TracedGraph, key: tuple, state: State, arguments: State, args: tuple, kwargs: dict):
+        """A call at which graph and program are compared; returns the graph's results."""
+        try:
+            with _left_as_it_was(state, arguments) as before:
+                self._compare(graph, before, (0, 1), state, arguments, args, kwargs)
+        except CompileError as error:
+            if (since := graph.calls // 2) > 1:
+                error = CompileError(
+                    f"{str(error).removesuffix('.')}: found at call {graph.calls}, last compared at call {since}, so "
+                    f"calls {since + 1} to {graph.calls - 1} may have used a stale value."
+                )
+            self.graphs[key] = None
+            return self._uncompiled(error, args, kwargs)
+        return self._replayed(graph, state, arguments)
+
+    def _compare(
+        self,
+        graph: TracedGraph,
+        before: Snapshot,
+        seeds: tuple[int, int],
+        state: State,
+        arguments: State,
+        args: tuple,
+        kwargs: dict,
+        expected: Outcome | None = None,
+    ) -> None:
+        """Run graph and program from the same state; raises if they differ under both seeds (offsets to the current).
+
+        A difference under one seed may be a choice that falls the other way by rounding. ``expected`` is what the
+        program does under the first.
+        """
+        differences, name = [], partial(tensor_name, state, arguments)
+        for offset in seeds:
+            outcomes = [] if expected is None else [expected]
+            for run in (None, graph)[len(outcomes) :]:
+                if offset:
+                    torch.manual_seed(torch.initial_seed() + offset)
+                outcomes.append(self._outcome(state, arguments, args, kwargs, run))
+                state.restore_bindings()
+                before.restore()
+            expected = None
+            # all ranks have to go on alike
+            found = difference(*outcomes, [value for _, value in before.tensors], name, self.tolerance)
+            differences.append(max(distributed.all_gather_object(found)))
+            if not differences[-1]:
+                return
+        raise CompileError(
+            f"the replayed step differs from the program's own in {differences[0]}: the program reads something that "
+            "cannot be reached from model and guide, or a random choice decides which sites there are."
+        )
+
+    def _outcome(
+        self, state: State, arguments: State, args: tuple, kwargs: dict, graph: TracedGraph | None = None
+    ) -> Outcome:
+        """What one run, of the graph or the program, returns and leaves behind."""
+        if graph is not None:
+            results, rebound = graph(state.tensors, arguments.tensors)
+            tensors = [rebound.get(index, tensor) for index, tensor in enumerate(state.tensors)]
+        else:
+            drawn, seed = _other_generators(state), torch.initial_seed()
+            memory = [tensor.data_ptr() for tensor in state.tensors]
+            results = self.program(*args, **kwargs)
+            if _other_generators(state) != drawn:
+                place = line_that_draws(lambda: _other_generators(state), self.program, *args, **kwargs)
+                raise refusal(
+                    "numbers are drawn from Python's or NumPy's random generator, and a replay would repeat the same "
+                    f"numbers{place}: use torch's"
+                )
+            if torch.initial_seed() != seed:
+                raise refusal("the program seeds torch's random generator, and a replay would not")
+            after = self._walk()
+            if after.signature != state.signature:
+                raise refusal(
+                    f"each run of the program changes {state.difference(after)}, which is not a tensor, and a replay "
+                    "would not"
+                )
+            self._check_arguments(arguments, args, kwargs, known=state)
+            for index, (tensor, pointer) in enumerate(zip(state.tensors, memory, strict=True)):
+                if after.tensors[index] is tensor and tensor.data_ptr() != pointer:
+                    raise refusal(
+                        f"the program gives {state.tensor_name(index)} other memory, and a replay would not: write to "
+                        "it in place"
+                    )
+            tensors = after.tensors
+        tensors = [tensor.detach().clone() for tensor in (*tensors, *arguments.tensors)]
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_flatten(_detached(results))[0]]
+        return Outcome(leaves, tensors, get_rng_state())
+
+    def _tell_why(self, state: State, arguments: State) -> None:
+        """Name what keeps changing: a number at its second value, anything after many traces."""
+        self.traces += 1
+        if self._last is not None:
+            known, given = self._last
+            numbers = arguments.changed_numbers(given) if known.signature == state.signature else []
+            if numbers and not (self._told or self._warned):
+                self._told = True
+                warnings.warn(
+                    f"this program is traced again because of another number, {', '.join(numbers)}. Pass a number that "
+                    "varies as a tensor: its value is read at each call and needs no new trace.",
+                    stacklevel=4,
+                )
+            elif self.traces > MANY:
+                changed = known.difference(state) or given.difference(arguments) or "torch's settings"
+                warnings.warn(
+                    f"this program has been traced {self.traces} times, now because of {changed}: "
+                    "keep shapes and plain values the same from call to call, and pass what varies as tensors.",
+                    stacklevel=4,
+                )
+        self._last = state, arguments
+
+
+def _snapshot(state: State, arguments: State) -> Snapshot:
+    return Snapshot([*state.tensors, *arguments.tensors], [*state.generators, *arguments.generators])
+
+
+@contextmanager
+def _left_as_it_was(state: State, arguments: State) -> Iterator[Snapshot]:
+    """Gives what state and arguments hold, and goes back to it at the end."""
+    before = _snapshot(state, arguments)
+    try:
+        yield before
+    finally:
+        state.restore_bindings()
+        arguments.restore_bindings()
+        before.restore()
+
+
+def _named(args: tuple, kwargs: dict) -> dict[str, object]:
+    numbered = {f"argument {number}": value for number, value in enumerate(args, 1)}
+    return {**numbered, **{f"argument {name}": value for name, value in kwargs.items()}}
+
+
+def _settings() -> tuple:
+    """What of torch's global state changes the operations of a program."""
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")),
+    )
+
+
+def _why_not_here() -> str:
+    """Why no graph is made or used in the contexts around this call; "" if there is no reason."""
+    if _PYRO_STACK:
+        names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
+        return f"it is called inside of Pyro's handlers ({names}): put them around model and guide"
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+    if modes := [type(mode).__name__ for mode in modes if not isinstance(mode, DeviceContext)]:
+        return f"it is called inside of torch's modes ({', '.join(modes)}), which change what operations do"
+    if torch.is_anomaly_enabled():
+        return "it is called under torch's anomaly detection, which looks at values"
+    return ""
+
+
+def _why_not_these(state: State, arguments: State) -> str:
+    """Why no graph is made of a program that may read these objects; "" if there is no reason."""
+    if arrays := arguments.large_arrays(ARRAY):
+        names = arguments.names(arrays)
+        return f"{names} is a NumPy array, whose values would be constants of the graph: pass torch.from_numpy(...)"
+    if arguments.unsupported:
+        return f"{arguments.names(arguments.unsupported)} is not a plain tensor"
+    for found in (state, arguments):
+        if found.iterators:
+            return (
+                f"{found.names(found.iterators)} is an iterator, and a replay would not advance it: take the next "
+                "item outside of the step and pass it as an argument"
+            )
+    return ""
+
+
+def _copied(args: tuple, kwargs: dict, state: State) -> tuple[tuple, dict]:
+    """The arguments with clones of their tensors.
+
+    The first run may have cached results by the identity of its arguments, as Pyro's transforms do: a second run with
+    the same tensors would find them, and the next step will not. Tensors stay as they are if the state holds them, if
+    they share memory, or if a clone would have other strides.
+    """
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is Tensor and leaf.layout is torch.strided]
+    memory = Counter(t.untyped_storage().data_ptr() for t in {id(t): t for t in tensors}.values())
+    copies = {}
+    for tensor in tensors:
+        copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        if memory[tensor.untyped_storage().data_ptr()] == 1 and not state.holds(tensor) and tensor.is_leaf:
+            copies[id(tensor)] = copy if kind_of(copy) == kind_of(tensor) else tensor
+    return tree_map(lambda leaf: copies.get(id(leaf), leaf), (args, kwargs))
+
+
+def _detached(results):
+    leaves, spec = tree_flatten(results)
+    return tree_unflatten([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def _other_generators(state: State) -> tuple:
+    """The states of the generators that are not torch's, comparable."""
+    states = get_rng_state()
+    own = [values for values in state.get_rng_state() if not isinstance(values, Tensor)]
+    return packed(named({"python": states["python"], "numpy": states["numpy"]})), repr(own)

@@ -1,0 +1,116 @@
+"""One traced graph: how it is made, and how it runs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pplmodels.infer.compile.passes import simplified
+from pplmodels.infer.compile.state import Snapshot, State
+from pplmodels.infer.compile.tracing import explained, refusal, refusing
+
+aten = torch.ops.aten
+
+
+class TracedGraph:
+    """One traced graph, called with the tensors of state and arguments."""
+
+    def __init__(self, program: Callable, args: tuple, kwargs: dict, state: State, arguments: State, walk: Callable):
+        tensors = [*state.tensors, *arguments.tensors]
+        self.spec, self.calls = None, 1
+
+        def flat(*inputs):  # the very tensors that the program will meet: make_fx knows them by identity
+            with refusing(tensors):
+                results, self.spec = tree_flatten(program(*args, **kwargs))
+            self.constants = [None if isinstance(result, Tensor) else result for result in results]
+            pairs = enumerate(zip(state.tensors, walk().tensors, strict=True))
+            put = {index: found for index, (tensor, found) in pairs if found is not tensor}
+            self.rebound = list(put)  # the program puts other tensors in their places
+            return [result.detach() if isinstance(result, Tensor) else None for result in (*results, *put.values())]
+
+        try:
+            # one mode for all nodes' shapes: without a context make_fx constructs one a node, half of the time it takes
+            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+                module = make_fx(flat)(*tensors)
+        except Exception as error:
+            raise explained(error) from error
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        attached = [any(user.target is not aten.detach.default for user in node.users) for node in placeholders]
+        self.cut = [i for i, t in enumerate(tensors) if t.grad_fn is not None and attached[i]]
+        module, self.used = simplified(module, tensors)
+        self.requires_grad = [tensors[index].requires_grad for index in self.rebound]
+        self.run = module.forward
+        self.captured: torch.cuda.CUDAGraph | None = None
+
+    def check(self, state: State, arguments: State) -> None:
+        """Raise where a graph cannot do what the program does with a tensor of the state."""
+        for index in self.cut:
+            name = tensor_name(state, arguments, index)
+            raise refusal(
+                f"{name} was computed outside of the step and requires a gradient, and a replay would not continue the "
+                "backward pass there: detach it"
+            )
+        for index in self.rebound:
+            if not state.can_rebind(index):
+                raise refusal(
+                    f"the program replaces the tensor {state.tensor_name(index)}, which is not an attribute, a "
+                    "variable, or an entry of a list or dict"
+                )
+
+    def chosen(self, state: list[Tensor], arguments: list[Tensor]) -> list[Tensor]:
+        """The tensors that the graph reads or writes."""
+        tensors = [*state, *arguments]
+        return [tensors[index] for index in self.used]
+
+    @torch.no_grad()
+    def capture(self, state: list[Tensor], arguments: list[Tensor]) -> None:
+        """Record the graph's kernels as one CUDA graph, with fixed buffers for arguments and results.
+
+        The state's tensors are read and written where they are; when one has moved, the kernels are recorded anew.
+        """
+        number = sum(index < len(state) for index in self.used)
+        tensors = self.chosen(state, arguments)
+        self.addresses = [tensor.data_ptr() for tensor in tensors[:number]]
+        self.buffers = [tensor.clone() for tensor in tensors[number:]]
+        inputs = [*tensors[:number], *self.buffers]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        before = Snapshot(inputs)  # the runs below change what the graph changes
+        with torch.cuda.stream(side):  # libraries set themselves up outside the capture
+            self.run(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            self.results = self.run(*inputs)
+        before.restore()
+        self.captured = captured
+
+    @torch.no_grad()
+    def __call__(self, state: list[Tensor], arguments: list[Tensor]) -> tuple:
+        """What the program returns, and by their index in the state the tensors that it replaces."""
+        tensors = self.chosen(state, arguments)
+        if self.captured is None:
+            results = self.run(*tensors)
+        else:
+            number = len(self.addresses)
+            if [tensor.data_ptr() for tensor in tensors[:number]] != self.addresses:
+                self.capture(state, arguments)
+            torch._foreach_copy_(self.buffers, tensors[number:])
+            self.captured.replay()
+            number = len(self.constants)
+            results = [*self.results[:number], *(result.clone() for result in self.results[number:])]
+        results, put = results[: len(self.constants)], results[len(self.constants) :]
+        results = [fixed if result is None else result for result, fixed in zip(results, self.constants, strict=True)]
+        for found, needed in zip(put, self.requires_grad, strict=True):
+            found.requires_grad_(needed)
+        return tree_unflatten(results, self.spec), dict(zip(self.rebound, put, strict=True))
+
+
+def tensor_name(state: State, arguments: State, index: int) -> str:
+    """The name of one of the tensors of a state followed by those of the arguments."""
+    number = len(state.tensors)
+    return state.tensor_name(index) if index < number else arguments.tensor_name(index - number)

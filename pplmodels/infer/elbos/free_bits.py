@@ -1,0 +1,38 @@
+"""Free bits: a KL that costs nothing below a threshold (Kingma et al. 2016, arXiv 1606.04934, appendix C.8)."""
+
+from pyro.infer import TraceGraph_ELBO
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pplmodels import distributed
+
+
+class FreeBits_ELBO(TraceGraph_ELBO):
+    """TraceGraph_ELBO in whose gradient a latent site's KL, averaged over a batch, costs nothing below ``free`` nats.
+
+    .. code-block:: text
+
+        surrogate = E log p(x | z) - sum over sites max(free, mean over images of KL_site)
+
+    Keeps a site from being switched off before the decoder has learnt to use it (Kingma et al. 2016, arXiv 1606.04934,
+    appendix C.8). The value is the bound itself. All of the guide's sites must be reparameterised.
+
+    Arguments:
+        free: nats per image and site.
+    """
+
+    def __init__(self, free: float, **options):
+        super().__init__(**options)
+        self.free = free
+
+    def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        bound, surrogate = super()._loss_and_surrogate_loss_particle(model_trace, guide_trace)
+        for name, site in guide_trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if not site["fn"].has_rsample:
+                raise ValueError(f"site {name} is not reparameterised: free bits need its KL's gradient")
+            kl = distributed.all_reduce((site["log_prob"] - model_trace.nodes[name]["log_prob"]).sum())
+            kl = kl / distributed.world_size()
+            surrogate = surrogate + (self.free * site["log_prob"].numel() - kl).clamp(min=0)
+        return bound, surrogate

@@ -1,0 +1,161 @@
+"""The bound with a chain of stops, and choices, summed out (:mod:`pplmodels.infer.elbos.stopping_chain`)."""
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import TraceGraph_ELBO
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match
+from torch import Tensor
+
+from pplmodels.infer.compile.state import Snapshot, State
+from pplmodels.infer.elbos.nvil import normalised_score
+from pplmodels.infer.elbos.stopping_chain import StoppingChain, is_choice, is_stop, trace_path
+
+
+class SummedOut_ELBO(TraceGraph_ELBO):
+    """TraceGraph_ELBO with a chain of stops, and choices, summed out and not sampled.
+
+    .. code-block:: text
+
+        path ~ q(path),  the guide's run that never stops
+        bound = E_path sum_{n=0..T} q(n | path) [log p(x, n, path_{<=n}) - log q(n | path) - log q(path_{<=n})]
+
+    The expectation over n, and over the choices made up to n, of the sampled bound, term by term, so bound and gradient
+    have the same means as TraceGraph_ELBO's (Rao-Blackwell), with less variance and without a score function or
+    baselines. The guide runs once, along its path; the model runs once, with the outcomes in a new leftmost batch
+    dimension of its stops and choices, so it must broadcast over batch dimensions that it does not know. Everything
+    else that the guide draws must be reparameterised, and must not depend on a choice, nor on a stop except by being
+    masked after it: this is checked while Pyro's validation is on.
+
+    Arguments:
+        choices: whether choices are summed out too. K of them a step make of T steps' T + 1 outcomes 1 + K + ... + K^T.
+            Otherwise they are drawn on the path, and their score functions meet the expected cost over n, with the
+            baselines and learning signals of :class:`NVIL_ELBO`; then what is drawn later may depend on them.
+        ...: Pyro's, by keyword.
+    """
+
+    def __init__(self, *, choices: bool = True, **settings):
+        super().__init__(**settings)
+        self.choices = choices
+
+    def _get_trace(self, model, guide, args, kwargs) -> tuple[Trace, Trace]:
+        path = prune_subsample_sites(trace_path(guide, *args, **kwargs))
+        path.compute_score_parts()
+        outcomes = _with_values(path, (stops := StoppingChain(path, self.choices)).outcomes().values)
+        model_trace = poutine.trace(poutine.replay(model, trace=outcomes)).get_trace(*args, **kwargs)
+        model_trace = prune_subsample_sites(model_trace)
+        model_trace.compute_log_prob()
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, path, stops.sites[0]["value"].dim())
+            state = State({"guide": guide})
+            before = Snapshot(state.tensors, state.generators)  # the check runs the guide once for each outcome
+            _check_path(path, stops, guide, args, kwargs)
+            state.restore_bindings()
+            before.restore()
+        return model_trace, path
+
+    def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        stops = StoppingChain(guide_trace, self.choices)
+        _, probs, log_prob = stops.outcomes()
+        worth, bound = -log_prob, 0.0  # of each outcome, image by image; and of what always counts
+        for site in model_trace.nodes.values():
+            if site["type"] == "sample":
+                if (term := _by_image(site, stops)) is None:
+                    bound = bound + site["log_prob_sum"]
+                else:
+                    worth = worth + term
+        bound = bound + (probs * worth).sum()
+        summed = {site["name"] for _, site in stops.choices}
+        drawn, steps = [], 0
+        for site in guide_trace.nodes.values():
+            if is_stop(site):
+                steps += 1
+            elif site["type"] == "sample" and site["name"] not in summed:
+                if (term := _by_image(site, stops)) is None:
+                    bound = bound - site["log_prob_sum"]
+                else:
+                    drawn.append((steps, site, stops.reached(steps) * term))
+                    bound = bound - drawn[-1][2].sum()
+        surrogate = bound
+        for number, (step, site, _) in enumerate(drawn):
+            if is_choice(site):
+                later = sum(term for _, _, term in drawn[number:])
+                downstream = (probs[step:] * worth[step:]).sum(0) - later
+                surrogate = surrogate + _score(site, downstream.detach(), stops.reached(step).detach())
+        return bound, -surrogate
+
+    def loss(self, model, guide, *args, **kwargs) -> float:
+        """Minus the bound, from one path (``num_particles`` of them)."""
+        with torch.no_grad():
+            return -self._loss_and_surrogate_loss(model, guide, args, kwargs)[0].item()
+
+
+def _by_image(site: dict, stops: StoppingChain) -> Tensor | None:
+    """A site's log-probability image by image; None outside of the stops' plates, where it always counts."""
+    frames = [frame for frame in stops.sites[0]["cond_indep_stack"] if frame.vectorized]
+    if not set(frames) <= set(site["cond_indep_stack"]):
+        return None
+    return MultiFrameTensor((site["cond_indep_stack"], site["log_prob"])).sum_to(frames)
+
+
+def _score(site: dict, downstream: Tensor, reached: Tensor) -> Tensor:
+    """The surrogate of a choice, and of its baseline, image by image made with the probability ``reached``.
+
+    ``downstream`` is that times what the choice meets: its mean over the outcomes in which it is made.
+    """
+    cost = downstream / reached.clamp(min=torch.finfo(reached.dtype).tiny)
+    prediction, score = normalised_score(site, cost, reached)
+    signal = cost - prediction
+    return (reached * (score * signal.detach() - signal.square())).sum()
+
+
+def _check_path(path: Trace, stops: StoppingChain, guide, args: tuple, kwargs: dict) -> None:
+    """Compare the path with the guide's own account of each count, all choices being others than the path's.
+
+    Raises ValueError where they differ.
+    """
+    others = {site["name"]: _other(site) for _, site in stops.choices}
+    for n, log_prob in enumerate(stops.log_prob):
+        codes = {site["name"]: code[n] for site, code in zip(stops.sites, stops.codes, strict=True)}
+        outcome = _with_values(path, codes | others)
+        outcome = poutine.trace(poutine.replay(guide, trace=outcome)).get_trace(*args, **kwargs)
+        outcome.compute_log_prob()
+        steps, chain = 0, torch.zeros_like(log_prob)
+        for name, site in path.nodes.items():
+            if site["type"] != "sample":
+                continue
+            found = outcome.nodes[name]["log_prob"]
+            if is_stop(site):
+                steps, chain = steps + 1, chain + found
+                continue
+            path_log_prob = site["log_prob"]
+            if name in others:
+                path_log_prob = scale_and_mask(site["fn"].log_prob(others[name]), site["scale"], site["mask"])
+            elif not (site["fn"].has_rsample or is_choice(site)):
+                raise ValueError(f"site {name} is neither a stop nor reparameterised: it cannot be summed out.")
+            if not torch.allclose(found, path_log_prob * (steps <= n), rtol=1e-4, atol=1e-3):
+                cause = "a choice, or on the stops" if others else "the stops"
+                raise ValueError(
+                    f"site {name} of the guide depends on {cause} other than by being masked after step {steps}: "
+                    "one path does not stand for all outcomes."
+                )
+        if not torch.allclose(chain, log_prob, rtol=1e-4, atol=1e-3):
+            cause = " or the stops depend on a choice" if others else ""
+            raise ValueError(f"after a stop the later stops do not stay at 0 for certain{cause} (looking at n = {n}).")
+
+
+def _other(site: dict) -> Tensor:
+    """Another value of a choice than the one in a trace."""
+    number = site["fn"].enumerate_support(expand=False).shape[0]
+    return (site["value"] + 1) % number
+
+
+def _with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
+    """A copy of a trace with other values of some sites."""
+    copied = trace.copy()
+    for name, value in values.items():
+        copied.nodes[name] = {**copied.nodes[name], "value": value}
+    return copied

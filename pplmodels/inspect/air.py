@@ -1,0 +1,76 @@
+"""What AIR sees in a scene."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pplmodels.infer.elbos.stopping_chain import StoppingChain, trace_path
+from pplmodels.infer.looking import looking
+from pplmodels.infer.traces import pair_traces, steps
+
+
+@dataclass(frozen=True)
+class SceneView:
+    """One posterior sample of a batch of scenes, as a person would look at it.
+
+    scenes, reconstruction: (B, C, H, W); z_pres: (B, T) of 0 and 1; z_where: (B, T, 3), (log s, x, y).
+    """
+
+    scenes: Tensor
+    reconstruction: Tensor
+    z_pres: Tensor
+    z_where: Tensor
+
+
+@looking
+def view_scenes(model, guide, scenes: Tensor) -> SceneView:
+    """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and let the model draw them."""
+    guide_trace, model_trace = pair_traces(model, guide, scenes)
+    latents = {name: guide_trace.nodes[name]["value"] for name in guide_trace.stochastic_nodes}
+    z_pres, z_where = steps(latents, "z_pres"), steps(latents, "z_where")
+    return SceneView(scenes, model_trace.nodes["x"]["fn"].mean, torch.stack(z_pres, -1), torch.stack(z_where, -2))
+
+
+@looking
+def sample_scenes(model, n: int, count: int) -> Tensor:
+    """``n`` scenes of ``count`` objects each from the prior, without pixel noise, ``(n, C, H, W)``.
+
+    A trained prior over counts is strict: unconditioned, nearly all its scenes are empty.
+    """
+    ones = next(model.parameters()).new_ones(n)
+    z_pres = {f"z_pres_{t}": ones * (t <= count) for t in range(1, model.num_steps + 1)}
+    conditioned = poutine.condition(model, data=z_pres)
+    trace = poutine.trace(conditioned).get_trace(n=n)
+    return trace.nodes["x"]["fn"].mean
+
+
+@looking
+def count_posterior(guide, scenes: Tensor, num_samples: int = 1) -> Tensor:
+    """q(n | x) for n = 0..T objects, ``(B, T + 1)``: its mean over ``num_samples`` paths of the guide's chain of stops.
+
+    Each path gives all n with their probabilities (:class:`pplmodels.infer.elbos.stopping_chain.StoppingChain`), so one
+    is a good estimate already, and the argmax is the most probable count.
+    """
+    return sum(StoppingChain(trace_path(guide, scenes)).probs for _ in range(num_samples)).T / num_samples
+
+
+def decided_counts(posterior: Tensor) -> Tensor:
+    """The steps taken when going on wherever that is likelier than not, int64 ``(B)``, from q(n | x) ``(B, T + 1)``."""
+    reached = posterior.flip(1).cumsum(1).flip(1)  # P(n >= t)
+    go_on = reached[:, 1:] > 0.5 * reached[:, :-1]
+    return go_on.long().cumprod(1).sum(1)
+
+
+def count_objects(latents: Mapping[str, Tensor]) -> Tensor:
+    """How many objects a sample of the latents has, int64 ``(B)``."""
+    return torch.stack(steps(latents, "z_pres")).sum(0).long()
+
+
+def count_metrics(true: Tensor, inferred: Tensor, most_inferred: int) -> dict:
+    """``count_accuracy``, and ``confusion`` with a row a true count and a column an inferred count from 0."""
+    shape = int(true.max()) + 1, most_inferred + 1
+    confusion = torch.bincount(true * shape[1] + inferred, minlength=shape[0] * shape[1]).view(shape)
+    return {"count_accuracy": float((true == inferred).double().mean()), "confusion": confusion.tolist()}

@@ -1,0 +1,168 @@
+"""What AIR in three dimensions sees on a table."""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import pyro
+import torch
+from pyro import poutine
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from pplmodels.data.tabletop import TabletopScenes
+from pplmodels.defaults import default_device
+from pplmodels.distributions.wrapped_normal import wrapped
+from pplmodels.infer.elbos.stopping_chain import StoppingChain, trace_path
+from pplmodels.infer.handlers import Likeliest
+from pplmodels.infer.looking import looking, unchanged
+from pplmodels.infer.traces import random_sites
+from pplmodels.infer.traces import steps as steps_of
+from pplmodels.metrics.bounds import log_probs
+from pplmodels.nn.renderer import KINDS, PERIODS
+
+
+@dataclass(frozen=True)
+class Solids:
+    """The solids of a batch of scenes: of T places for each, the first ``count`` are taken.
+
+    ``count (B)``; ``kind (B, T)`` indices into :data:`pplmodels.nn.renderer.KINDS`; ``place (B, T, 2)`` in halves of
+    the table's side; ``yaw (B, T)`` in radians.
+    """
+
+    count: Tensor
+    kind: Tensor
+    place: Tensor
+    yaw: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """Which places are taken, ``(B, T)`` of 0.0 and 1.0."""
+        return (torch.arange(self.kind.shape[1], device=self.kind.device) < self.count[:, None]).to(self.place.dtype)
+
+
+def true_solids(tables: TabletopScenes) -> Solids:
+    """What the scenes of a data set show, in torch's default type of floats, as what is found in them."""
+    dtype = torch.get_default_dtype()
+    return Solids(tables.counts, tables.kind, tables.place.to(dtype), tables.yaw.to(dtype))
+
+
+@looking
+def find_solids(guide, x: Tensor) -> Solids:
+    """The likeliest solids of the pictures ``x (B, 3, H, W)`` under the guide: every site at its mode, step by step."""
+    with Likeliest():
+        path = trace_path(guide, x)
+    values = {name: path.nodes[name]["value"] for name in path.stochastic_nodes}
+    kind, yaw = (torch.stack(steps_of(values, name), -1) for name in ("z_kind", "z_yaw"))
+    return Solids(StoppingChain(path).probs.argmax(0), kind, torch.stack(steps_of(values, "z_place"), -2), yaw)
+
+
+@torch.no_grad()
+def sample_yaws(model, guide, x: Tensor, num_samples: int = 500) -> Tensor:
+    """Samples from q(z_yaw_1 | x), ``(B, num_samples)`` in radians."""
+    _, _, latents = log_probs(model, guide, x, num_samples)
+    return latents["z_yaw_1"].expand(num_samples, len(x)).T
+
+
+@looking
+def render_solids(model, solids: Solids, renderer=None) -> Tensor:
+    """Pictures of solids, ``(B, 3, H, W)``, by the model's renderer or another (that of another camera)."""
+    renderer = renderer or model.renderer
+    return renderer(solids.present, solids.kind, solids.place, solids.yaw)
+
+
+def log_joint(model, x: Tensor, solids: Solids) -> Tensor:
+    """log p(x, z) of pictures ``x (B, 3, H, W)`` and solids for them, ``(B)`` in nats."""
+    number = range(1, model.num_steps + 1)
+    columns = {"z_pres": solids.present, "z_kind": solids.kind, "z_place": solids.place, "z_yaw": solids.yaw}
+    values = {f"{name}_{t}": value[:, t - 1] for name, value in columns.items() for t in number}
+    with unchanged(model):
+        trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
+        trace.compute_log_prob()
+        return sum(site["log_prob"] for _, site in random_sites(trace))
+
+
+def refine_solids(model, x: Tensor, solids: Solids, steps: int = 20, lr: float = 0.005) -> tuple[Solids, Tensor]:
+    """Solids whose places and turns have climbed log p(x, z), and its value ``(B)``; counts and kinds stay.
+
+    Adam, whose rate falls along half a cosine: of places ``lr`` in halves of the table's side, of turns three times
+    that in radians.
+    """
+    place, yaw = (value.detach().clone().requires_grad_() for value in (solids.place, solids.yaw))
+    moving = replace(solids, place=place, yaw=yaw)
+    optim = torch.optim.Adam([{"params": [place], "lr": lr}, {"params": [yaw], "lr": 3 * lr}])
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
+    with default_device(x.device), pyro.validation_enabled(False):  # turns leave the circle between steps
+        for _ in range(steps):
+            place.grad, yaw.grad = torch.autograd.grad(-log_joint(model, x, moving).sum(), [place, yaw])
+            optim.step()
+            rate.step()
+        refined = replace(solids, place=place.detach(), yaw=wrapped(yaw.detach()))
+        return refined, log_joint(model, x, refined).detach()
+
+
+def search_solids(model, x: Tensor, starts: int, steps: int, lr: float = 0.03) -> Solids:
+    """The best of ``starts`` refinements of each picture, begun at random: inference without a guide.
+
+    Counts are even over 0..T, or over 1 where T is 1, kinds and turns even, places drawn from the prior.
+    """
+    number, most, device = len(x) * starts, model.num_steps, x.device
+    fewest = 1 if most == 1 else 0
+    count = torch.randint(fewest, most + 1, (number,), device=device)
+    kind = torch.randint(len(KINDS), (number, most), device=device)
+    place = model.place_scale * torch.randn(number, most, 2, device=device)
+    yaw = (2 * torch.rand(number, most, device=device) - 1) * math.pi
+    tried, value = refine_solids(model, x.repeat_interleave(starts, 0), Solids(count, kind, place, yaw), steps, lr)
+    best = value.view(-1, starts).argmax(1) + torch.arange(0, number, starts, device=device)
+    return Solids(*(getattr(tried, field.name)[best] for field in fields(tried)))
+
+
+def yaw_errors(found: Tensor, true: Tensor, kind: Tensor) -> Tensor:
+    """Radians between two turns that the symmetry of the ``kind`` does not explain; all ``(...)``, NaN for spheres.
+
+    >>> quarter = torch.tensor([math.pi / 2 + 0.1])
+    >>> [round(float(yaw_errors(quarter, torch.zeros(1), torch.tensor([kind]))), 2) for kind in (1, 2)]
+    [0.1, 1.67]
+    """
+    period = torch.tensor(PERIODS, device=found.device, dtype=found.dtype)[kind]
+    times = 2 * math.pi / period  # the error is stretched to the circle, wrapped, and shrunk again
+    return (wrapped((found - true) * times) / times).abs()
+
+
+def solid_metrics(true: Solids, found: Solids) -> dict:
+    """How well found solids match the true ones.
+
+    ``count_accuracy_argmax``; then of solids matched within a scene so that the distances add up to the least (as many
+    as the smaller count): ``kind_accuracy``, ``kind_confusion`` (a row a true kind), ``place_error_percent``, the
+    median distance in percent of the table's side, and ``yaw_error_degrees``, the median up to the kind's symmetry,
+    of all solids that have a turn and whose kind is right, and ``yaw_error_degrees/<kind>``. What there is none of is
+    left out.
+    """
+    true, found = (_on_cpu(solids) for solids in (true, found))
+    metrics = {"count_accuracy_argmax": float((true.count == found.count).double().mean())}
+    pairs = [
+        (scene, row, column)
+        for scene, distance in enumerate(torch.cdist(true.place, found.place))
+        for row, column in zip(
+            *linear_sum_assignment(distance[: true.count[scene], : found.count[scene]].numpy()), strict=True
+        )
+    ]
+    if not pairs:
+        return metrics
+    scenes, rows, columns = torch.tensor(pairs, device="cpu").T
+    kind, kind_found = true.kind[scenes, rows], found.kind[scenes, columns]
+    number = len(KINDS)
+    metrics["kind_accuracy"] = float((kind == kind_found).double().mean())
+    confusion = torch.bincount(kind * number + kind_found, minlength=number**2).view(number, number)
+    metrics["kind_confusion"] = confusion.tolist()
+    off = (true.place[scenes, rows] - found.place[scenes, columns]).norm(dim=-1)
+    metrics["place_error_percent"] = float(off.median()) / 2 * 100
+    error = yaw_errors(found.yaw[scenes, columns], true.yaw[scenes, rows], kind).rad2deg()
+    turned = {
+        name: error[(kind == index) & (kind_found == index)] for index, name in enumerate(KINDS) if PERIODS[index] > 0
+    }
+    turned = {"": torch.cat(list(turned.values())), **{f"/{name}": errors for name, errors in turned.items()}}
+    return metrics | {f"yaw_error_degrees{of}": float(errors.median()) for of, errors in turned.items() if len(errors)}
+
+
+def _on_cpu(solids: Solids) -> Solids:
+    return Solids(*(getattr(solids, field.name).cpu() for field in fields(solids)))

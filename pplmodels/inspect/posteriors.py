@@ -1,0 +1,173 @@
+"""What a pair believes as arrays with named dimensions, for xarray and ArviZ."""
+
+import itertools
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import torch
+import xarray
+from pyro import plate, poutine
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pplmodels.infer.looking import looking
+from pplmodels.infer.traces import random_sites, steps
+from pplmodels.metrics.bounds import log_probs, without_step
+
+AT_ONCE = 1024  # images times samples in one run of a pair
+
+
+@torch.no_grad()
+def posterior(
+    model, guide, x: Tensor, num_samples: int = 100, sites: Collection[str] | None = None, at_once: int = AT_ONCE
+):
+    """q(z | x) of the images ``x (B, C, H, W)`` as samples with names, and how the model weighs them.
+
+    Groups, dimensions ``(chain, draw, image, ...)`` each:
+
+    - ``posterior``: the guide's samples of each site. Sites that are steps of one (``z_what_1``, ``z_what_2``, ...) are
+      one variable with a dimension ``step``; the names of further dimensions are the halves' ``dims`` and ``coords``;
+    - ``sample_stats``: ``lp``, log p(x, z), and ``log_weight``, log p(x, z) - log q(z | x), in nats;
+    - ``log_likelihood``: log p(x | z) of each observed site and image;
+    - ``observed_data``: the images, without chain and draw.
+
+    Samples are independent, so there is one chain. Memory is what is returned, and a run of the pair with ``at_once``
+    images times samples.
+
+    Arguments:
+        num_samples: draws of each image.
+        sites: those to keep, by the names of variables (all).
+        at_once: images times samples.
+
+    Returns:
+        What the installed ArviZ works on: its InferenceData before version 1.0, an :class:`xarray.DataTree` from then.
+
+    >>> from guides import MLPGuide
+    >>> from pplmodels import MLPVAE
+    >>> pair = MLPVAE(image=(1, 4, 4), z_dim=3), MLPGuide(image=(1, 4, 4), z_dim=3)
+    >>> found = posterior(*pair, torch.rand(5, 1, 4, 4).round(), num_samples=20)
+    >>> dict(found.posterior["z"].sizes)
+    {'chain': 1, 'draw': 20, 'image': 5, 'latent': 3}
+    """
+    kept: dict[str, list] = {}
+    for images in x.split(at_once):
+        rows: dict[str, list] = {}
+        for draws in _chunks(num_samples, at_once // len(images)):
+            log_p, log_q, values = log_probs(model, guide, images, draws)
+            joint, shape = sum(log_p.values()), (draws, len(images))
+            found = {("posterior", name): value for name, value in values.items() if _wanted(name, sites)}
+            found |= {("log_likelihood", name): log_p[name] for name in log_p.keys() - log_q.keys()}
+            found["sample_stats", "lp"] = joint
+            found["sample_stats", "log_weight"] = joint - sum(log_q.values())
+            for name, value in found.items():
+                rows.setdefault(name, []).append(_array(value.expand(*shape, *value.shape[2:])))
+        for name, parts in rows.items():
+            kept.setdefault(name, []).append(np.concatenate(parts))
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for (group, name), parts in kept.items():
+        groups.setdefault(group, {})[name] = np.concatenate(parts, 1)[None]
+    leading = ("chain", "draw", "image")
+    observed = {name: _array(x) for name in groups["log_likelihood"]}
+    named = {"posterior": (model, guide)}  # the other groups have a number an image
+    datasets = {group: _dataset(variables, leading, named.get(group, ())) for group, variables in groups.items()}
+    return _for_arviz({**datasets, "observed_data": _dataset(observed, ("image",), (model, guide))})
+
+
+@looking
+def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = AT_ONCE):
+    """Draws of the observed sites from p(x' | z) at the guide's samples: group ``posterior_predictive``.
+
+    Dimensions ``(chain, draw, image, ...)``, arguments and result as :func:`posterior`'s, with ``observed_data``.
+    """
+    kept: dict[str, list] = {}
+    for images in x.split(at_once):
+        rows: dict[str, list] = {}
+        for draws in _chunks(num_samples, at_once // len(images)):
+            with plate("samples", draws, dim=-2):
+                guide_trace = poutine.trace(guide).get_trace(images)
+                trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(n=len(images))
+            for name, site in random_sites(trace):
+                if name not in guide_trace.nodes:
+                    rows.setdefault(name, []).append(_array(site["value"]))
+        for name, parts in rows.items():
+            kept.setdefault(name, []).append(np.concatenate(parts))
+    drawn = {name: np.concatenate(parts, 1)[None] for name, parts in kept.items()}
+    datasets = {"posterior_predictive": _dataset(drawn, ("chain", "draw", "image"), (model,))}
+    observed = {name: _array(x) for name in drawn}
+    return _for_arviz({**datasets, "observed_data": _dataset(observed, ("image",), (model,))})
+
+
+@looking
+def prior(model, num_samples: int = 100, at_once: int = AT_ONCE):
+    """Draws from the model: groups ``prior``, its latents, and ``prior_predictive``, what would be observed.
+
+    Dimensions ``(chain, draw, ...)``, arguments and result as :func:`posterior`'s.
+    """
+    rows: dict[str, list] = {}
+    for draws in _chunks(num_samples, at_once):
+        trace = poutine.trace(model).get_trace(n=draws)
+        scored = poutine.trace(model).get_trace(trace.nodes["_RETURN"]["value"])
+        for name, site in random_sites(trace):
+            rows.setdefault(name, []).append(_array(site["value"]))
+    drawn = {name: np.concatenate(parts)[None] for name, parts in rows.items()}
+    groups = {
+        "prior": {name: value for name, value in drawn.items() if not scored.nodes[name]["is_observed"]},
+        "prior_predictive": {name: value for name, value in drawn.items() if scored.nodes[name]["is_observed"]},
+    }
+    return _for_arviz({name: _dataset(part, ("chain", "draw"), (model,)) for name, part in groups.items()})
+
+
+def _chunks(number: int, most: int) -> Iterator[int]:
+    """``number`` in parts of at most ``most``, and at least 1."""
+    most = max(1, most)
+    return (min(most, number - start) for start in range(0, number, most))
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()
+
+
+def _wanted(site: str, sites: Collection[str] | None) -> bool:
+    return sites is None or site in sites or without_step(site) in sites
+
+
+def _dataset(
+    sites: Mapping[str, np.ndarray], leading: tuple[str, ...], halves: tuple[PyroModule, ...]
+) -> xarray.Dataset:
+    """Arrays whose first dimensions are ``leading`` as variables; steps are put together."""
+    variables = {}
+    for name in dict.fromkeys(map(without_step, sites)):
+        values = [sites[name]] if name in sites else steps(sites, name)
+        dims = _dims(name, values[0].ndim - len(leading), halves)
+        if name in sites:
+            variables[name] = (*leading, *dims), sites[name]
+        elif len({value.shape for value in values}) == 1:
+            variables[name] = (*leading, "step", *dims), np.stack(values, len(leading))
+        else:
+            raise ValueError(f"the steps of {name} differ in shape: they have no common dimensions")
+    coords = dict(itertools.chain.from_iterable(getattr(half, "coords", {}).items() for half in halves))
+    sizes = {dim: size for dims, value in variables.values() for dim, size in zip(dims, value.shape, strict=True)}
+    first = {"step": 1}
+    counted = {dim: np.arange(size) + first.get(dim, 0) for dim, size in sizes.items()}
+    labels = {dim: list(coords[dim]) if dim in coords else numbers for dim, numbers in counted.items()}
+    return xarray.Dataset(variables, labels)
+
+
+def _dims(name: str, number: int, halves: tuple[PyroModule, ...]) -> tuple[str, ...]:
+    """What the halves call a site's event dimensions; ArviZ's own names if they say nothing."""
+    for half in halves:
+        dims = getattr(half, "dims", {}).get(name)
+        if dims is not None:
+            if len(dims) != number:
+                raise ValueError(f"{type(half).__name__}.dims has {len(dims)} names for {name} of {number} dimensions")
+            return dims
+    return tuple(f"{name}_dim_{index}" for index in range(number))
+
+
+def _for_arviz(groups: dict[str, xarray.Dataset]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0
+        import arviz  # takes seconds, and only these functions need it
+    tree = xarray.DataTree.from_dict({name: dataset for name, dataset in groups.items() if dataset})
+    return arviz.from_datatree(tree) if hasattr(arviz, "from_datatree") else tree

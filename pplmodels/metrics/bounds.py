@@ -1,0 +1,181 @@
+"""Bounds on log p(x), evaluated on a whole data set and split by site."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pplmodels import distributed
+from pplmodels.defaults import default_device
+from pplmodels.errors import InputError
+from pplmodels.infer.compile.program import CompiledProgram
+from pplmodels.infer.looking import put_back, unchanged
+from pplmodels.infer.observed import Fitting
+from pplmodels.infer.traces import local_params, pair_traces, random_sites
+from pplmodels.memo import memoise
+
+LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
+
+
+def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
+    """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values.
+
+    With ``samples``, that many of the guide's samples at once in a leading dimension, ``(samples, B)``; what does not
+    depend on them, such as an encoder's work, is done once. The pair stays as it is
+    (:func:`pplmodels.infer.looking.unchanged`).
+    """
+    with unchanged(model, guide), Fitting():
+        return one_run(model, guide, x, samples)
+
+
+def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
+    """:func:`log_probs` with all that a run writes to the pair, such as batch statistics in training mode."""
+    at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
+    with local_params(), memoise(), default_device(getattr(x, "device", None)):
+        with at_once:
+            guide_trace, model_trace = pair_traces(model, guide, x)
+        for trace in (model_trace, guide_trace):
+            trace.compute_log_prob()
+    log_p, log_q = (
+        {name: site["log_prob"] for name, site in random_sites(trace) if not site["infer"].get("is_auxiliary")}
+        for trace in (model_trace, guide_trace)
+    )
+    return log_p, log_q, {name: guide_trace.nodes[name]["value"] for name in log_q}
+
+
+def compiled_log_probs(
+    model, guide, samples: int | None = None, fallback: bool = False
+) -> Callable[[Tensor], LogProbs]:
+    """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed.
+
+    The pair stays as it is; modules in evaluation mode are taken to write nothing.
+    """
+
+    def program(x: Tensor) -> LogProbs:
+        with pyro.validation_enabled(False):
+            return one_run(model, guide, x, samples)
+
+    replay = CompiledProgram(program, lambda: {"model": model, "guide": guide}, fallback)
+
+    @torch.no_grad()
+    def run(x: Tensor) -> LogProbs:
+        with put_back(model, guide) if _may_write(model) or _may_write(guide) else nullcontext():
+            return replay(x)
+
+    return run
+
+
+def _may_write(half) -> bool:
+    return not isinstance(half, nn.Module) or any(module.training for module in half.modules())
+
+
+def without_step(site: str) -> str:
+    """A site's name without the number of its step.
+
+    >>> without_step("z_where_2")
+    'z_where'
+    """
+    return re.sub(r"_\d+$", "", site)
+
+
+@torch.no_grad()
+def elbo_terms(
+    run: Callable[[Tensor], LogProbs],
+    batches: Iterable[Tensor],
+    statistic: Callable[[dict[str, Tensor]], Tensor] | None = None,
+) -> tuple[dict[str, float], Tensor | None]:
+    """The bound (K = 1) over all images of ``batches``, in nats per image, and where it comes from.
+
+    ``run`` is :func:`log_probs` of a pair (``partial(log_probs, model, guide)``) or :func:`compiled_log_probs`. Returns
+    ``elbo``, ``reconstruction`` (log-probability of the observed sites), ``kl``, and ``kl/<site>`` with the steps of a
+    site added up ("z_where_1" and "z_where_2" count for "kl/z_where"); and ``statistic(latents)`` of all images.
+    Each KL is log q - log p at the guide's sample, so ``elbo = reconstruction - kl`` holds exactly. beta is 1, no image
+    is left out, and the sums are kept in float64. Of several ranks each brings batches of its own; the results are of
+    all of them.
+    """
+    totals: dict[str, Tensor] = defaultdict(float)
+    images, statistics = 0, []
+    for x in batches:
+        log_p, log_q, latents = run(x)
+        images += len(x)
+        for site in log_p.keys() | log_q.keys():
+            if site in log_q:
+                kl = (log_q[site] - log_p[site]).sum(dtype=torch.float64)
+                totals["kl"] += kl
+                totals["kl/" + without_step(site)] += kl
+            else:
+                totals["reconstruction"] += log_p[site].sum(dtype=torch.float64)
+        if statistic is not None:
+            statistics.append(statistic(latents))
+    totals["elbo"] = totals["reconstruction"] - totals["kl"]
+    names = sorted(totals)
+    sums = [torch.as_tensor(number, dtype=torch.float64, device="cpu") for number in (images, *map(totals.get, names))]
+    images, *sums = distributed.all_reduce_list(sums)
+    terms = {name: float(total / images) for name, total in zip(names, sums, strict=True)}
+    return terms, distributed.all_gather(torch.cat(statistics)) if statistics else None
+
+
+class Weighted(NamedTuple):
+    """An importance-weighted bound, ``bound (N)`` in nats an image.
+
+    ``sample_size (N)`` is the effective number of samples, (sum w)^2 / sum w^2: near 1, one sample carries the bound.
+    """
+
+    bound: Tensor
+    sample_size: Tensor
+
+
+@torch.no_grad()
+def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], num_samples: int) -> Weighted:
+    """log (1/K) sum_{k=1..K} p(x, z_k) / q(z_k | x) of each image for K = ``num_samples`` samples of the guide.
+
+    A lower bound on log p(x) in expectation, tighter with every sample (Burda et al. 2016, arXiv 1509.00519). ``run``
+    is that of :func:`elbo_terms`, or one with some samples at once. Memory is that of one run on the largest batch,
+    whatever K is, and how the samples are divided into runs does not matter. Sums are kept in float64.
+    """
+    if num_samples < 1:
+        raise InputError(f"an importance-weighted bound needs at least one sample, not {num_samples}.")
+    bounds, sizes = [], []
+    for x in batches:
+        total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+        squares, drawn = total.clone(), 0
+        while drawn < num_samples:
+            log_p, log_q, _ = run(x)
+            log_weight = sum(p.double() for p in log_p.values()) - sum(q.double() for q in log_q.values())
+            log_weight = log_weight.view(-1, len(x))[: num_samples - drawn]
+            total = torch.logaddexp(total, log_weight.logsumexp(0))
+            squares = torch.logaddexp(squares, (2 * log_weight).logsumexp(0))
+            drawn += len(log_weight)
+        bounds.append(total - math.log(num_samples))
+        sizes.append((2 * total - squares).exp())
+    return Weighted(torch.cat(bounds), torch.cat(sizes))
+
+
+@torch.no_grad()
+def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
+    """The sites whose log-probability is infinite or NaN for some image of ``x``, guide sites first."""
+    with pyro.validation_enabled(False):
+        log_p, log_q, _ = log_probs(model, guide, x)
+    return [
+        f"{site} in the {half}"
+        for half, terms in (("guide", log_q), ("model", log_p))
+        for site, term in terms.items()
+        if not term.isfinite().all()
+    ]
+
+
+def bits_per_dim(nats: float, shape: Sequence[int], is_density: bool) -> float:
+    """A log-probability of 8-bit images in nats an image, as minus bits a pixel and channel.
+
+    A density on [0, 1] (:func:`pplmodels.data.dequantised`) is one level's probability times 256 in each dimension.
+
+    >>> round(bits_per_dim(-1000.0, (3, 8, 8), is_density=False), 3)
+    7.514
+    """
+    return -nats / (math.prod(shape) * math.log(2)) + (8 if is_density else 0)

@@ -1,0 +1,29 @@
+"""How noisy the gradient estimates of a pair are."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pplmodels.infer.compile.state import Snapshot, State
+from pplmodels.infer.svi import SVI
+
+
+def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repeats: int = 16) -> float:
+    """Total variance of the gradient of some parameters over ``repeats`` estimates, in (nats per image per unit)^2.
+
+    Weights and batch are fixed, only the guide's samples differ: the noise of the estimator, not of the data. The pair,
+    its buffers and the random generators are left as they were. The estimates are those that :meth:`SVI.step` uses,
+    before clipping.
+    """
+    learned = svi.parameters()
+    chosen = [i for i, p in enumerate(learned) if any(p is q for q in parameters)]
+    state = State({"model": svi.model, "guide": svi.guide, "parameters": learned})
+    before = Snapshot(state.tensors, state.generators)
+    estimates = []
+    for _ in range(repeats):
+        _, images, gradients = svi.gradients(*args)
+        estimates.append(torch.cat([(gradients[i] / images).flatten() for i in chosen if gradients[i] is not None]))
+    state.restore_bindings()
+    before.restore()
+    return float(torch.stack(estimates).var(0).sum())

@@ -1,0 +1,1 @@
+"""The generative models, one file per paper."""

@@ -1,0 +1,129 @@
+"""AIR in three dimensions: inverse graphics (Eslami et al. 2016, arXiv 1603.08575, section 4.3)."""
+
+from collections.abc import Sequence
+from types import MappingProxyType
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import pyro_method
+from torch import Tensor
+
+from pplmodels.distributions import WrappedNormal
+from pplmodels.distributions.presence import masked_bernoulli, presence_prior_logits
+from pplmodels.distributions.wrapped_normal import EVEN
+from pplmodels.module import IMAGE_DIMS, PairModule, data_plate
+from pplmodels.nn.renderer import KINDS, Renderer
+
+Latents = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class AIR3D(PairModule):
+    """A picture is a rendering of a few solids on a table; what is inferred are the scene's own coordinates.
+
+    .. code-block:: text
+
+        p(x, z) = p(x | z) prod_{t=1..T} p(z_pres_t | z_pres_{t-1}) [p(z_kind_t) p(z_place_t) p(z_yaw_t)]^{z_pres_t}
+
+        p(n)        proportional to k^n for n = 0..T solids; log k is the buffer `log_k`
+        z_pres_t    ~ Bern(rho_t z_pres_{t-1}), as in AIR
+        z_kind_t    ~ Categorical(1/4): sphere, cube, cylinder, cup
+        z_place_t   ~ N(0, place_scale^2), the middle of the solid's foot; the table is [-1, 1]^2
+        z_yaw_t     ~ even on the circle
+        x           ~ N(render(z), pixel_scale^2)
+
+    ==========  ============  ===========  ===========  ================================
+    site        support       batch shape  event shape  symbol in the paper
+    ==========  ============  ===========  ===========  ================================
+    z_pres_t    {0, 1}        (B)          ()           z_pres^t, the unary code of n
+    z_kind_t    {0..3}        (B)          ()           z_what^t, the identity
+    z_place_t   real          (B)          (2)          z_where^t, the position; of the pose
+    z_yaw_t     [-pi, pi]     (B)          ()           z_where^t, the rotation; of the pose
+    x           real          (B)          (3, H, W)    x
+    ==========  ============  ===========  ===========  ================================
+
+    Sites carry their step from 1; after the stop z_pres is 0 and the others are masked. The decoder is not learnt: it
+    is :class:`pplmodels.nn.renderer.Renderer`, and this half has no parameters.
+
+    Deviations: the paper renders with a graphics engine and takes finite differences; this renderer is soft and has
+    gradients. Its solids are ours.
+
+    Arguments:
+        image: (height, width) of the pictures in pixels.
+        num_steps: T, the largest number of solids.
+        place_scale: standard deviation of a place, in halves of the table's side.
+        pixel_scale: standard deviation of a channel of a pixel around the rendering. A buffer: training anneals it.
+        log_k: log of the prior's ratio p(n+1)/p(n); a buffer.
+    """
+
+    role = "model"
+    dims = MappingProxyType({"z_place": ("place",), "x": IMAGE_DIMS})
+    coords = MappingProxyType({"place": ("x", "y"), "channel": ("red", "green", "blue")})
+
+    def __init__(
+        self,
+        image: Sequence[int] = (32, 32),
+        num_steps: int = 3,
+        place_scale: float = 0.45,
+        pixel_scale: float = 0.1,
+        log_k: float = 0.0,
+    ):
+        super().__init__("air3d")
+        self.num_steps = num_steps
+        self.place_scale = place_scale
+        self.renderer = Renderer(image)
+        self.register_buffer("pixel_scale", torch.tensor(pixel_scale, dtype=torch.get_default_dtype()))
+        self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
+
+    @pyro_method
+    def p_z_pres(self, logits: Tensor, present: Tensor) -> dist.Distribution:
+        """p(z_pres_t | z_pres_{t-1}): ``logits ()`` of rho_t and ``present (B)``, the last step's z_pres."""
+        return masked_bernoulli(logits, present)
+
+    @pyro_method
+    def p_z_kind(self) -> dist.Distribution:
+        """p(z_kind_t), an index into :data:`pplmodels.nn.renderer.KINDS`."""
+        return dist.Categorical(logits=self.log_k.new_zeros(len(KINDS)))
+
+    @pyro_method
+    def p_z_place(self) -> dist.Distribution:
+        """p(z_place_t), event shape (2)."""
+        zeros = self.log_k.new_zeros(2)
+        return dist.Normal(zeros, zeros + self.place_scale).to_event(1)
+
+    @pyro_method
+    def p_z_yaw(self) -> dist.Distribution:
+        """p(z_yaw_t)."""
+        return WrappedNormal(self.log_k.new_zeros(()), EVEN)
+
+    @pyro_method
+    def p_x(self, z_pres: Tensor, z_kind: Tensor, z_place: Tensor, z_yaw: Tensor) -> dist.Distribution:
+        """p(x | z) from ``z_pres, z_kind, z_yaw (..., B, T)`` and ``z_place (..., B, T, 2)``."""
+        return dist.Normal(self.render(z_pres, z_kind, z_place, z_yaw), self.pixel_scale).to_event(3)
+
+    @pyro_method
+    def render(self, z_pres: Tensor, z_kind: Tensor, z_place: Tensor, z_yaw: Tensor) -> Tensor:
+        """The picture without noise, ``(..., B, 3, H, W)``."""
+        return self.renderer(z_pres, z_kind, z_place, z_yaw)
+
+    @pyro_method
+    def latents(self, n: int) -> Latents:
+        """The latents of ``n`` scenes, inside their plate: z_pres, z_kind, z_yaw (n, T), z_place (n, T, 2)."""
+        drawn = []
+        present = self.log_k.new_ones(n)
+        for t, logits in enumerate(presence_prior_logits(self.log_k, self.num_steps).unbind(), start=1):
+            present = pyro.sample(f"z_pres_{t}", self.p_z_pres(logits, present))
+            seen = present > 0
+            kind = pyro.sample(f"z_kind_{t}", self.p_z_kind().mask(seen))
+            place = pyro.sample(f"z_place_{t}", self.p_z_place().mask(seen))
+            yaw = pyro.sample(f"z_yaw_{t}", self.p_z_yaw().mask(seen))
+            drawn.append((present, kind, place, yaw))
+        pres, kind, place, yaw = zip(*drawn, strict=True)
+        return torch.stack(pres, -1), torch.stack(kind, -1), torch.stack(place, -2), torch.stack(yaw, -1)
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
+        """Score the pictures ``x (B, 3, H, W)``, or draw ``n`` of them; returns x."""
+        batch = n if x is None else len(x)
+        with data_plate(batch):
+            latents = self.latents(batch)
+            return pyro.sample("x", self.p_x(*latents), obs=x)

@@ -1,0 +1,99 @@
+"""Ladder variational autoencoders: the generative half (Soenderby et al. 2016, arXiv 1602.02282)."""
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from pplmodels.memo import memoised
+from pplmodels.models.likelihoods import Bernoulli
+from pplmodels.models.priors import StandardNormal
+from pplmodels.module import IMAGE_DIMS, PairModule, data_plate
+from pplmodels.nn.mlp import NormalHead, mlp
+
+
+class LadderVAE(PairModule):
+    """A hierarchy of codes: what an image is about at the top, what it looks like at the bottom.
+
+    .. code-block:: text
+
+        p(x, z) = p(z_L) prod_{i=1..L-1} p(z_i | z_{i+1}) p(x | z_1)
+
+        zL ~ N(0, I)
+        zi ~ N(loc_i(z_{i+1}), variance_i(z_{i+1}))     a network a layer
+        x  ~ Bernoulli(decoder(z1))
+
+    ====  ============  ===========  ===========  ===================
+    site  support       batch shape  event shape  symbol in the paper
+    ====  ============  ===========  ===========  ===================
+    z1    real          (B)          (D_1)        z_1
+    ...
+    zL    real          (B)          (D_L)        z_L
+    x     0, 1          (B)          an image's   x
+    ====  ============  ===========  ===========  ===================
+
+    Each network has two hidden layers of leaky rectifiers, normalised over the batch, as are the means and the
+    variances' inputs (sections 2.2 and 3). In evaluation mode the running statistics normalise, and images are
+    independent of each other.
+
+    Arguments:
+        image: (C, H, W).
+        z_dims: D_1..D_L, from the image upwards.
+        hidden_dims: widths of the networks between the image and z_1, z_1 and z_2, ...
+        batch_norm: normalise.
+    """
+
+    role = "model"
+
+    def __init__(
+        self,
+        image: Sequence[int] = (1, 28, 28),
+        z_dims: Sequence[int] = (64, 32, 16, 8, 4),
+        hidden_dims: Sequence[int] = (512, 256, 128, 64, 32),
+        batch_norm: bool = True,
+    ):
+        super().__init__("ladder_vae")
+        if not z_dims or len(z_dims) != len(hidden_dims):
+            raise ValueError(f"{len(z_dims)} layers of codes do not fit {len(hidden_dims)} widths: one each, at least")
+        self.image, self.z_dims, self.hidden_dims = tuple(image), tuple(z_dims), tuple(hidden_dims)
+        self.batch_norm = batch_norm
+        self.dims = {f"z{layer}": (f"latent_{layer}",) for layer in range(1, len(z_dims) + 1)} | {"x": IMAGE_DIMS}
+        self.top = StandardNormal(z_dims[-1])
+        options = {"activation": "leaky-relu", "batch_norm": batch_norm}
+        self.layers = nn.ModuleList(
+            nn.Sequential(mlp(above, (width, width), **options), NormalHead(width, dim, batch_norm))
+            for dim, above, width in zip(z_dims, z_dims[1:], hidden_dims[1:], strict=False)
+        )
+        net = mlp(z_dims[0], (hidden_dims[0],) * 2, math.prod(image), **options)
+        self.decoder = nn.Sequential(net, nn.Unflatten(-1, self.image))
+        self.likelihood = Bernoulli()
+
+    @pyro_method
+    @memoised
+    def p_z(self, layer: int, above: Tensor | None = None) -> dist.Distribution:
+        """p(z_layer | z_{layer+1}), event shape (D_layer), from ``above (..., B, D_{layer+1})``; p(z_L) without."""
+        if above is None:
+            return self.top()
+        loc, variance = self.layers[layer - 1](above)
+        return dist.Normal(loc, variance.sqrt()).to_event(1)
+
+    @pyro_method
+    def p_x(self, z: Tensor) -> dist.Distribution:
+        """p(x | z_1) from ``z (..., B, D_1)``."""
+        return self.likelihood(self.decoder(z))
+
+    @pyro_method
+    def codes(self) -> Tensor:
+        """All layers, inside their plate, from the top down; returns z_1."""
+        z = None
+        for layer in pyro.markov(range(len(self.z_dims), 0, -1)):
+            z = pyro.sample(f"z{layer}", self.p_z(layer, z))
+        return z
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
+        """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
+        with data_plate(n if x is None else len(x)):
+            return pyro.sample("x", self.p_x(self.codes()), obs=x)

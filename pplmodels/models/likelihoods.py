@@ -1,0 +1,163 @@
+"""Likelihoods p(x | z): modules that turn a decoder's output into a distribution of images or vectors."""
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import transforms
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pplmodels.distributions import DiscretizedLogisticMixture
+
+
+class Likelihood(nn.Module):
+    """Base class of likelihoods of images with ``channels`` channels.
+
+    ``kind`` says what log p(x | z) is, and so which transform of 8-bit images x is (:mod:`pplmodels.data.transforms`):
+    ``"binary"``, the probability of pixels 0 and 1; ``"mass"``, that of the 256 levels, given as x in [0, 1];
+    ``"density"``, a density of dequantised x in [0, 1]; None for what is no image.
+    """
+
+    kind: Literal["binary", "mass", "density"] | None = None
+
+    def __init__(self, channels: int = 1):
+        super().__init__()
+
+    def num_params(self, channels: int) -> int:
+        """How many numbers the decoder gives for each pixel: one for each channel."""
+        return channels
+
+
+class Bernoulli(Likelihood):
+    """Pixels that are 0 or 1; the decoder gives their logits, ``(..., C, H, W)``."""
+
+    kind = "binary"
+
+    def forward(self, logits: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (C, H, W)."""
+        return dist.Bernoulli(logits=logits).to_event(3)
+
+
+class DiagonalNormal(Likelihood):
+    """Vectors; the decoder gives mean and scale of each coordinate, ``(..., 2 D)``."""
+
+    def num_params(self, channels: int) -> int:
+        """A mean and an unconstrained scale per coordinate."""
+        return 2 * channels
+
+    def forward(self, output: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (D)."""
+        loc, raw = output.chunk(2, -1)
+        return dist.Normal(loc, softplus(raw)).to_event(1)
+
+
+class LogitNormal(Likelihood):
+    """Normal noise around the decoder's output in logit space, as a density of the intensities x in [0, 1].
+
+    .. code-block:: text
+
+        y = logit(squeeze / 2 + (1 - squeeze) x) ~ N(decoder's output, scale^2)
+        log p(x) = log N(y) + log dy/dx
+
+    The Jacobian is counted, so bits per dimension are comparable with those of other likelihoods.
+
+    Arguments:
+        channels: C; a learned scale has one value per channel.
+        learned_scale: learn it, instead of 1.
+        squeeze: keeps y finite at 0 and 1 (RealNVP, Dinh et al. 2017, arXiv 1605.08803, section 4.1).
+    """
+
+    kind = "density"
+
+    def __init__(self, channels: int, learned_scale: bool = True, squeeze: float = 0.1):
+        super().__init__()
+        log_scale = torch.zeros(channels, 1, 1)
+        self.log_scale = nn.Parameter(log_scale) if learned_scale else None
+        self.squeeze = squeeze
+
+    def forward(self, loc: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (C, H, W)."""
+        scale = torch.ones_like(loc) if self.log_scale is None else self.log_scale.exp().expand(loc.shape)
+        unsqueeze = transforms.AffineTransform(-self.squeeze / (2 - 2 * self.squeeze), 1 / (1 - self.squeeze))
+        y = dist.Normal(loc, scale)
+        return dist.TransformedDistribution(y, [transforms.SigmoidTransform(), unsqueeze]).to_event(3)
+
+
+class UnitLogitNormal(LogitNormal):
+    """:class:`LogitNormal` of scale 1."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, learned_scale=False)
+
+
+class UnitNormal(Likelihood):
+    """Normal noise of unit variance around the decoder's output, of images scaled to [-1, 1].
+
+    As a density of the intensities x in [0, 1]: 2 x - 1 ~ N(decoder's output, 1). Its logarithm is minus half the
+    squared error and a constant: bits per dimension are finite but poor, as the noise is as wide as the images.
+    """
+
+    kind = "density"
+
+    def forward(self, loc: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (C, H, W)."""
+        y = dist.Normal(loc, torch.ones_like(loc))
+        return dist.TransformedDistribution(y, [transforms.AffineTransform(0.5, 0.5)]).to_event(3)
+
+
+class DiscretizedLogistic(Likelihood):
+    """A discretised logistic over the 256 levels of each pixel and channel, by itself.
+
+    The decoder gives the means, as intensities in [-1, 1]; the scale is learned, one per channel (as in Kingma et
+    al. 2016, arXiv 1606.04934). As all pixels share it, the decoder learns what it would of squared errors, whose
+    weight grows as they shrink.
+
+    Arguments:
+        channels: C.
+        start: of the scale.
+    """
+
+    kind = "mass"
+
+    def __init__(self, channels: int, start: float = 0.2):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(start)))
+
+    def forward(self, loc: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (C, H, W)."""
+        return DiscretizedLogisticMixture.independent(loc, self.log_scale)
+
+
+class LogisticMixture(Likelihood):
+    """A mixture of discretised logistics over the 256 levels (:class:`DiscretizedLogisticMixture`).
+
+    Arguments:
+        channels: C.
+        components: K.
+    """
+
+    kind = "mass"
+
+    def __init__(self, channels: int, components: int = 3):
+        super().__init__()
+        self.channels, self.components = channels, components
+
+    def num_params(self, channels: int) -> int:
+        """Weights, means, scales and coefficients per pixel."""
+        return self.components * DiscretizedLogisticMixture.per_component(channels)
+
+    def forward(self, output: Tensor) -> dist.Distribution:
+        """p(x | z), event shape (C, H, W)."""
+        return DiscretizedLogisticMixture(output, self.channels)
+
+
+LIKELIHOODS = {  # of images, by the number of their channels
+    "bernoulli": Bernoulli,
+    "logit-normal": UnitLogitNormal,
+    "logit-normal-learned": LogitNormal,
+    "unit-normal": UnitNormal,
+    "logistic": DiscretizedLogistic,
+    "mixture": LogisticMixture,
+}

@@ -1,0 +1,113 @@
+"""PixelCNN and Gated PixelCNN: maps of discrete values (van den Oord et al. 2016, arXiv 1601.06759, 1606.05328)."""
+
+from collections.abc import Sequence
+from types import MappingProxyType
+
+import pyro
+import pyro.distributions as dist
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from pplmodels.distributions import AutoregressiveCategorical
+from pplmodels.module import PairModule, data_plate
+from pplmodels.nn.masked_conv import GatedPixelCNNNetwork, PixelCNNNetwork
+
+
+class _RasterOrder(PairModule):
+    """What both have in common: one site, and no latent variable.
+
+    ``temperature`` is of samples: 1 draws from the model, 0 takes the likeliest value at each position.
+    """
+
+    role = "model"
+    dims = MappingProxyType({"x": ("row", "column")})
+
+    def __init__(self, network: nn.Module, map: Sequence[int], levels: int, classes: int = 0):
+        super().__init__("pixelcnn")
+        self.network, self.map, self.levels, self.classes = network, tuple(map), levels, classes
+        self.temperature = 1.0
+
+    @pyro_method
+    def p_x(self, label: Tensor | None = None) -> dist.Distribution:
+        """p(x), event shape (H, W), or p(x | label) of the classes ``label (B)``."""
+        if (label is not None) != bool(self.classes):
+            raise ValueError(f"a model of {self.classes} classes takes {'labels' if self.classes else 'no labels'}")
+        return AutoregressiveCategorical(self.network, self.map, self.levels, self.temperature, label)
+
+    def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> Tensor:
+        """Score the maps ``x (B, H, W)``, int64, or draw ``n`` maps; returns x.
+
+        ``label (B)`` or ``(n)``, int64, are their classes, where the model is one of several classes.
+        """
+        with data_plate(n if x is None else len(x)):
+            return pyro.sample("x", self.p_x(label), obs=x)
+
+
+class PixelCNN(_RasterOrder):
+    """Residual blocks of masked convolutions.
+
+    .. code-block:: text
+
+        p(x) = prod_ij p(x_ij | the positions above, and to the left in the same row)
+
+    ====  ============  ===========  ===========  ===================
+    site  support       batch shape  event shape  symbol in the paper
+    ====  ============  ===========  ===========  ===================
+    x     0..K-1        (B)          (H, W)       x
+    ====  ============  ===========  ===========  ===================
+
+    A wedge of positions to the upper right is out of sight, as in the paper; :class:`GatedPixelCNN` sees it.
+
+    Arguments:
+        map: (H, W).
+        levels: K.
+        channels, size, embedding, hidden: :class:`pplmodels.nn.masked_conv.PixelCNNNetwork`'s.
+        layers: its residual blocks.
+    """
+
+    def __init__(
+        self,
+        map: Sequence[int] = (8, 8),
+        levels: int = 128,
+        channels: int = 64,
+        layers: int = 10,
+        size: int = 7,
+        embedding: int = 64,
+        hidden: int = 512,
+    ):
+        super().__init__(PixelCNNNetwork(levels, channels, layers, size, embedding, hidden), map, levels)
+
+
+class GatedPixelCNN(_RasterOrder):
+    """Gated layers with a vertical and a horizontal stack.
+
+    .. code-block:: text
+
+        p(x) = prod_ij p(x_ij | all positions before it in raster order, and the class if there are classes)
+
+    ====  ============  ===========  ===========  ===================
+    site  support       batch shape  event shape  symbol in the paper
+    ====  ============  ===========  ===========  ===================
+    x     0..K-1        (B)          (H, W)       x
+    ====  ============  ===========  ===========  ===================
+
+    Arguments:
+        map: (H, W).
+        levels: K.
+        channels, layers, size, embedding, hidden: :class:`pplmodels.nn.masked_conv.GatedPixelCNNNetwork`'s.
+        classes: of maps; with them, ``label`` is asked for. 0 for none.
+    """
+
+    def __init__(
+        self,
+        map: Sequence[int] = (8, 8),
+        levels: int = 128,
+        channels: int = 64,
+        layers: int = 10,
+        size: int = 7,
+        embedding: int = 64,
+        hidden: int = 512,
+        classes: int = 0,
+    ):
+        network = GatedPixelCNNNetwork(levels, channels, layers, size, embedding, hidden, classes)
+        super().__init__(network, map, levels, classes)

@@ -1,0 +1,69 @@
+"""Pairs by the names of their classes."""
+
+import importlib.util
+import inspect
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from pplmodels.errors import InputError
+from pplmodels.io import PAIR, named_in_utf8, newest_run
+from pplmodels.module import PairModule, description_of, files_of
+
+PAIRS = "pplmodels.pairs"  # the group of entry points that name packages with models and guides
+
+
+def load_pair(folder: str | Path) -> tuple[PairModule, PairModule]:
+    """The model and the guide that were saved in ``folder``, of whatever classes, on the CPU and in evaluation mode.
+
+    The classes are found by their names, so that no file says what code to run. Installed packages with an entry point
+    in the group :data:`PAIRS` are imported for that; your own classes must have been imported. A guide whose
+    constructor has an argument ``model`` is given the model. Of a folder of runs the newest that holds a pair is taken,
+    and told on stderr.
+    """
+    for entry in entry_points(group=PAIRS):
+        _import_installed(entry.module)
+    with named_in_utf8(newest_run(folder, PAIR)) as folder:
+        model = _class_of(folder, "model").from_pretrained(folder)
+        guide = _class_of(folder, "guide")
+        parts = {"model": model} if "model" in inspect.signature(guide).parameters else {}
+        return model, guide.from_pretrained(folder, **parts)
+
+
+def _import_installed(name: str) -> None:
+    """Import a package as it is installed, also where a module in the working directory hides it by its name."""
+    installed, found = _installed(name), importlib.util.find_spec(name)
+    if installed is None or (found is not None and found.origin == installed.origin):
+        importlib.import_module(name)
+        return
+    own_name = f"_installed_{name}"
+    if own_name not in sys.modules:
+        places = installed.submodule_search_locations
+        spec = importlib.util.spec_from_file_location(own_name, installed.origin, submodule_search_locations=places)
+        sys.modules[own_name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[own_name])
+
+
+def _installed(name: str) -> ModuleSpec | None:
+    """Where a package is found without the working directory, unless that is on the path for another reason too."""
+    path = sys.path.copy()
+    here = [place for place in path if Path(place).resolve() == Path.cwd()]
+    for place in here[:1]:  # what ``python`` itself puts there
+        sys.path.remove(place)
+    try:
+        specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+        return next((spec for spec in specs if spec is not None), None)
+    finally:
+        sys.path[:] = path
+
+
+def _class_of(folder: str | Path, role: str) -> type[PairModule]:
+    name, _ = description_of(folder, role)
+    waiting = list(PairModule.__subclasses__())
+    while waiting:
+        kind = waiting.pop()
+        if kind.__name__ == name and getattr(kind, "role", None) == role:
+            return kind
+        waiting += kind.__subclasses__()
+    raise InputError(f"{files_of(folder, role)[0]} describes a {name}, which is not known: import its module first.")

@@ -1,0 +1,46 @@
+"""Several short starts from different seeds, of which the best is trained to the end."""
+
+from collections.abc import Callable, Iterable
+
+from pplmodels import distributed
+from pplmodels.errors import InputError
+from pplmodels.io import read_json, write_json
+from pplmodels.messages import say
+from pplmodels.training.checkpoint import has_checkpoint
+from pplmodels.training.run import Run
+
+
+def best_of_seeds(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool], object]) -> int:
+    """The seed of the best start, whose checkpoint and metrics are then ``run``'s, to resume from.
+
+    ``begin(start, seed, resume)`` takes the first steps of a training in a run folder of its own, with ``resume`` going
+    on from the checkpoint that an earlier sitting left there. Starts are compared by their last ``train_elbo``, so no
+    held-out image has a say; a start whose last evaluation has no ``warning`` counts as a success. starts.json keeps
+    the comparison.
+    """
+    report = run.folder / "starts.json"
+    seeds = list(seeds)
+    if report.exists():
+        otherwise = f"{report} does not say which of the seeds {', '.join(map(str, seeds))} was kept."
+        match read_json(report, otherwise):
+            case {"kept": int(kept)} if kept in seeds:
+                return kept
+        raise InputError(otherwise)
+    starts = []
+    for seed in seeds:
+        start = run.within(f"starts/{seed}", seed=seed)
+        begin(start, seed, has_checkpoint(start.folder))
+        start.close()
+        last = {"train_elbo": None, **(start.metrics or [{}])[-1]}
+        if last["train_elbo"] is None:
+            raise InputError(f"{start.folder} does not say how well the start of seed {seed} went.")
+        starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
+        say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
+    kept = max(starts, key=lambda start: start["train_elbo"])["seed"]
+    rate = sum(start["warning"] is None for start in starts) / len(starts)
+    say(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end")
+    run.take_over(run.folder / "starts" / str(kept))
+    if distributed.rank() == 0:
+        write_json(report, {"kept": kept, "success_rate": rate, "starts": starts})
+    distributed.barrier()
+    return kept

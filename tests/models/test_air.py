@@ -1,0 +1,289 @@
+"""AIR by hand: the prior over counts, what a stopped step is worth, and the sum over z_pres."""
+
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import AIR_SIZES, AIR_WIDTHS
+from pyro import poutine
+from pyro.infer import TraceGraph_ELBO
+from pyro.nn import pyro_method
+
+from guides import AIRGuide, DAIRGuide
+from pplmodels import AIR
+from pplmodels.data import Images
+from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
+from pplmodels.infer.traces import local_params
+from pplmodels.inspect import count_objects, count_posterior, decided_counts, sample_scenes
+from pplmodels.metrics import log_probs
+from pplmodels.report import gradient_health, scene_metrics
+
+COUNTS = {0: (0.0, 0.0), 1: (1.0, 0.0), 2: (1.0, 1.0)}
+
+
+class FixedGuide(AIRGuide):
+    """AIR's guide with its continuous sites at fixed values: only z_pres is random."""
+
+    @pyro_method
+    def q_z_where(self, features):
+        return dist.Delta(torch.tensor([-0.4, 0.2, -0.1]).expand((*features.shape[:-1], 3)), event_dim=1)
+
+    @pyro_method
+    def q_z_what(self, glimpse):
+        return dist.Delta(torch.tensor([0.5, -1.0, 0.3]).expand((*glimpse.shape[:-3], 3)), event_dim=1)
+
+
+def presence(z_pres, n=1):
+    return {f"z_pres_{t}": torch.full((n,), z) for t, z in enumerate(z_pres, start=1)}
+
+
+def log_prob(half, x, values):
+    """log-probability of each image with some sites at given values, all sites added up."""
+    trace = poutine.trace(poutine.condition(half, data=values)).get_trace(x)
+    trace.compute_log_prob()
+    return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and site["name"] != "data")
+
+
+@pytest.mark.parametrize("k", [0.3, 1.0, 5.0, 1e-6])
+def test_the_prior_over_counts_is_geometric(float64, k):
+    model = AIR(**{**AIR_SIZES, "num_steps": 4}, log_k=math.log(k))
+    rho = model.presence_logits().sigmoid()
+    counts = [rho[:n].prod() * (1 - rho[n] if n < 4 else 1) for n in range(5)]
+    expected = torch.tensor([k**n for n in range(5)])
+    torch.testing.assert_close(torch.stack(counts), expected / expected.sum(), rtol=1e-9, atol=0)
+
+
+def latents_of(model, number):
+    with pyro.plate("data", number):
+        return model.latents(number)
+
+
+def test_drawn_counts_follow_the_prior():
+    model = AIR(**AIR_SIZES, log_k=math.log(0.5))
+    counts = latents_of(model, 20_000)[0].sum(-1).long().bincount() / 20_000
+    torch.testing.assert_close(counts, torch.tensor([4 / 7, 2 / 7, 1 / 7]), atol=0.015, rtol=0)  # 4 standard errors
+
+
+def test_presence_never_returns():
+    model = AIR(**{**AIR_SIZES, "num_steps": 5}, log_k=0.0)
+    z_pres = latents_of(model, 2000)[0]
+    assert (z_pres[:, 1:] <= z_pres[:, :-1]).all()
+
+
+def test_a_scene_without_objects_is_exactly_black():
+    model = AIR(**AIR_SIZES, log_k=-1e4)
+    latents = latents_of(model, 10)
+    assert not latents[0].any()
+    assert torch.equal(model.render(*latents), torch.zeros(10, 1, 10, 10))
+
+
+def test_stopped_steps_add_nothing(float64):
+    """With n objects, the latents after the n-th change neither log p nor log q, and get no gradient."""
+    model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS)
+    x = torch.rand(3, 1, 10, 10)
+    for n, z_pres in COUNTS.items():
+        values = []
+        for seed in (1, 2):
+            torch.manual_seed(7)
+            stopped = {
+                f"{site}_{t}": (torch.randn(3, size, generator=torch.Generator().manual_seed(seed))).requires_grad_()
+                for t in range(n + 1, 3)
+                for site, size in (("z_where", 3), ("z_what", 3))
+            }
+            found = {
+                f"{site}_{t}": 0.3 * torch.ones(3, size)
+                for t in range(1, n + 1)
+                for site, size in (("z_where", 3), ("z_what", 3))
+            }
+            values.append([log_prob(half, x, {**presence(z_pres, 3), **found, **stopped}) for half in (model, guide)])
+            total = sum(value.sum() for value in values[-1])
+            if stopped:
+                gradients = torch.autograd.grad(total, list(stopped.values()), allow_unused=True)
+                assert all(g is None or not g.any() for g in gradients)
+        for first, second in zip(*values, strict=True):
+            assert torch.equal(first, second)
+
+
+def test_a_count_costs_what_the_prior_says(float64):
+    """Sites of a stopped step are worth exactly 0, so z_pres sites add up to log p(n)."""
+    model = AIR(**AIR_SIZES, log_k=math.log(0.01))
+    for n, z_pres in COUNTS.items():
+        trace = poutine.trace(poutine.condition(model, data=presence(z_pres))).get_trace(n=1)
+        trace.compute_log_prob()
+        log_p = sum(trace.nodes[f"z_pres_{t}"]["log_prob"] for t in (1, 2))
+        assert float(log_p) == pytest.approx(n * math.log(0.01) - math.log(1 + 0.01 + 0.0001), rel=1e-9)
+
+
+def exact_bound(model, guide, x):
+    """The bound as a sum over the three values of (z_pres_1, z_pres_2)."""
+    bound = 0.0
+    for z_pres in COUNTS.values():
+        values = presence(z_pres)
+        log_q = sum(
+            poutine.trace(poutine.condition(guide, data=values)).get_trace(x).nodes[site]["fn"].log_prob(value).sum()
+            for site, value in values.items()
+        )
+        latents = {f"z_where_{t}": torch.tensor([[-0.4, 0.2, -0.1]]) for t in (1, 2)}
+        latents |= {f"z_what_{t}": torch.tensor([[0.5, -1.0, 0.3]]) for t in (1, 2)}
+        bound = bound + log_q.exp() * (log_prob(model, x, {**values, **latents}).sum() - log_q)
+    return bound
+
+
+@pytest.mark.parametrize("baseline", [True, False], ids=["baseline", "no baseline"])
+@pytest.mark.parametrize("loss", [TraceGraph_ELBO, NVIL_ELBO])
+def test_the_mean_gradient_is_the_gradient_of_the_sum(float64, baseline, loss):
+    """All gradients of model and guide, along random directions, within 4.5 standard errors over 40 x 1,000 samples.
+
+    NVIL_ELBO runs with a signal scale of 1, where it has to be unbiased too.
+    """
+    model = AIR(**AIR_SIZES, hidden_dims=(8,), log_k=math.log(0.2))
+    guide = FixedGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=0.3, log_k=0.0)
+    guide.baseline.signal_std = lambda: torch.ones(())
+    x = torch.rand(1, 1, 10, 10) * 0.4
+    sampled = (
+        guide if baseline else poutine.infer_config(guide, lambda site: {"baseline": {}, "score_normalizer": None})
+    )
+    learned = [*model.parameters(), *(p for name, p in guide.named_parameters() if "baseline" not in name)]
+    with local_params():
+        bound = exact_bound(model, guide, x)
+    exact = torch.autograd.grad(bound, learned, allow_unused=True)
+    used = [p for p, g in zip(learned, exact, strict=True) if g is not None]
+    exact = [g for g in exact if g is not None]
+    assert {id(p) for p in (guide.presence.bias, guide.lstm.recurrent.weight, *model.parameters())} <= {
+        id(p) for p in used
+    }
+    directions = [[torch.randn_like(g) / g.numel() ** 0.5 for g in exact] for _ in range(20)]
+
+    svi = SVI(model, sampled, torch.optim.SGD([*used, *guide.baseline.parameters()], lr=0.0), loss())
+    samples, bounds = [], []
+    for _ in range(40):
+        bounds.append(-svi.step(x.expand(1000, 1, 10, 10)))
+        samples.append([sum((d * -p.grad).sum() / 1000 for d, p in zip(ds, used, strict=True)) for ds in directions])
+    expected = torch.tensor([sum((d * g).sum() for d, g in zip(ds, exact, strict=True)) for ds in directions])
+    samples, bounds = torch.tensor(samples), torch.stack(bounds)
+    for values, wanted in ((samples, expected), (bounds, bound.detach())):
+        error = values.std(0) / len(values) ** 0.5
+        assert ((values.mean(0) - wanted).abs() < 4.5 * error).all()
+    assert (expected.abs() > 10 * samples.std(0) / 40**0.5).any()  # the test has power: some direction is far from 0
+
+
+def test_summed_out_is_the_sum(float64):
+    """Bound and every gradient, exactly, where the continuous sites are certain."""
+    model = AIR(**AIR_SIZES, hidden_dims=(8,), log_k=math.log(0.2))
+    guide = FixedGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=0.3, log_k=0.0)
+    x = torch.rand(1, 1, 10, 10) * 0.4
+    with local_params():
+        bound = exact_bound(model, guide, x)
+    learned = [*model.parameters(), *guide.parameters()]
+    exact = [-g for g in torch.autograd.grad(bound, learned, allow_unused=True, materialize_grads=True)]
+    svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), SummedOut_ELBO())
+    assert float(-svi.step(x.expand(3, 1, 10, 10))) == pytest.approx(float(bound.detach()), rel=1e-10)
+    for p, wanted in zip(learned, exact, strict=True):
+        found = torch.zeros_like(p) if p.grad is None else p.grad / 3
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_the_residual_guide_sees_what_is_not_yet_drawn():
+    model = AIR(**AIR_SIZES)
+    guide = DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS)
+    seen = []
+    guide.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.rand(4, 1, 10, 10)
+    trace = poutine.trace(poutine.condition(guide, data=presence([1.0, 1.0], 4))).get_trace(x)
+    first, second = seen
+    torch.testing.assert_close(first, x.flatten(1))
+    drawn = model.render(
+        torch.ones(4, 1), trace.nodes["z_where_1"]["value"][:, None], trace.nodes["z_what_1"]["value"][:, None]
+    )
+    torch.testing.assert_close(second, (x - drawn).flatten(1))
+    assert drawn.abs().sum() > 0
+
+
+def test_the_residual_guide_owns_none_of_the_models_parameters():
+    model = AIR(**AIR_SIZES)
+    guide = DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS)
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in guide.parameters()}
+
+
+def test_the_count_posterior_is_what_sampling_counts():
+    guide = AIRGuide(**{**AIR_SIZES, "num_steps": 3}, **AIR_WIDTHS, presence_bias=0.4)
+    x = torch.rand(1, 1, 10, 10)
+    posterior = count_posterior(guide, x, num_samples=200)
+    trace = poutine.trace(guide).get_trace(x.expand(20_000, 1, 10, 10))
+    latents = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+    sampled = count_objects(latents).bincount(minlength=4) / 20_000
+    assert posterior.shape == (1, 4)
+    torch.testing.assert_close(posterior[0], sampled, atol=0.015, rtol=0)  # 4 standard errors
+
+
+def test_decided_counts_follow_the_likelier_choices():
+    go_on = torch.tensor([[0.4, 0.9, 0.9], [0.6, 0.3, 0.9], [0.6, 0.6, 0.51], [1.0, 0.0, 0.7], [0.7, 0.7, 0.3]])
+    reached = torch.cat([torch.ones(5, 1), go_on.cumprod(1)], 1)
+    posterior = reached - torch.cat([reached[:, 1:], torch.zeros(5, 1)], 1)
+    assert decided_counts(posterior).tolist() == [0, 1, 3, 1, 2]
+
+
+@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "get all 2"), (None, None, None)])
+def test_collapse_is_told_in_words(bias, found, words):
+    model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=bias or 0.0)
+    scenes = Images((torch.rand(64, 1, 10, 10) * 255).byte())
+    if bias is None:  # about half of the scenes get an object
+        logits = poutine.trace(guide).get_trace(scenes[:]).nodes["z_pres_1"]["fn"].logits
+        guide.presence.bias.data.sub_(logits.detach().median())
+    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
+    svi.step(scenes[:])
+    health = gradient_health(svi, scenes, batch_size=16) | scene_metrics(
+        partial(log_probs, model, guide), guide, scenes
+    )
+    assert health["score_variance"] >= 0 and health["baseline_explained"] <= 1
+    if words is None:
+        assert len(decided_counts(count_posterior(guide, scenes[:])).unique()) > 1
+        assert "warning" not in health
+    else:
+        assert (decided_counts(count_posterior(guide, scenes[:])) == found).all()
+        assert words in health["warning"] and "100%" in health["warning"]
+        assert health["decided_counts"][found] == 1
+
+
+def test_baselines_learn_from_their_own_loss_only():
+    """Without the baseline's loss its parameters get no gradient; its loss gives nobody else any."""
+    model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS)
+    x = torch.rand(4, 1, 10, 10)
+    with local_params():
+        trace = poutine.trace(guide).get_trace(x)
+        values = [trace.nodes[f"z_pres_{t}"]["infer"]["baseline"]["baseline_value"] for t in (1, 2)]
+        replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace(x)
+    loss = sum(value.square().sum() for value in values)
+    gradients = torch.autograd.grad(loss, list(guide.parameters()), allow_unused=True, retain_graph=True)
+    reached = {name for (name, _), g in zip(guide.named_parameters(), gradients, strict=True) if g is not None}
+    assert reached == {name for name, _ in guide.named_parameters() if name.startswith("baseline.")}
+    bound = replayed.log_prob_sum() - trace.log_prob_sum()
+    gradients = torch.autograd.grad(bound, list(guide.parameters()), allow_unused=True)
+    reached = {name for (name, _), g in zip(guide.named_parameters(), gradients, strict=True) if g is not None}
+    assert reached == {name for name, _ in guide.named_parameters() if not name.startswith("baseline.")}
+
+
+def test_the_baseline_is_masked_after_the_stop():
+    guide = AIRGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=-100.0)  # stops at once
+    trace = poutine.trace(guide).get_trace(torch.rand(5, 1, 10, 10))
+    first, second = (trace.nodes[f"z_pres_{t}"]["infer"]["baseline"]["baseline_value"] for t in (1, 2))
+    assert first.abs().min() > 0
+    assert not second.any()
+
+
+def test_the_guide_needs_scenes():
+    with pytest.raises(ValueError, match="x is required"):
+        AIRGuide(**AIR_SIZES)()
+
+
+def test_scenes_sampled_with_a_count_have_that_many_objects():
+    model = AIR(**AIR_SIZES, pixel_scale=0.1)
+    with torch.no_grad():
+        model.decoder[-1].weight.zero_()
+        model.decoder[-1].bias.fill_(20.0)  # every object is a white square
+    light = [sample_scenes(model, 400, count).flatten(1).sum(1).mean() for count in range(3)]
+    assert light[0] == 0
+    assert light[2] == pytest.approx(float(2 * light[1]), rel=0.1)
