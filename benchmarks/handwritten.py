@@ -1,7 +1,7 @@
-"""Training steps written by hand in plain torch, for benchmarks/step_time.py to compare with.
+"""Handwritten training steps in plain torch, the reference of benchmarks/step_time.py.
 
-They use the pairs' own networks and draw the same noise in the same order, so that from one seed they give the
-losses of SVI with TraceGraph_ELBO.
+They use the pairs' networks and draw the same noise in the same order. With the same seed, their losses equal those
+of SVI with TraceGraph_ELBO.
 """
 
 import math
@@ -28,7 +28,7 @@ def _draw(loc: Tensor, scale: Tensor) -> Tensor:
 
 
 def _decided(guide, features: Tensor, present: Tensor, prior_logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """z_pres, drawn from the guide where the last one was 1, and its log-probabilities in model and guide."""
+    """z_pres, sampled from the guide where the previous one was 1, and its log-probabilities in model and guide."""
     logits = projected_clamp(guide.presence(features).squeeze(-1) + guide.log_k, guide.presence_limit)
     logits = torch.where(present > 0, logits, IMPOSSIBLE_LOGIT)
     prior_logits = torch.where(present > 0, prior_logit, IMPOSSIBLE_LOGIT)
@@ -39,7 +39,7 @@ def _decided(guide, features: Tensor, present: Tensor, prior_logit: Tensor) -> t
 
 
 def _reinforced(surrogate, log_x, costs, scores, baselines) -> tuple[Tensor, Tensor]:
-    """Minus the bound, and the surrogate with the scores of presences: each meets all costs from its own on."""
+    """The negative ELBO, and the surrogate, in which each presence's score multiplies its own and all later costs."""
     downstream = log_x.detach()
     for own, score, baseline in reversed(list(zip(costs, scores, baselines, strict=True))):
         downstream = downstream + own
@@ -49,7 +49,7 @@ def _reinforced(surrogate, log_x, costs, scores, baselines) -> tuple[Tensor, Ten
 
 
 def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus the bound of a batch, and the surrogate with REINFORCE and baselines."""
+    """The negative ELBO of a batch, and the surrogate with REINFORCE and baselines."""
     embedding = guide.embed(x.flatten(-3))
     gates, context = guide.lstm.gates(embedding), guide.baseline.context(embedding)
     present = x.new_ones(len(x))
@@ -87,7 +87,7 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus the bound of a batch, and the surrogate with REINFORCE and baselines for presences and kinds."""
+    """The negative ELBO of a batch, and the surrogate with REINFORCE and baselines for presences and kinds."""
     left, maps, present = x, guide.see(x), x.new_ones(len(x))
     whole = guide.pool(maps)
     context, kind_context = guide.baseline.context(whole), guide.kind_baseline.context(whole)
@@ -139,7 +139,7 @@ def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def vae_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus the bound of a batch, twice: its gradient is its own surrogate."""
+    """The negative ELBO of a batch, twice, because it is its own surrogate."""
     loc, raw = guide.encoder(x).chunk(2, -1)
     scale = softplus(raw)
     z = _draw(loc, scale)
@@ -149,7 +149,7 @@ def vae_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus DRAW's bound of a batch, twice."""
+    """DRAW's negative ELBO of a batch, twice, because it is its own surrogate."""
     seen, reader = guide.reader.look(x), (guide.h, guide.c)
     painter, canvas = (model.h, model.c), model.canvas
     kl = 0.0
@@ -166,7 +166,7 @@ def draw_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def vq_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus VQ-VAE's bound of a batch and both distances, twice."""
+    """VQ-VAE's negative ELBO of a batch plus both distances, twice, because it is its own surrogate."""
     codebook, z_e = model.codebook, guide.encoder(x)
     codes = codebook.nearest(z_e)
     codebook.update_ema(z_e, codes)
@@ -180,13 +180,13 @@ def vq_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def map_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus PixelCNN's log-probability of a batch, twice."""
+    """PixelCNN's negative log-probability of a batch, twice, because it is its own surrogate."""
     loss = cross_entropy(model.network(x), x, reduction="sum")
     return loss.detach(), loss
 
 
 class HandwrittenStep:
-    """Losses, backward, one fused Adam; what a person would write for one pair."""
+    """A training step as one would write it by hand for one pair: losses, backward and a fused Adam step."""
 
     def __init__(self, losses, model: nn.Module, guide: nn.Module, optim: torch.optim.Optimizer):
         self.losses, self.model, self.guide, self.optim = losses, model, guide, optim

@@ -1,4 +1,4 @@
-"""The benchmark's VAE in NumPyro, jitted, for benchmarks/step_time.py where numpyro is installed."""
+"""The benchmark's VAE in jitted NumPyro, which benchmarks/step_time.py includes if numpyro is installed."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ SIZES = {"encoder": (784, 512, 256, 128, 128), "decoder": (64, 128, 256, 512, 78
 
 
 def _net(name: str, x: jax.Array) -> jax.Array:
-    """A fully connected network with ReLUs, initialised as torch initialises its linear layers."""
+    """A fully connected ReLU network with the initialization of torch's linear layers."""
     sizes = SIZES[name]
     for layer, (into, out) in enumerate(pairwise(sizes)):
         bound = into**-0.5
@@ -43,7 +43,7 @@ def _guide(x: jax.Array) -> None:
 
 
 class NumPyroStep:
-    """One jitted step of NumPyro's SVI with Adam at 1e-3; the data are handed over once."""
+    """A jitted step of NumPyro's SVI with Adam at 1e-3. The data are only transferred once."""
 
     def __init__(self):
         self.svi = SVI(_model, _guide, numpyro.optim.Adam(1e-3), Trace_ELBO())

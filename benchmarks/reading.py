@@ -1,4 +1,4 @@
-"""Time training on images that are in memory, in .npy files and in a folder of PNG files, in turns in one run."""
+"""Time training on images in memory, in .npy files and in a folder of PNG files, interleaved in one run."""
 
 import itertools
 import statistics
@@ -24,23 +24,25 @@ from pplmodels.training.run import describe_device, versions
 
 RESULT = Path(__file__).parent.parent / "results" / "data.json"
 SIZE, HELD_OUT = 64, 100
-STEPS = 10  # of one way in a row, before the next way's turn
+STEPS = 10  # consecutive steps of one variant before the next variant's turn
 KINDS = ("memory", ".npy files", "PNG files")
 
 
 def parser() -> cli.Parser:
     """The script's options."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--images", type=cli.positive_int, default=5000, help=f"colour images of {SIZE}x{SIZE} pixels")
+    parser.add_argument(
+        "--images", type=cli.positive_int, default=5000, help=f"number of color images of {SIZE}x{SIZE} pixels"
+    )
     parser.add_argument("--batch-size", type=cli.positive_int, default=64, help="images per step")
-    parser.add_argument("--rounds", type=cli.positive_int, default=10, help=f"turns of {STEPS} steps of each way")
-    parser.add_argument("--workers", type=cli.nonnegative_int, default=1, help="processes that read from disk")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    parser.add_argument("--rounds", type=cli.positive_int, default=10, help=f"turns per variant, of {STEPS} steps each")
+    parser.add_argument("--workers", type=cli.nonnegative_int, default=1, help="number of data-loading processes")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
     return parser
 
 
 def made(folder: Path, number: int) -> dict[str, Path]:
-    """Smooth random colour images as .npy files and as PNG files."""
+    """Write smooth random color images as .npy files and as PNG files."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.integers(0, 256, (number + HELD_OUT, 3, 8, 8)).astype(np.float32))
     smooth = torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear").byte().permute(0, 2, 3, 1).numpy()
@@ -55,14 +57,14 @@ def made(folder: Path, number: int) -> dict[str, Path]:
 
 
 def endless(images: Images, batch_size: int) -> Iterator[Tensor]:
-    """Shuffled batches of one size."""
+    """An endless iterator over shuffled batches of equal size."""
     order = torch.Generator().manual_seed(0)
     drawn = (torch.randint(len(images), (batch_size,), generator=order) for _ in itertools.count())
     return images.batched(drawn)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make the files, train from each in turns, write the figures."""
+    """Create the files, train on each variant in turns and write the results."""
     options = parser().parse_args(argv)
     device = cli.resolve_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
             steps[kind] = SVI(model, guide, adam(model, guide, 1e-3), compile=True).step
         seconds = {kind: [] for kind in KINDS}
         reading = {kind: [] for kind in KINDS}
-        for turn in range(options.rounds + 1):  # the first one traces
+        for turn in range(options.rounds + 1):  # the first turn includes tracing and is not counted
             for kind in KINDS:
                 for times, step in ((reading[kind], len), (seconds[kind], steps[kind])):
                     begun = time.perf_counter()
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
                         torch.cuda.synchronize()
                     if turn:
                         times.append((time.perf_counter() - begun) / STEPS)
-        batches.clear()  # before the files go
+        batches.clear()  # before the files are deleted
     whole, read = ({kind: statistics.median(times[kind]) for kind in KINDS} for times in (seconds, reading))
     rows = [
         {

@@ -1,4 +1,4 @@
-"""Time the same training on one rank and on several, with the same number of images a step, in turns."""
+"""Time the same training on one rank and on several ranks, interleaved, with the same global batch size."""
 
 import json
 import os
@@ -22,22 +22,26 @@ from pplmodels.training.run import describe_device, versions
 RESULT = Path(__file__).parent.parent / "results" / "scaling.json"
 WARM = 10  # untimed steps
 LAST = 50  # steps over which the final loss is averaged
-CASES = {"air": (64, 256), "vae": (512, 2048)}  # images a step, of all ranks
+CASES = {"air": (64, 256), "vae": (512, 2048)}  # global batch sizes
 
 
 def parser() -> cli.Parser:
     """The script's options."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--ranks", type=cli.positive_int, default=2, metavar="N", help="to compare with one")
-    parser.add_argument("--steps", type=cli.positive_int, default=300, help="of one turn")
-    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns of each")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
-    parser.add_argument("--turn", nargs=2, metavar=("CASE", "BATCH"), help="take one turn, as torchrun starts it")
+    parser.add_argument(
+        "--ranks", type=cli.positive_int, default=2, metavar="N", help="number of ranks to compare with one"
+    )
+    parser.add_argument("--steps", type=cli.positive_int, default=300, help="steps per turn")
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns per number of ranks")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
+    parser.add_argument(
+        "--turn", nargs=2, metavar=("CASE", "BATCH"), help="run a single turn; used internally with torchrun"
+    )
     return parser
 
 
 def take_turn(case: str, batch: int, steps: int, device: torch.device) -> dict[str, float]:
-    """Train a pair for some steps on this rank's share: seconds a step, and the loss of the last ones."""
+    """Train a pair on this rank's share of the data; returns seconds per step and the mean loss of the last steps."""
     pyro.set_rng_seed(0)
     if case == "air":
         x = scene_set("digits", num_train=4096, num_test=1, canvas=50, object_size=21.5).train
@@ -62,7 +66,7 @@ def take_turn(case: str, batch: int, steps: int, device: torch.device) -> dict[s
 
 
 def turn_on(number: int, case: str, batch: int, options) -> dict[str, float]:
-    """:func:`take_turn` on so many ranks, which share the machine's cores."""
+    """Run :func:`take_turn` on ``number`` ranks, which share the machine's cores."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
     turn = [__file__, "--turn", case, str(batch), "--steps", str(options.steps), "--device", options.device]
     threads = max(1, (os.cpu_count() or 1) // number)
@@ -74,7 +78,7 @@ def turn_on(number: int, case: str, batch: int, options) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Take a turn, or let one rank and several take turns and write results/scaling.json."""
+    """Run a single turn, or run turns on one and on several ranks alternately and write results/scaling.json."""
     options = parser().parse_args(argv)
     device = cli.resolve_device(options.device)
     if options.turn:

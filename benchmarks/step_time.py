@@ -1,4 +1,4 @@
-"""Time one training step: stock Pyro, this library uncompiled and compiled, and plain torch written by hand."""
+"""Time one training step of stock Pyro, of this library (uncompiled and compiled) and of handwritten torch code."""
 
 import copy
 import math
@@ -24,9 +24,9 @@ from pplmodels.nn.renderer import KINDS, Renderer
 from pplmodels.training import cli
 from pplmodels.training.run import describe_device, versions
 
-WARM, BLOCK = 3, 10  # steps of one way in a row, untimed and timed, before the next way's turn
+WARM, BLOCK = 3, 10  # consecutive untimed and timed steps of one implementation per turn
 RESULT = Path(__file__).parent.parent / "results" / "benchmark.json"
-WIDTHS = (512, 256, 128)  # widths of the fully connected nets that much of the field's code uses
+WIDTHS = (512, 256, 128)  # widths of fully connected networks that are common in published code
 
 
 def _pair_of_nets() -> tuple[MLPVAE, MLPGuide]:
@@ -49,7 +49,7 @@ def _bits(*shape: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A pair, its losses by hand, a batch of so many images, and how many."""
+    """A pair, its handwritten losses, a function that creates a batch of a given size, and the batch sizes."""
 
     build: Callable
     losses: Callable
@@ -82,7 +82,7 @@ CASES = {
 
 
 def steps_of(case: str, device: torch.device) -> dict[str, Callable]:
-    """The ways to take a step, each on its own copy of the same weights."""
+    """The step function of each implementation, on its own copy of the same weights."""
     pyro.set_rng_seed(0)
     halves = tuple(half.to(device) for half in CASES[case].build())
     ways = {}
@@ -102,7 +102,7 @@ def steps_of(case: str, device: torch.device) -> dict[str, Callable]:
 
 
 def _numpyro_step() -> Callable | None:
-    """NumPyro's jitted SVI on the same nets, where numpyro is installed."""
+    """The step of NumPyro's jitted SVI on the same networks, or None if numpyro is not installed."""
     try:
         from numpyro_vae import NumPyroStep
     except ImportError:
@@ -111,7 +111,7 @@ def _numpyro_step() -> Callable | None:
 
 
 def measure(case: str, batch: int, device: torch.device, rounds: int) -> dict:
-    """Median milliseconds a step of each way, taken in turns; tracing time; peak memory; the arithmetic floor."""
+    """Median milliseconds per step of each implementation, taken in turns; tracing time; peak memory; lower bound."""
     x = CASES[case].images(batch).to(device)
     ways = steps_of(case, device)
     first, losses = {}, {}
@@ -125,7 +125,7 @@ def measure(case: str, batch: int, device: torch.device, rounds: int) -> dict:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, step in ways.items():
-            for number in range(WARM + BLOCK):  # a way's weights have to come back into the cache first
+            for number in range(WARM + BLOCK):  # the first steps of a turn refill the cache
                 _synchronize(device)
                 begun = time.perf_counter()
                 step(x)
@@ -148,13 +148,13 @@ def measure(case: str, batch: int, device: torch.device, rounds: int) -> dict:
 
 
 def parts(compiled: SVI, by_hand: HandwrittenStep, x: torch.Tensor, device: torch.device) -> dict[str, float]:
-    """Where the time of a compiled step goes, beside forward and backward written by hand; milliseconds."""
+    """Milliseconds spent in each part of a compiled step and of a handwritten step."""
     compiled.step(x)
     loss, images = compiled.evaluate_loss(x), len(x)
     optimizer = 1e3 * _seconds(lambda: compiled._update(loss, images), device)
 
     def gradients() -> None:
-        compiled.optim.zero_grad(set_to_none=True)  # as in a step: the last gradients' memory is free
+        compiled.optim.zero_grad(set_to_none=True)  # as in a step, which frees the old gradients
         compiled.gradients(x)
 
     def forward_backward() -> None:
@@ -170,7 +170,7 @@ def parts(compiled: SVI, by_hand: HandwrittenStep, x: torch.Tensor, device: torc
 
 
 def peak_bytes(step: Callable, x: torch.Tensor) -> int:
-    """The largest amount of memory that one step holds above what was held before it."""
+    """The peak memory of one step, relative to the memory held before it."""
     if x.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -187,7 +187,7 @@ def peak_bytes(step: Callable, x: torch.Tensor) -> int:
 
 
 def long_draw(device: torch.device) -> dict[str, float]:
-    """What a step of DRAW with attention costs at the paper's 64 steps and batch 128, compiled."""
+    """Time and peak memory of a compiled step of DRAW with attention, with the paper's 64 steps and batch size 128."""
     model, guide = (half.to(device) for half in _draw_pair(64))
     svi = SVI(model, guide, adam(model, guide, 1e-3), compile=True)
     x = torch.rand(128, 1, 28, 28, device=device).round()
@@ -196,7 +196,7 @@ def long_draw(device: torch.device) -> dict[str, float]:
 
 
 def comparing(device: torch.device, steps: int = 10_000) -> dict[str, float]:
-    """What the comparisons of AIR's graph with its program take of so many steps, at calls 2, 4, 8, ... (batch 64)."""
+    """The share of ``steps`` AIR steps that is spent comparing graph and program at calls 2, 4, 8, ... (batch 64)."""
     model, guide = (half.to(device) for half in CASES["air"].build())
     step = SVI(model, guide, adam(model, guide, 1e-3), compile=True).step
     x = CASES["air"].images(64).to(device)
@@ -221,7 +221,7 @@ def comparing(device: torch.device, steps: int = 10_000) -> dict[str, float]:
 
 
 def sampling(device: torch.device) -> dict[str, float]:
-    """Seconds to draw 100 maps of 8 x 8 from each PixelCNN, keeping what does not change and by 64 full passes."""
+    """Seconds to sample 100 maps of 8 x 8 from each PixelCNN, with cached activations and with 64 full passes."""
     seconds = {}
     for model in (PixelCNN(size=3).to(device), GatedPixelCNN(size=3).to(device)):
         codes = torch.zeros(100, 8, 8, dtype=torch.int64, device=device)
@@ -239,7 +239,7 @@ def sampling(device: torch.device) -> dict[str, float]:
 
 
 def rendering(device: torch.device, scenes: int = 64, solids: int = 3) -> dict:
-    """Milliseconds to render scenes of 32 x 32 pixels, and to render them and send a gradient back."""
+    """Milliseconds to render scenes of 32 x 32 pixels, without and with the backward pass."""
     renderer = Renderer().to(device)
     place, yaw = torch.randn(scenes, solids, 2, device=device), torch.randn(scenes, solids, device=device)
     kind, present = (
@@ -260,7 +260,7 @@ def rendering(device: torch.device, scenes: int = 64, solids: int = 3) -> dict:
 
 
 def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
-    """Milliseconds that a step cannot go below: its matrix arithmetic at the rate of a large product, its parameters'
+    """Lower bounds of a step's milliseconds: its matrix arithmetic at the rate of a large product, and its parameter
     traffic (read twice, gradient written, Adam's seven passes) at the bandwidth of a large copy."""
     with FlopCounterMode(display=False) as counter:
         step(x)
@@ -294,13 +294,15 @@ def _synchronize(device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure every case and write results/benchmark.json."""
+    """Measure all cases and write results/benchmark.json."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
-    parser.add_argument("--rounds", type=cli.positive_int, default=6, help="turns of each way")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
+    parser.add_argument("--rounds", type=cli.positive_int, default=6, help="turns per implementation")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="pairs to measure")
-    parser.add_argument("--out", type=Path, default=RESULT, help="where the figures go")
-    parser.add_argument("--renderer", action="store_true", help="the renderer of solids instead, into renderer.json")
+    parser.add_argument("--out", type=Path, default=RESULT, help="output file")
+    parser.add_argument(
+        "--renderer", action="store_true", help="benchmark only the renderer of solids, into renderer.json"
+    )
     options = parser.parse_args(argv)
     device = cli.resolve_device(options.device)
     if options.renderer:

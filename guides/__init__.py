@@ -1,4 +1,4 @@
-"""Approximate posteriors q(z | x); each file carries the name of its model's file in ``pplmodels``."""
+"""Approximate posteriors q(z | x). File names are those of the models in ``pplmodels.models``."""
 
 from .air import AIRGuide, DAIRGuide
 from .air3d import AIR3DGuide

@@ -16,11 +16,11 @@ from pplmodels.models.air import AIR
 from pplmodels.module import PairModule, data_plate
 from pplmodels.nn import ContextLSTMCell, mlp, read_window
 
-ImageFeatures = tuple[Tensor, Tensor]  # the image's share of the LSTM's gates, and of the baseline
+ImageFeatures = tuple[Tensor, Tensor]  # the image's terms in the LSTM's gates and in the baseline
 
 
 class AIRGuide(PairModule):
-    """A recurrent network that looks at one object a step and decides after each whether to go on.
+    """A recurrent network that attends to one object per step and decides in each step whether to continue.
 
     .. code-block:: text
 
@@ -39,26 +39,26 @@ class AIRGuide(PairModule):
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
 
-    Deviations. The recurrent network reads an embedding of the image, computed once together with its share of the
-    gates; the paper feeds the pixels again at each step. The logit of pi^t is the network's output plus the prior's
-    ``log_k``, as in Bayes' rule: the network learns the evidence for an object, which does not depend on the prior, so
-    that the posterior follows while the prior is annealed instead of staying where a permissive one has pushed it. The
-    logit is held within +-``presence_limit``, so that every decision is still tried both ways now and then. The
-    baseline reads, detached, the same embedding and the recurrent state, which knows z_{<t}.
+    Deviations. The recurrent network gets an embedding of the image, which is computed once, like its term in the
+    gates. In the paper, the pixels are an input of each step. The logit of pi^t is the network's output plus the
+    prior's ``log_k``, as in Bayes' rule. So the network learns the evidence for an object, which does not depend on the
+    prior, and the posterior follows the prior while this is annealed. The logit is clamped to +-``presence_limit``, so
+    that both decisions are still sampled occasionally. The baseline gets the same embedding and the recurrent state,
+    which depends on z_{<t}, both detached.
 
     Arguments:
-        canvas, num_steps, what_dim: as the model's.
+        canvas, num_steps, what_dim: as for the model.
         window: side of the glimpse in pixels.
         embed_dim: size of the image's embedding.
         hidden_dim: size of the LSTM's state.
-        predict_dim: hidden layer between the state and the parameters of z_pres and z_where.
-        encoder_dims: hidden layers from the glimpse to z_what.
-        where_loc: where the windows start, usually the prior's mean.
+        predict_dim: width of the hidden layer between the state and the parameters of z_pres and z_where.
+        encoder_dims: hidden layer widths from the glimpse to z_what.
+        where_loc: initial mean of z_where, usually that of the prior.
         where_scale: initial standard deviation of (log s, x, y).
-        presence_bias: initial logit of z_pres: above 0 the guide begins by looking, and learns when to stop.
-        log_k: the model's, a buffer that training anneals together with the model's.
-        presence_limit: largest absolute logit of z_pres; a buffer. At 4.6 a decision that has become sure is tried the
-            other way once in a hundred, without which it could not be unlearned.
+        presence_bias: initial logit of z_pres. If it is above 0, the guide starts with many objects and learns to stop.
+        log_k: as for the model; a buffer that is annealed together with the model's.
+        presence_limit: largest absolute logit of z_pres; a buffer. The default 4.6 keeps each probability above 0.01,
+            so that a decision can still be reversed.
     """
 
     role = "guide"
@@ -97,7 +97,7 @@ class AIRGuide(PairModule):
         with torch.no_grad():
             self.presence.bias.fill_(presence_bias - log_k)
             self.where.bias.copy_(torch.tensor([*where_loc, *(math.log(math.expm1(s)) for s in where_scale)]))
-            self.where.weight.mul_(0.1)  # windows start together, at where_loc
+            self.where.weight.mul_(0.1)  # all windows start at where_loc
 
     @pyro_method
     def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
@@ -119,7 +119,7 @@ class AIRGuide(PairModule):
 
     @pyro_method
     def glance(self, x: Tensor) -> ImageFeatures:
-        """What the recurrent network and the baseline know of an image ``x (..., B, C, H, W)``, before any state."""
+        """Features of the images ``x (..., B, C, H, W)`` for the LSTM and the baseline, independent of the state."""
         embedding = self.embed(x.flatten(-3))
         return self.lstm.gates(embedding), self.baseline.context(embedding)
 
@@ -127,11 +127,11 @@ class AIRGuide(PairModule):
     def update_features(
         self, glance: ImageFeatures, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
     ) -> tuple[ImageFeatures, Tensor]:
-        """What they know after an object ``(present, z_where, z_what)``, and of which image: AIR's looks only once."""
+        """The features and the remaining image after an object ``(present, z_where, z_what)``; unchanged in AIR."""
         return glance, remaining
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
-        """Sample the latents of the scenes ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
+        """Sample the latents of the scenes ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("AIRGuide infers objects from scenes: x is required")
         glance, remaining = self.glance(x), x
@@ -156,19 +156,19 @@ class AIRGuide(PairModule):
 
 
 class DAIRGuide(AIRGuide):
-    """AIR's guide that sees at each step what the model has not yet drawn (Difference AIR, Eslami et al., section 4.1).
+    """AIR's guide with the unexplained part of the image as input (Difference AIR, Eslami et al., section 4.1).
 
     .. code-block:: text
 
         h_t = LSTM([embed(x - sum_{i<t} z_pres_i write(decode(z_what_i), z_where_i)), z_{t-1}], h_{t-1})
 
-    Otherwise as :class:`AIRGuide`: sites, glimpses (of x itself) and deviations. As the network need not remember what
-    it has explained, it goes on to more objects than it was trained with.
+    Sites, glimpses (of x itself) and deviations are those of :class:`AIRGuide`. Because the network does not have to
+    remember explained objects, it generalizes to more objects than in training.
 
     Arguments:
-        model: draws the objects. Its parameters stay the model's, and the gradient of the bound reaches them through
-            the guide as well; :meth:`from_pretrained` is given the model again.
-        sizes: as :class:`AIRGuide`'s.
+        model: renders the objects. Its parameters belong to the model, but also get gradients through the guide. Pass
+            the model to :meth:`from_pretrained`, too.
+        sizes: as for :class:`AIRGuide`.
     """
 
     def __init__(self, model: AIR, **sizes):
@@ -179,6 +179,6 @@ class DAIRGuide(AIRGuide):
     def update_features(
         self, glance: ImageFeatures, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
     ) -> tuple[ImageFeatures, Tensor]:
-        """Take the object's drawing from what remained of the image, and look at the rest."""
+        """Subtract the rendered object from the remaining image, and compute the features of the rest."""
         remaining = remaining - self.model.render(present[..., None], z_where[..., None, :], z_what[..., None, :])
         return self.glance(remaining), remaining

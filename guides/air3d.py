@@ -19,20 +19,20 @@ from pplmodels.nn import mlp, read_window
 from pplmodels.nn.batch_apply import BatchApply
 from pplmodels.nn.renderer import KINDS, PERIODS, Renderer
 
-WINDOW, GLIMPSE = 0.45, 16  # a glimpse shows this fraction of the picture's sides, in so many pixels
-PATCH = 0.43  # radius in which a solid that has been found is cleared away, in halves of the table's side
-POOLED = 4  # the baselines see the whole picture in so many parts a side
+WINDOW, GLIMPSE = 0.45, 16  # a glimpse's side as a fraction of the image's side, and in pixels
+PATCH = 0.43  # radius in which an inferred solid is cleared from the image, in halves of the table's side
+POOLED = 4  # size of the pooled features of the whole image for the baselines
 
 
 class AIR3DGuide(PairModule):
-    """A network that finds one solid a step, looks closer at it, and clears it from the picture.
+    """A network that in each step attends to one solid, infers it from a glimpse, and clears it from the image.
 
     .. code-block:: text
 
         q(z | x) = prod_{t=1..T} q(z_pres_t | f_t, z_pres_{t-1})
                                  [q(z_kind_t | f_t) q(z_place_t | f_t) q(z_yaw_t | f_t)]^{z_pres_t}
 
-        s_t     = attend(x_t), a point of the picture
+        s_t     = attend(x_t), a point of the image
         f_t     = look(read(x_t, s_t), s_t)
         x_{t+1} = clear(x_t, z_place_t),  x_1 = x
 
@@ -40,29 +40,29 @@ class AIR3DGuide(PairModule):
     site        support       batch shape  event shape  factor
     ==========  ============  ===========  ===========  ====================================
     z_pres_t    {0, 1}        (B)          ()           Bernoulli, a stop; REINFORCE or summed out
-    z_kind_t    {0..3}        (B)          ()           Categorical, a choice; likewise
+    z_kind_t    {0..3}        (B)          ()           Categorical, a choice; REINFORCE or summed out
     z_place_t   real          (B)          (2)          Normal, reparameterised
     z_yaw_t     [-pi, pi]     (B)          ()           WrappedNormal, reparameterised
     ==========  ============  ===========  ===========  ====================================
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
 
-    Deviations. The paper's recurrent state remembers what has been explained; here it is cleared away, whatever its
-    kind, by a round patch of the empty table, so that each step solves the same problem and nothing that is drawn later
-    depends on a kind: both discrete sites can be summed out (:class:`pplmodels.infer.SummedOut_ELBO`). The logits of
-    z_pres contain the prior's ``log_k``, and both logits are held within bounds, as in :class:`guides.AIRGuide`.
+    Deviations. The paper uses a recurrent state to remember explained objects. Here, an explained solid of any kind is
+    replaced by a round patch of the empty table. So each step solves the same problem, and no later site depends on a
+    kind, which allows both discrete sites to be summed out (:class:`pplmodels.infer.SummedOut_ELBO`). The logits of
+    z_pres contain the prior's ``log_k``, and the logits of both are bounded, as in :class:`guides.AIRGuide`.
 
     Arguments:
-        image, num_steps: as the model's.
-        channels: of the maps in which solids are searched for and looked at.
+        image, num_steps: as for the model.
+        channels: channels of the feature maps for attention and for glimpses.
         hidden_dim: size of f_t.
         place_scale, yaw_scale: initial standard deviations, in halves of the table's side and in radians.
         presence_bias: initial logit of z_pres.
-        log_k: the model's; a buffer.
+        log_k: as for the model; a buffer.
         presence_limit: largest absolute logit of z_pres; a buffer.
-        kind_limit: by how much two logits of z_kind can differ; a buffer.
-        yaw_limit: largest standard deviation of a yaw, in radians; a buffer. A wide distribution tells its mean nothing
-            of where to go.
+        kind_limit: largest difference between two logits of z_kind; a buffer.
+        yaw_limit: largest standard deviation of a yaw, in radians; a buffer. The mean of a wide distribution has almost
+            no gradient.
     """
 
     role = "guide"
@@ -113,11 +113,11 @@ class AIR3DGuide(PairModule):
         limits = {"presence_limit": presence_limit, "kind_limit": kind_limit, "yaw_limit": yaw_limit}
         for name, value in {"log_k": log_k, **limits}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.get_default_dtype()))
-        repeats = [period / (2 * math.pi) for period in PERIODS]  # a share of the circle
+        repeats = [period / (2 * math.pi) for period in PERIODS]  # as fractions of the circle
         self.register_buffer("repeats", torch.tensor(repeats, dtype=torch.get_default_dtype()), persistent=False)
         with torch.no_grad():
             self.presence.bias.fill_(presence_bias - log_k)
-            self.kind.bias.sub_((self.repeats == 0).float())  # were all taken for spheres, no turn would be learnt
+            self.kind.bias.sub_((self.repeats == 0).float())  # yaws are not learned for spheres
             self.place.weight.mul_(0.1)
             raw = [math.log(math.expm1(scale)) for scale in (place_scale, place_scale, yaw_scale)]
             self.place.bias.copy_(torch.tensor([0.0, 0.0, *raw[:2]]))
@@ -138,15 +138,15 @@ class AIR3DGuide(PairModule):
 
     @pyro_method
     def q_z_place(self, features: Tensor, seen: Tensor) -> dist.Distribution:
-        """q(z_place_t | f_t), event shape (2): about the place that is seen at ``seen (..., B, 2)``."""
+        """q(z_place_t | f_t), event shape (2), relative to the place seen at ``seen (..., B, 2)``."""
         shift, raw = self.place(features).chunk(2, -1)
         return dist.Normal(self.renderer.standing_at(seen) + shift, softplus(raw) + 1e-3).to_event(1)
 
     @pyro_method
     def q_z_yaw(self, features: Tensor) -> dist.Distribution:
-        """q(z_yaw_t | f_t), on a circle that stands for the turn after which the likeliest kind looks the same.
+        """q(z_yaw_t | f_t), on a circle that represents the period of the most probable kind.
 
-        Even for a kind that looks the same after any turn.
+        It is uniform for rotationally symmetric kinds.
         """
         *whole, cos, sin, raw = self.yaw(features).unbind(-1)
         share = self.repeats[self.kind(features).argmax(-1)]
@@ -156,7 +156,7 @@ class AIR3DGuide(PairModule):
 
     @pyro_method
     def attend(self, maps: Tensor) -> Tensor:
-        """Where to look, ``(..., B, 2)`` in [-1, 1] to the right and down: the mean of a softmax over the ``maps``."""
+        """The attended point, ``(..., B, 2)`` in [-1, 1], right and down: the mean of a softmax over the ``maps``."""
         height, width = maps.shape[-2:]
         logits = self.attention(maps).flatten(-3)
         v, u = ((2 * torch.arange(n, dtype=maps.dtype, device=maps.device) + 1) / n - 1 for n in (height, width))
@@ -165,18 +165,18 @@ class AIR3DGuide(PairModule):
 
     @pyro_method
     def look(self, picture: Tensor, seen: Tensor) -> Tensor:
-        """f_t, ``(..., B, hidden_dim)``, of what ``picture (..., B, 3, H, W)`` shows around ``seen (..., B, 2)``."""
+        """The features f_t, ``(..., B, hidden_dim)``, of ``picture (..., B, 3, H, W)`` around ``seen (..., B, 2)``."""
         where = torch.cat([torch.full_like(seen[..., :1], math.log(WINDOW)), seen], -1)
         glimpse = read_window(picture, where, GLIMPSE)
         return self.describe(torch.cat([self.look_at(glimpse), seen], -1))
 
     @pyro_method
     def clear(self, picture: Tensor, z_place: Tensor) -> Tensor:
-        """The picture with the empty table where a solid has been found, whatever its kind."""
+        """Replace the surroundings of ``z_place`` in the image by the empty table."""
         return torch.lerp(picture, self.renderer.empty(), self.renderer.around(z_place, PATCH))
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
-        """Sample the latents of the pictures ``x (B, 3, H, W)``; ``n`` is the model's and unused here."""
+        """Sample the latents of the images ``x (B, 3, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("AIR3DGuide infers solids from pictures: x is required")
         left, maps, present = x, self.see(x), x.new_ones(len(x))

@@ -12,18 +12,18 @@ from pplmodels.nn.draw_attention import State, WholeReader, WindowReader
 
 
 class DRAWGuide(PairModule):
-    """A recurrent reader that compares the image with what has been painted so far.
+    """A recurrent encoder that compares the image with the current canvas.
 
     .. code-block:: text
 
         q(z | x) = prod_{t=1..T} q(z_t | z_{<t}, x)
 
-        e_t = x - sigmoid(c_{t-1})                    what is missing on the canvas
+        e_t = x - sigmoid(c_{t-1})                    error of the canvas
         r_t = read(x, e_t, h_{t-1})
         s_t = LSTM([r_t, h_{t-1}], s_{t-1})
         z_t ~ N(loc(s_t), scale(s_t)^2)
 
-    c and h are the model's canvas and state after the codes so far (the paper's c and h^dec; s is its h^enc).
+    c and h are the model's canvas and state given z_{<t} (c and h^dec in the paper, where s is h^enc).
 
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
@@ -32,10 +32,10 @@ class DRAWGuide(PairModule):
     ====  ============  ===========  ===========  ===================
 
     Arguments:
-        model: paints what the guide compares. Its parameters stay the model's, and the gradient of the bound reaches
-            them through the guide as well; :meth:`from_pretrained` is given the model again.
+        model: computes the canvas. Its parameters belong to the model, but also get gradients through the guide. Pass
+            the model to :meth:`from_pretrained`, too.
         hidden_dim: size of s_t.
-        read_window: N of a window to look through; None to see all of the image at each step.
+        read_window: N of the read window; None to read the whole image at each step.
     """
 
     role = "guide"
@@ -50,17 +50,17 @@ class DRAWGuide(PairModule):
 
     @pyro_method
     def read(self, seen: Tensor, x: Tensor, canvas: Tensor, painter: Tensor, state: State) -> State:
-        """One step of the reader: ``seen`` once computed of the images ``x (..., B, C, H, W)``, ``painter`` is h."""
+        """One step of the encoder, from fixed features ``seen`` of ``x (..., B, C, H, W)`` and ``painter``, h."""
         return self.reader(seen, x, x - canvas.sigmoid(), painter, state)
 
     @pyro_method
     def q_z(self, s: Tensor) -> dist.Distribution:
-        """q(z_t | z_{<t}, x), event shape (D), from the reader's ``s (..., B, hidden_dim)``."""
+        """q(z_t | z_{<t}, x), event shape (D), from the encoder's state ``s (..., B, hidden_dim)``."""
         loc, log_scale = self.code(s).chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
-        """Sample the codes of the images ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
+        """Sample the latents of the images ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("DRAW's guide infers codes from images: x is required")
         with data_plate(len(x)):

@@ -11,11 +11,11 @@ from pplmodels.models.ladder_vae import LadderVAE
 from pplmodels.module import PairModule, data_plate
 from pplmodels.nn.mlp import NormalHead, mlp
 
-Message = tuple[Tensor, Tensor]  # mean and variance of what the image says of a layer
+Message = tuple[Tensor, Tensor]  # mean and variance of the image's bottom-up estimate of a layer
 
 
 class LadderGuide(PairModule):
-    """What the image says of a layer, weighed against what the layer above leads the model to expect.
+    """Combines a bottom-up estimate of each layer from the image with the model's top-down prior of that layer.
 
     .. code-block:: text
 
@@ -23,10 +23,10 @@ class LadderGuide(PairModule):
 
         q(z | x) = q(z_L | x) prod_{i=1..L-1} q(z_i | z_{i+1}, x)
         zL ~ N(loc^_L, variance^_L)
-        zi ~ N(loc^_i, variance^_i) N(loc_i(z_{i+1}), variance_i(z_{i+1})), normalised       top down
+        zi ~ N(loc^_i, variance^_i) N(loc_i(z_{i+1}), variance_i(z_{i+1})), normalized       top down
 
-    The second factor is the model's p(z_i | z_{i+1}) at the code above that was just sampled (equations 8 to 10 and
-    figure 1): the two halves share the way down, and the image only has to correct it.
+    The second factor is the model's p(z_i | z_{i+1}) given the sample of the layer above (equations 8 to 10 and
+    figure 1). So model and guide share the top-down path, and the bottom-up estimate only has to correct it.
 
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
@@ -37,8 +37,8 @@ class LadderGuide(PairModule):
     ====  ============  ===========  ===========  ===================
 
     Arguments:
-        model: gives the sizes and the way down. Its parameters stay the model's, and the gradient of the bound reaches
-            them through the guide as well; :meth:`from_pretrained` is given the model again.
+        model: provides the sizes and the top-down path. Its parameters belong to the model, but also get gradients
+            through the guide. Pass the model to :meth:`from_pretrained`, too.
     """
 
     role = "guide"
@@ -56,7 +56,7 @@ class LadderGuide(PairModule):
 
     @pyro_method
     def messages(self, x: Tensor) -> list[Message]:
-        """What ``x (..., B, C, H, W)`` says of each layer: (loc^_i, variance^_i), both ``(..., B, D_i)``."""
+        """Bottom-up estimates from ``x (..., B, C, H, W)``: (loc^_i, variance^_i) per layer, both ``(..., B, D_i)``."""
         features, messages = x.flatten(-3), []
         for layer, head in zip(self.layers, self.heads, strict=True):
             features = layer(features)
@@ -73,7 +73,7 @@ class LadderGuide(PairModule):
         return dist.Normal(loc, variance.sqrt()).to_event(1)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Sample the codes of the images ``x (B, C, H, W)``, return z_1; ``n`` is the model's and unused here."""
+        """Sample the latents of the images ``x (B, C, H, W)``; returns z_1. ``n`` is unused here."""
         if x is None:
             raise ValueError("a ladder's guide infers codes from images: x is required")
         with data_plate(len(x)):
@@ -84,7 +84,7 @@ class LadderGuide(PairModule):
 
 
 def merge(message: Message, expected: dist.Distribution) -> Message:
-    """Mean and variance of the normalised product of two normals, ``message`` and ``expected``: precisions add up."""
+    """Mean and variance of the normalized product of two normals, ``message`` and ``expected``; precisions add up."""
     loc, variance = message
-    share = expected.variance / (expected.variance + variance)  # of what the message says
+    share = expected.variance / (expected.variance + variance)  # weight of the message
     return expected.mean + share * (loc - expected.mean), share * variance

@@ -1,4 +1,4 @@
-"""PixelCNN: nothing to infer."""
+"""PixelCNN: an empty guide, because the model has no latents."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from pplmodels.module import PairModule, data_plate
 
 
 class EmptyGuide(PairModule):
-    """The guide of a model without latent variables: no site, no parameter."""
+    """The guide of a model without latents. It has no sites and no parameters."""
 
     role = "guide"
 
@@ -14,6 +14,6 @@ class EmptyGuide(PairModule):
         super().__init__("empty_guide")
 
     def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> None:
-        """Nothing is sampled."""
+        """Do nothing."""
         with data_plate(n if x is None else len(x)):
             pass

@@ -16,14 +16,14 @@ from pplmodels.nn import ImageRowEncoder, conv_encoder, mlp
 
 
 class VAEGuide(PairModule):
-    """An encoder gives the mean and scale of each code.
+    """An encoder that outputs the mean and the scale of each image's latent.
 
     .. code-block:: text
 
         q(z | x) = N(loc, scale^2),  (loc, scale) = encoder(x)
 
-    With ``flow``, z is that normal's sample after one autoregressive step, the same for all images (inverse
-    autoregressive flow, Kingma et al. 2016, arXiv 1606.04934): a posterior that is as rich as a flow prior.
+    With ``flow``, a sample of this normal is transformed by one autoregressive step, which is the same for all images
+    (inverse autoregressive flow, Kingma et al. 2016, arXiv 1606.04934). This posterior is as flexible as a flow prior.
 
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
@@ -34,7 +34,7 @@ class VAEGuide(PairModule):
     Arguments:
         encoder: a module from ``x (..., B, C, H, W)`` to ``(..., B, 2 D)``.
         z_dim: D.
-        flow: widths of the step's MADE, or None for a normal posterior.
+        flow: hidden layer widths of the step's MADE, or None for a normal posterior.
     """
 
     role = "guide"
@@ -54,7 +54,7 @@ class VAEGuide(PairModule):
         return dist.TransformedDistribution(normal, [AffineAutoregressive(self.network)])
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Sample the codes of the images ``x (B, C, H, W)``; ``n`` is the model's and unused here."""
+        """Sample the latents of the images ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("a VAE's guide infers codes from images: x is required")
         with data_plate(len(x)):
@@ -62,7 +62,7 @@ class VAEGuide(PairModule):
 
 
 class MLPGuide(VAEGuide):
-    """A fully connected encoder of images (C, H, W); arguments as :class:`pplmodels.MLPVAE`'s, reversed."""
+    """A fully connected encoder of images (C, H, W). Arguments are as for :class:`pplmodels.MLPVAE`, reversed."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class MLPGuide(VAEGuide):
 
 
 class VectorGuide(VAEGuide):
-    """A small fully connected encoder of vectors; arguments as :class:`pplmodels.VectorVAE`'s."""
+    """A small fully connected encoder of vectors. Arguments are as for :class:`pplmodels.VectorVAE`."""
 
     def __init__(self, x_dim: int = 2, z_dim: int = 2, hidden_dims: Sequence[int] = (32,)):
         super().__init__(mlp(x_dim, hidden_dims, 2 * z_dim), z_dim)
@@ -86,9 +86,9 @@ class ConvGuide(VAEGuide):
     """A convolutional encoder of images (C, H, W).
 
     Arguments:
-        image, z_dim: as :class:`pplmodels.ConvVAE`'s.
-        channels: of the convolutions, fine to coarse; each after the first halves the sides.
-        flow: as :class:`VAEGuide`'s.
+        image, z_dim: as for :class:`pplmodels.ConvVAE`.
+        channels: channels of the convolutions, fine to coarse. Each one except the first halves the sides.
+        flow: as for :class:`VAEGuide`.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class ConvGuide(VAEGuide):
 
 
 class LSTMGuide(VAEGuide):
-    """An LSTM reads the rows of an image (C, H, W) from top to bottom.
+    """An LSTM encoder that reads the rows of an image (C, H, W) from top to bottom.
 
     Arguments:
-        image, z_dim: as :class:`pplmodels.ConvVAE`'s.
+        image, z_dim: as for :class:`pplmodels.ConvVAE`.
         hidden_dim: size of the LSTM's state.
     """
 

@@ -12,7 +12,7 @@ from pplmodels.nn.vector_quantizer import straight_through
 
 
 class VQGuide(PairModule):
-    """The code whose vector is nearest to what the encoder says, at each position of the map.
+    """Selects the code whose vector is nearest to the encoder's output, at each position of the map.
 
     .. code-block:: text
 
@@ -20,12 +20,12 @@ class VQGuide(PairModule):
         codes = argmin_k |z_e - e_k|^2
         z     = e(codes), with the gradient of z_e                     straight-through (section 3.2)
 
-    What is learned besides the bound, per image and summed over the map (equation 3): the codebook's vectors come to
-    z_e, unless they are running means, and z_e to them::
+    In addition to the bound, there are two losses per image, summed over the map (equation 3). They move the codebook
+    vectors toward z_e, unless they are running means, and z_e toward the vectors::
 
         codebook   = |sg(z_e) - e(codes)|^2,  commitment = beta |z_e - sg(e(codes))|^2
 
-    Both are factors of this half: auxiliary, so no part of any bound that is measured.
+    Both are auxiliary factors of the guide, which are not part of any reported bound.
 
     =====  ============  ===========  ============  =======================
     site   support       batch shape  event shape   in the paper
@@ -35,8 +35,9 @@ class VQGuide(PairModule):
     =====  ============  ===========  ============  =======================
 
     Arguments:
-        model: gives the sizes and the codebook, which stays the model's; :meth:`from_pretrained` is given it again.
-        channels, blocks: of the encoder (:func:`pplmodels.nn.residual.residual_encoder`).
+        model: provides the sizes and the codebook, which belongs to the model. Pass the model to
+            :meth:`from_pretrained`, too.
+        channels, blocks: arguments of the encoder (:func:`pplmodels.nn.residual.residual_encoder`).
         commitment: beta.
     """
 
@@ -50,16 +51,16 @@ class VQGuide(PairModule):
 
     @pyro_method
     def q_codes(self, z_e: Tensor) -> dist.Distribution:
-        """q(codes | x), one map, event shape (H/4, W/4), from ``z_e (..., B, D, H/4, W/4)``."""
+        """q(codes | x), a single map, event shape (H/4, W/4), from ``z_e (..., B, D, H/4, W/4)``."""
         return dist.Delta(self.model.codebook.nearest(z_e), event_dim=2)
 
     @pyro_method
     def q_z(self, z_e: Tensor, e: Tensor) -> dist.Distribution:
-        """q(z | codes, x), one value, event shape (D, H/4, W/4), from the codes' vectors ``e`` of the same shape."""
+        """q(z | codes, x), a single value, event shape (D, H/4, W/4), from the codes' vectors ``e`` of that shape."""
         return dist.Delta(straight_through(z_e, e.detach()), event_dim=3)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """The codes of the images ``x (B, C, H, W)``; in training mode the codebook takes note of them."""
+        """Infer the codes of the images ``x (B, C, H, W)``. In training mode, this updates codebook statistics."""
         if x is None:
             raise ValueError("a VQ-VAE's guide infers codes from images: x is required")
         codebook = self.model.codebook
@@ -79,5 +80,5 @@ class VQGuide(PairModule):
 
     @pyro_method
     def init_codebook(self, x: Tensor) -> None:
-        """Put the codebook's vectors where the encoder puts parts of the images ``x (B, C, H, W)``."""
+        """Initialize the codebook with encoder outputs for the images ``x (B, C, H, W)``."""
         self.model.codebook.init_from(self.encoder(x).detach())

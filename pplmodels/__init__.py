@@ -1,4 +1,4 @@
-"""Generative models p(x, z) as Pyro modules, and the engine that trains them; their guides live in ``guides``."""
+"""Generative models p(x, z) as Pyro modules, and the engine that trains them. Guides are in the package ``guides``."""
 
 from pplmodels.models.air import AIR
 from pplmodels.models.air3d import AIR3D

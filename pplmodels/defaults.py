@@ -1,4 +1,4 @@
-"""What torch gives tensors whose makers name no device or dtype, set for a while."""
+"""Context managers that set torch's default device and dtype for new tensors."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,9 +9,10 @@ from torch.utils._device import DeviceContext
 
 
 def default_device(device: torch.device | None) -> AbstractContextManager:
-    """Inside, new tensors are on ``device`` (if any) where somebody has set another as the default.
+    """Inside this context, new tensors are created on ``device`` (if any), even if another default device is set.
 
-    Pyro, too, makes tensors of plain numbers. Where no default has been set nothing is: torch's calls would be slower.
+    This includes tensors that Pyro creates from plain numbers. If no default device has been set, the context does
+    nothing, because setting one makes calls to torch slower.
     """
     is_set = any(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
     return device if device and is_set and torch.get_default_device() != device else nullcontext()
@@ -19,7 +20,7 @@ def default_device(device: torch.device | None) -> AbstractContextManager:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, new floating-point tensors are of ``dtype``."""
+    """Inside this context, new floating-point tensors have the given ``dtype``."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -30,9 +31,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def float32_on_cpu() -> Iterator[None]:
-    """Inside, or in a function decorated so, new tensors are those that torch makes where no default has been set.
+    """Inside this context or a decorated function, new tensors have torch's original default dtype and device.
 
-    Data that are made so are the same whatever a program has set.
+    So data generated inside do not depend on the program's defaults.
     """
     with default_dtype(torch.float32), torch.device("cpu"):
         yield

@@ -1,7 +1,7 @@
-"""Collective operations of the processes (ranks) that train one pair together.
+"""Collective operations for data-parallel training.
 
-``torchrun`` starts the ranks, :func:`process_group` joins them. Without torchrun there is one rank, and every operation
-here is a no-op.
+``torchrun`` starts the processes (ranks) and :func:`process_group` connects them. Without torchrun there is one rank,
+and every operation in this module is a no-op.
 """
 
 import os
@@ -21,7 +21,7 @@ from pplmodels.states import filled, named, packed, unpacked
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun has started, over NCCL for tensors on CUDA and gloo for others."""
+    """Connect the processes started by torchrun, with NCCL for CUDA tensors and gloo for CPU tensors."""
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -36,10 +36,11 @@ def process_group() -> Iterator[None]:
 
 
 def _fresh_store(store: dist.Store, number: int, size: int) -> dist.Store:
-    """A part of the store that only these ranks know of.
+    """A part of torchrun's store that only the current ranks use.
 
-    torchrun's store outlives the ranks: after a restart the addresses of those that are gone are still there, and who
-    read one would wait for ever. So each rank takes a new name, and all go on when all have seen the same names.
+    torchrun's store outlives the ranks: after a restart, it still holds the addresses of the previous ranks, and a
+    rank that reads such a stale address hangs. So each rank writes a new name, and all continue once all ranks have
+    read the same names.
     """
     store.set(f"name/{number}", uuid.uuid4().hex)
     while True:
@@ -50,12 +51,12 @@ def _fresh_store(store: dist.Store, number: int, size: int) -> dist.Store:
         time.sleep(0.02)
 
 
-_alone = False  # whether this rank does something that the others do not
+_alone = False  # whether this rank currently runs inside alone()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, there is one rank: for what one of them does while the others go on, who would not answer."""
+    """Inside this context the world size is 1, so that one rank can run code that the other ranks do not run."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -65,53 +66,53 @@ def alone() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0; rank 0 writes files and speaks."""
+    """The number of this rank, from 0. Only rank 0 writes files and prints messages."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_restart() -> bool:
-    """Whether torchrun has started the ranks anew after one of them ended, or as machines came or went."""
+    """Whether torchrun has restarted the ranks, because one of them ended or the set of machines changed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is up on any rank."""
+    """Whether the flag is set on any rank."""
     return flag if world_size() == 1 else bool(all_reduce(torch.tensor(float(flag))))
 
 
 def barrier() -> None:
-    """Go on when all ranks have come here."""
+    """Wait until all ranks have reached this call."""
     if world_size() > 1:
         with _translate_errors():
             dist.barrier()
 
 
 def shard(length: int) -> slice:
-    """The part of so many things in a row that is this rank's; the parts differ by one at most."""
+    """This rank's slice of a sequence of ``length`` items. The ranks' slices differ in length by at most one."""
     bounds = [length * number // world_size() for number in (rank(), rank() + 1)]
     return slice(*bounds)
 
 
 def check_divisible(batch_size: int) -> None:
-    """Raise :class:`pplmodels.errors.InputError` if the ranks' parts of a batch would differ."""
+    """Raise :class:`pplmodels.errors.InputError` if a batch cannot be divided equally between the ranks."""
     if batch_size % world_size():
         raise InputError(f"batches of {batch_size} images have no equal shares for {world_size()} ranks.")
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum of the ranks' tensors of one shape, on every rank; what depends on it sends its gradient to all of them.
+    """The sum over all ranks of tensors of the same shape. Gradients are summed over all ranks, too.
 
-    It can be part of a compiled step. All ranks must come to it as often, and in the same order.
+    It can be part of a compiled step. All ranks must call it equally often and in the same order.
     """
     return tensor if world_size() == 1 else _sum(tensor)
 
 
-@custom_op("pplmodels::all_reduce", mutates_args=())  # an operation of its own, so that it can be traced
+@custom_op("pplmodels::all_reduce", mutates_args=())  # a custom op, so that it can be traced
 def _sum(tensor: Tensor) -> Tensor:
     summed = tensor.clone(memory_format=torch.contiguous_format)
     with _translate_errors():
@@ -123,12 +124,12 @@ _sum.register_autograd(lambda ctx, grad: _sum(grad))
 
 
 def broadcast(tensor: Tensor) -> Tensor:
-    """Rank 0's tensor, on every rank; as :func:`all_reduce`, it can be part of a compiled step."""
+    """Rank 0's tensor, on every rank. Like :func:`all_reduce`, it can be part of a compiled step."""
     return all_reduce(tensor if rank() == 0 else torch.zeros_like(tensor))
 
 
 def all_reduce_list(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """:func:`all_reduce` of several tensors of one device and type by one exchange."""
+    """:func:`all_reduce` of several tensors of the same device and dtype, in a single operation."""
     if world_size() == 1:
         return list(tensors)
     bucket = torch.cat([tensor.flatten() for tensor in tensors])
@@ -139,7 +140,7 @@ def all_reduce_list(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """The ranks' ``(N_r, ...)`` one after another, on every rank."""
+    """The tensors ``(N_r, ...)`` of all ranks, concatenated, on every rank."""
     if world_size() == 1:
         return rows
     lengths = _all(torch.tensor(len(rows), device=rows.device))
@@ -149,7 +150,7 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def _all(tensor: Tensor) -> list[Tensor]:
-    """The ranks' tensors of one shape."""
+    """The tensors of all ranks, which must have the same shape."""
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     with _translate_errors():
         dist.all_gather(parts, tensor)
@@ -158,7 +159,7 @@ def _all(tensor: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def broadcast_(tensors: Sequence[Tensor]) -> None:
-    """Give every rank the values of rank 0, in place."""
+    """Copy the values of rank 0 to all ranks, in place."""
     if world_size() > 1:
         with _translate_errors():
             for tensor in tensors:
@@ -166,7 +167,7 @@ def broadcast_(tensors: Sequence[Tensor]) -> None:
 
 
 def all_gather_object(value) -> list:
-    """What each rank holds, in a list on every rank: tensors and plain values, which all of them nest alike."""
+    """A list of all ranks' values, on every rank: tensors and plain values, nested in the same way on all of them."""
     if world_size() == 1:
         return [value]
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -179,7 +180,7 @@ def all_gather_object(value) -> list:
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Words for what torch says when a rank is no longer there."""
+    """Replace torch's errors about a lost rank by :class:`RankLostError`."""
     try:
         yield
     except RuntimeError as error:

@@ -1,52 +1,52 @@
-"""The ways in which a run ends early, each with one sentence for the person at the terminal."""
+"""Exceptions that the command line reports as a single sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 1000  # characters of a sentence; what is longer quotes a file that says too much
+LONGEST = 1000  # maximum length of a message, which may quote an untrusted file
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one sentence that says what and why.
+    """An input from the user cannot be used. The message is one sentence that says what is wrong and why.
 
-    It is one line of at most :data:`LONGEST` printable characters, whatever it quotes from a stranger's file.
+    It is one line of at most :data:`LONGEST` printable characters, even if it quotes an untrusted file.
     """
 
     def __init__(self, sentence: str):
-        text = sentence.encode(errors="backslashreplace").decode()  # a file's name may have bytes that are no UTF-8
+        text = sentence.encode(errors="backslashreplace").decode()  # a file name may not be valid UTF-8
         line = "".join(character if character.isprintable() else " " for character in text)
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ...")
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became infinite or NaN; the message names the sites whose log-probability did."""
+    """The loss became infinite or NaN. The message names the sites whose log-probability is not finite."""
 
 
 class RankLostError(RuntimeError):
-    """One of the processes that train together is no longer there."""
+    """Another rank of a distributed training has ended or does not respond."""
 
 
 class StorageError(OSError):
-    """A file could not be written, for want of room, say; the message names it and what the system said.
+    """A file could not be written, e.g. because the disk is full. The message names the file and the reason.
 
-    Arguments as those of :class:`OSError`: number, what the system said, file.
+    The arguments are those of :class:`OSError`: error number, error message and file name.
     """
 
     def __str__(self) -> str:
-        """The sentence."""
+        """The message, one sentence."""
         return f"{self.filename} could not be written ({self.strerror})."
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: what Ctrl-C does, with another exit code."""
+    """The process received SIGTERM. Handled like Ctrl-C, except for the exit code."""
 
 
 @contextmanager
 def as_input_error(sentence: str) -> Iterator[None]:
-    """Any exception within becomes an :class:`InputError` that says ``sentence``.
+    """Convert any exception inside this context to an :class:`InputError` with the message ``sentence``.
 
-    It is for parsers of strangers' files, most of them somebody else's: what they raise for a damaged or made-up file
-    is any exception at all. An :class:`InputError` from within says more and stays.
+    This is meant for parsers of untrusted files, mostly from other libraries, which may raise any exception for a
+    damaged or crafted file. An :class:`InputError` is not converted, because its message is more specific.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, lines that are on disk, and JSON that a stranger may have written."""
+"""Atomic file writes, durable appends and validated JSON."""
 
 import json
 import math
@@ -14,38 +14,38 @@ from pplmodels import distributed
 from pplmodels.errors import InputError, StorageError, as_input_error
 
 TEMPORARY = ".writing-"
-STAMP = "%Y%m%d-%H%M%S"  # when a run began, which is its folder's name unless --out gives another
-RUN, PAIR = "config.json", "model.json"  # what tells the folder of a run, and that of a saved pair
+STAMP = "%Y%m%d-%H%M%S"  # start time of a run, the default name of its folder
+RUN, PAIR = "config.json", "model.json"  # files that identify the folder of a run and of a saved pair
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, of the same ending, force it to disk, and rename it.
+    """Write a file atomically: ``write`` fills a temporary file next to ``path``, which is synced and then renamed.
 
-    A reader, a run that is killed at any moment or a machine that loses its power, sees the old file or the new one,
-    never a part. A link at ``path`` is replaced; what it points to is left alone. Raises :class:`StorageError`; the old
-    file then stays and the temporary one goes.
+    Even if the process is killed or the machine loses power, ``path`` holds the complete old or the complete new file.
+    A link at ``path`` is replaced and its target is not modified. Raises :class:`StorageError`; in this case the old
+    file is kept and the temporary file is deleted. The temporary file has the same suffix as ``path``.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with named(path):
-            temporary.unlink(missing_ok=True)  # a link there would be written through
+            temporary.unlink(missing_ok=True)  # do not write through a link
             write(temporary)
             _to_disk(temporary)
             os.replace(temporary, path)
-            _to_disk(path.parent)  # or a power cut may bring back the old name
+            _to_disk(path.parent)  # makes the rename durable
     finally:
-        with suppress(OSError):  # a folder that cannot be written has none
+        with suppress(OSError):  # an unwritable folder has no temporary file
             temporary.unlink(missing_ok=True)
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Delete what processes that were killed left in ``folder``; nobody may be writing there."""
+    """Delete temporary files of killed processes in ``folder``. No other process may be writing there."""
     for path in folder.glob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append ``line`` and force it to disk. Raises :class:`StorageError`."""
+    """Append ``line`` and sync the file to disk. Raises :class:`StorageError`."""
     with named(path), open(path, "a", encoding="utf-8", opener=_not_a_link) as file:
         file.write(line + "\n")
         file.flush()
@@ -53,21 +53,21 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _not_a_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # which Windows does not have
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)  # not available on Windows
 
 
 def read_complete_lines(path: Path) -> list[str]:
-    """The lines of a file that may not be there; a last line that a kill cut short is not one."""
+    """The lines of a file, or an empty list if it does not exist. An incomplete last line is omitted."""
     if not path.exists():
         return []
-    if not path.is_file():  # a named pipe would be waited for
+    if not path.is_file():  # reading a named pipe would block
         raise InputError(f"{path} is not a file.")
     return [line + "\n" for line in path.read_bytes().decode().split("\n")[:-1]]
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Raise a :class:`StorageError` that names ``path`` for every OSError inside."""
+    """Convert every OSError inside this context to a :class:`StorageError` that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -84,7 +84,7 @@ def _to_disk(path: Path) -> None:
 
 @contextmanager
 def named_in_utf8(path: Path) -> Iterator[Path]:
-    """``path``, or where its name has other bytes than UTF-8's a link to it: torch and safetensors cannot map such."""
+    """``path``, or a link to it if its name is not valid UTF-8: torch and safetensors cannot open such files."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -97,10 +97,11 @@ def named_in_utf8(path: Path) -> Iterator[Path]:
 
 
 def newest_run(folder: str | Path, holding: str = RUN) -> Path:
-    """``folder`` if it is a run or a pair; else the newest folder in it that has a file ``holding``, which is told.
+    """``folder`` if it is a run or a pair; otherwise the newest folder in it that has a file ``holding``.
 
-    Newest is the latest to begin, as the default names of runs say it; of another name, when ``holding`` was written.
-    Where there is no such folder, ``folder`` comes back, and who reads it says what is missing. Links are passed over.
+    Folders are compared by the start times in the default names of runs, and those with other names by the time when
+    ``holding`` was written. The choice is printed to stderr. Links are ignored. If there is no such folder, ``folder``
+    is returned, and reading it raises an error about what is missing.
     """
     folder = Path(folder)
     if (folder / RUN).exists() or (folder / PAIR).exists() or not folder.is_dir():
@@ -118,7 +119,7 @@ def newest_run(folder: str | Path, holding: str = RUN) -> Path:
 
 
 def _begun(run: Path, file: Path) -> tuple[float, int]:
-    """Seconds since 1970, and a number that tells apart what began in the same second."""
+    """The start time of a run in seconds since 1970, and a number that orders runs started in the same second."""
     stamp, _, number = run.name.partition("_")
     try:
         return time.mktime(time.strptime(stamp, STAMP)), int(number or 1)
@@ -127,12 +128,13 @@ def _begun(run: Path, file: Path) -> tuple[float, int]:
 
 
 def read_json(path: Path, otherwise: str):
-    """The content of a JSON file (UTF-8) that a stranger may have written; what is no JSON is refused as ``otherwise``.
+    """The content of an untrusted JSON file in UTF-8.
 
-    It takes memory in proportion to the file's bytes. A number must be finite, nesting as shallow as Python's recursion
-    limit. Raises :class:`InputError`, for a file that is not there :class:`OSError`.
+    Memory use is proportional to the size of the file. Numbers must be finite, and nesting is limited by Python's
+    recursion limit. Raises :class:`InputError` with the sentence ``otherwise`` for an invalid file, and
+    :class:`OSError` if the file does not exist.
     """
-    if path.exists() and not path.is_file():  # a named pipe would be waited for
+    if path.exists() and not path.is_file():  # reading a named pipe would block
         raise InputError(f"{path} is not a file.")
     content = path.read_bytes()
     with as_input_error(otherwise):
@@ -140,7 +142,7 @@ def read_json(path: Path, otherwise: str):
 
 
 def write_json(path: Path, content) -> None:
-    """Write ``content`` as JSON, whole or not at all. Raises :class:`StorageError`."""
+    """Write ``content`` atomically as JSON. Raises :class:`StorageError`."""
     atomic_write(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8"))
 
 

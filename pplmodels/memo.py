@@ -1,10 +1,10 @@
-"""Work that a model and its guide have in common, done once.
+"""Memoization of computations that a model shares with its guide.
 
-A guide may walk along the model's own computation: DRAW's looks at the canvas that the model has painted so far, the
-ladder's merges what the model expects of a layer with what the image says. The model, replayed with the guide's
-samples, then computes the very same again. Methods that are :func:`memoised` are computed once within
-:func:`memoise`, which our SVI and our bounds open around each run of a pair; elsewhere, under stock Pyro for one, they
-are ordinary methods, and the numbers are the same up to the order in which gradients are added up.
+Some guides reuse part of the model's computation: DRAW's guide reads the model's current canvas, and the ladder VAE's
+guide combines the model's prior of each layer with features of the image. The model, replayed with the guide's
+samples, repeats that computation. Methods decorated with :func:`memoised` are computed only once within
+:func:`memoise`, which this library's SVI and bounds enter for each run of a pair. Elsewhere, e.g. under stock Pyro,
+they are ordinary methods, and results are equal up to the order in which gradients are summed.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ _known: ContextVar[dict | None] = ContextVar("known", default=None)
 
 @contextmanager
 def memoise() -> Iterator[None]:
-    """Until it ends, a :func:`memoised` method called again with the same tensors returns what it returned before."""
+    """Inside this context, calling a :func:`memoised` method again with the same tensors returns its first result."""
     token = _known.set({})
     try:
         yield
@@ -30,15 +30,15 @@ def memoise() -> Iterator[None]:
 
 
 def is_memoising() -> bool:
-    """Whether this is within :func:`memoise`."""
+    """Whether :func:`memoise` is active."""
     return _known.get() is not None
 
 
 def memoised(method: Callable) -> Callable:
-    """Let a method be computed once for the same arguments within :func:`memoise`.
+    """Decorate a method so that it is computed only once per set of arguments within :func:`memoise`.
 
-    It must depend on its arguments and its module's parameters alone and draw no random numbers. Tensors are the same
-    if they are one object that has not been written to.
+    The method must only depend on its arguments and its module's parameters, and must not draw random numbers. Two
+    tensors count as the same if they are the same object and it has not been modified in between.
     """
 
     @wraps(method)
@@ -49,7 +49,7 @@ def memoised(method: Callable) -> Callable:
         leaves, spec = tree_flatten(args)
         key = (id(self), method, torch.is_grad_enabled(), str(spec), *map(_identity, leaves))
         if key not in known:
-            known[key] = method(self, *args), leaves  # the leaves are kept, so that no other tensor gets their ids
+            known[key] = method(self, *args), leaves  # keeping the leaves prevents reuse of their ids
         return known[key][0]
 
     return once

@@ -1,4 +1,4 @@
-"""Lines for the person at the terminal."""
+"""Informational messages on the terminal."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ logger = logging.getLogger("pplmodels")  # to silence it: logging.getLogger("ppl
 
 
 class _Terminal(logging.Handler):
-    """Writes a line to stderr, above a progress bar if there is one."""
+    """Writes messages to stderr, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record."""
@@ -24,6 +24,6 @@ logger.propagate = False
 
 
 def say(line: str) -> None:
-    """Show one line of information on stderr, by rank 0 only."""
+    """Print one line of information to stderr, on rank 0 only."""
     if distributed.rank() == 0:
         logger.info(line)

@@ -1,4 +1,4 @@
-"""The base class of models and guides: named factors, saved and rebuilt without the training script."""
+"""The base class of models and guides, which can be saved and loaded without the training script."""
 
 import inspect
 import itertools
@@ -23,19 +23,20 @@ from pplmodels.states import mapped, packed
 
 IMAGE_DIMS = ("channel", "row", "column")  # dimensions
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_PARAMS_PER_TENSOR = 4  # that a constructor may register for each tensor that is saved: it may replace some
+MAX_PARAMS_PER_TENSOR = 4  # that a constructor may register per saved tensor; it may replace some
 
 
 class PairModule(PyroModule):
-    """One half of a pair, a model or a guide: a named PyroModule that remembers its constructor arguments.
+    """A model or a guide (one half of a pair): a PyroModule that records its constructor arguments.
 
-    ``role`` ("model" or "guide") names the half's two files in a folder: ``<role>.safetensors`` holds the
-    weights and buffers, ``<role>.json`` the class name and the constructor arguments. Neither file can run
-    code when it is loaded. A constructor's arguments alone decide the shapes of the weights, and it reads no value of a
-    tensor for that: a half is sketched on the meta device, without memory, before it is rebuilt.
+    ``role`` ("model" or "guide") names the half's two files in a folder: ``<role>.safetensors`` holds the weights and
+    buffers, and ``<role>.json`` the class name and the constructor arguments. Loading these files cannot execute code.
+    The shapes of the weights must depend only on the constructor arguments and not on values of tensors, because a
+    half is first built on the meta device, without memory, when it is loaded.
 
-    ``dims`` names the event dimensions of sites, the number of a step left out, and ``coords`` says what some of these
-    dimensions count: :func:`pplmodels.inspect.posterior` and its like label their arrays so.
+    ``dims`` maps the names of sites, without the step number, to the names of their event dimensions. ``coords`` maps
+    names of dimensions to the labels of their entries. Functions such as :func:`pplmodels.inspect.posterior` label
+    their arrays with both.
     """
 
     role: str
@@ -43,7 +44,7 @@ class PairModule(PyroModule):
     coords: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def __new__(cls, *args, **kwargs):
-        """Record what ``__init__`` is about to receive."""
+        """Record the arguments of ``__init__``."""
         self = super().__new__(cls)
         signature = inspect.signature(cls)
         arguments = dict(signature.bind_partial(*args, **kwargs).arguments)
@@ -55,7 +56,7 @@ class PairModule(PyroModule):
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the weights and the constructor arguments into ``folder`` (made if missing)."""
+        """Write the weights and the constructor arguments into ``folder``, which is created if missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         described = {"class": type(self).__name__, "arguments": self._arguments}
@@ -64,10 +65,10 @@ class PairModule(PyroModule):
         atomic_write(weights, lambda path: path.write_bytes(packed(self.state_dict())))
 
     def load_weights(self, folder: str | Path) -> None:
-        """Take over the weights that a half of the same sizes has saved in ``folder``, and stay in this mode.
+        """Load the weights that a half of the same sizes has saved in ``folder``, without changing the training mode.
 
-        A buffer that a constructor's argument sets (a prior's mean, an annealed ratio) keeps this half's value. Raises
-        :class:`InputError` for other sizes.
+        Buffers that are set by constructor arguments (e.g. a prior's mean or an annealed ratio) keep their values.
+        Raises :class:`InputError` if sizes differ.
         """
         _, weights = files_of(folder, self.role)
         with as_input_error(f"{weights} does not hold the weights of a {type(self).__name__} of these sizes."):
@@ -80,13 +81,13 @@ class PairModule(PyroModule):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "PairModule":
-        """Rebuild what :meth:`save_pretrained` wrote, on the CPU, in evaluation mode and in the dtypes of its weights.
+        """Load a half saved by :meth:`save_pretrained`, on the CPU, in evaluation mode, in the dtypes of its weights.
 
-        Tensors that are not saved are made in the dtype of most weights. Where that has 16 bits they are made in
-        float32, and of these the buffers are rounded, as :meth:`torch.nn.Module.to` does.
-        ``modules`` are the constructor's arguments that are modules of somebody else, which are not saved with this
-        half. Raises :class:`InputError` when the files are missing, cut short or of another class. No weights are
-        allocated before the shapes that the description asks for are those whose bytes are in the weights' file.
+        Tensors that are not saved are created in the dtype of most weights. If that dtype has 16 bits, they are
+        created in float32, and the buffers among them are then rounded, as by :meth:`torch.nn.Module.to`.
+        ``modules`` are the constructor arguments that are modules, because these are not saved with the half. Raises
+        :class:`InputError` if the files are missing, truncated or of another class. Weights are only allocated after
+        the shapes in the description have been found to match the tensors in the weights file.
         """
         name, arguments = description_of(folder, cls.role)
         description, weights = files_of(folder, cls.role)
@@ -96,7 +97,7 @@ class PairModule(PyroModule):
         def build() -> PairModule:
             try:
                 return cls(**arguments, **modules)
-            except Exception as error:  # with arguments of a stranger, any
+            except Exception as error:  # untrusted arguments can cause any exception
                 raise InputError(f"{description} does not say what a {name} is made of ({error}).") from error
 
         with as_input_error(f"{weights} does not hold the weights of the {name} in {description}."):
@@ -116,12 +117,12 @@ class PairModule(PyroModule):
 
 
 def files_of(folder: str | Path, role: str) -> tuple[Path, Path]:
-    """Description and weights of a half."""
+    """The paths of a half's description and weights."""
     return Path(folder) / f"{role}.json", Path(folder) / f"{role}.safetensors"
 
 
 def description_of(folder: str | Path, role: str) -> tuple[str, dict]:
-    """Class name and constructor arguments of a saved half."""
+    """The class name and the constructor arguments of a saved half."""
     description, _ = files_of(folder, role)
     otherwise = f"{description} is not a description of a {role}."
     try:
@@ -139,15 +140,15 @@ def _shapes(values: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _commonest_dtype(values: Mapping[str, Tensor]) -> torch.dtype:
-    """That of most floating-point tensors; torch's own default where there are none."""
+    """The dtype of most floating-point tensors, or torch's default dtype if there are none."""
     found = Counter(value.dtype for value in values.values() if value.dtype in FLOATING)
     return found.most_common(1)[0][0] if found else torch.float32
 
 
 def _give_dtypes(half: PairModule, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Convert floating-point tensors where they are, so that whoever shares them still does.
+    """Convert floating-point tensors in place, so that shared tensors stay shared.
 
-    Those that are saved get the dtype of their values, the other buffers ``dtype`` where that has 16 bits.
+    Saved tensors get the dtype of their values. Other buffers get ``dtype`` if it has 16 bits.
     """
     for tensor in half.buffers() if dtype.itemsize == 2 else ():
         if tensor.dtype in FLOATING:
@@ -160,7 +161,7 @@ def _give_dtypes(half: PairModule, values: Mapping[str, Tensor], dtype: torch.dt
 
 
 class _ZeroForUnknown(TorchFunctionMode):
-    """Reads 0 from tensors on the meta device, which have no values: networks of others look at what they keep."""
+    """Reads 0 from tensors on the meta device, which have no values, for third-party networks that read buffers."""
 
     READING = (torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__)
 
@@ -172,7 +173,7 @@ class _ZeroForUnknown(TorchFunctionMode):
 
 @contextmanager
 def _registering_at_most(number: int) -> Iterator[None]:
-    """Let modules within register so many parameters: the layers of a made-up description could have no end."""
+    """Limit the parameters registered inside this context: a crafted description could ask for endless layers."""
     registered = itertools.count(1)
 
     def count(*_) -> None:
@@ -187,9 +188,9 @@ def _registering_at_most(number: int) -> Iterator[None]:
 
 
 def data_plate(number: int) -> AbstractContextManager:
-    """The plate "data" of ``number`` images, or nothing where it is open already.
+    """The plate "data" of ``number`` images, or a null context if it is already open.
 
-    So a half can be a part of another, which opens the plate and runs it inside.
+    So a half can be embedded in another one that opens the plate.
     """
     for plate in get_plates():
         if plate.name == "data":
@@ -200,5 +201,5 @@ def data_plate(number: int) -> AbstractContextManager:
 
 
 def count_parameters(*modules: torch.nn.Module) -> int:
-    """How many numbers the modules learn."""
+    """The total number of elements of the modules' parameters."""
     return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,4 +1,4 @@
-"""Pictures; everything here takes arrays and knows no model, and gives figures that no window system has seen."""
+"""Figures drawn from arrays, independent of any model. Returned figures are not attached to a GUI backend."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Affine2D, Transform
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # ticks of a stretched axis
-FILLED = 0.95  # of the place of an image among others; the rest is a gap
+FILLED = 0.95  # fraction of a tile that its image fills; the rest is a gap
 STEP_COLOURS = ("tab:red", "tab:green", "tab:blue", "tab:orange", "tab:purple", "tab:cyan")
 
 
@@ -25,9 +25,9 @@ def image_rows(rows: Sequence[np.ndarray], labels: Sequence[str], inches: float 
 def scenes_with_windows(
     scenes: np.ndarray, reconstruction: np.ndarray, z_pres: np.ndarray, z_where: np.ndarray, counts: np.ndarray | None
 ) -> Figure:
-    """Scenes with their inferred windows, numbered and coloured by step, above what the model draws for them.
+    """Scenes with their inferred windows, numbered and colored by step, above their reconstructions.
 
-    ``scenes, reconstruction (B, C, H, W)``, ``z_pres (B, T)``, ``z_where (B, T, 3)``; ``counts (B)`` are the true ones.
+    Shapes: ``scenes, reconstruction (B, C, H, W)``, ``z_pres (B, T)``, ``z_where (B, T, 3)`` and true ``counts (B)``.
     """
     figure, axis, places = _tiled([scenes, reconstruction], ["scene", "reconstruction"], 1.1)
     for i, place in enumerate(places[0]):
@@ -48,10 +48,10 @@ READ, WRITE = "tab:green", "tab:red"
 def painting_rows(
     images: np.ndarray | None, canvases: np.ndarray, reading: np.ndarray | None, writing: np.ndarray | None
 ) -> Figure:
-    """A row per image: the image, where there is one, then its canvas as it is painted.
+    """One row per image: the image, if any, followed by its canvas at each step.
 
-    ``images (B, C, H, W)``, ``canvases (T, B, C, H, W)`` in [0, 1]; ``reading, writing (T, B, 3)`` are the windows that
-    led to each canvas: centre and side in pixels, drawn in green and red.
+    ``images (B, C, H, W)`` and ``canvases (T, B, C, H, W)`` are in [0, 1]. ``reading, writing (T, B, 3)`` are the
+    windows used to draw each canvas, given by center and side in pixels, and shown in green and red.
     """
     rows = canvases.swapaxes(0, 1)
     if images is not None:
@@ -68,7 +68,7 @@ def painting_rows(
 def canvas_gif(
     path: Path, canvases: np.ndarray, reading: np.ndarray | None, writing: np.ndarray | None, seconds: float = 5.0
 ) -> None:
-    """A GIF of canvases ``(T + 1, B, C, H, W)`` being painted, side by side, and of the windows ``(T, B, 3)``."""
+    """Write a GIF of canvases ``(T + 1, B, C, H, W)`` over time, side by side, with their windows ``(T, B, 3)``."""
     count = len(canvases) - 1
     figure, axes = _grid(1, canvases.shape[1], canvases.shape[1], 1.3, layout=None)
     figure.subplots_adjust(0, 0, 1, 0.8, wspace=0.05)
@@ -109,7 +109,7 @@ def _show_image(axis: Axes, image: np.ndarray, extent: tuple[float, float, float
 
 
 def curves(metrics: Sequence[dict], groups: Sequence[Sequence[str]], x: str = "step") -> Figure:
-    """One panel a group of metric names, against step or seconds, from the lines of metrics.jsonl."""
+    """One panel per group of metric names, plotted against step or seconds, from the lines of metrics.jsonl."""
     figure, axes = _grid(1, len(groups), 4 * len(groups), 3)
     for names, axis in zip(groups, axes[0], strict=True):
         for name in names:
@@ -124,9 +124,9 @@ def curves(metrics: Sequence[dict], groups: Sequence[Sequence[str]], x: str = "s
 
 
 def curves_by_run(runs: Mapping[str, Sequence[Sequence[dict]]], metric: str, x: str = "seconds") -> Figure:
-    """One metric of several runs, from their lines of metrics.jsonl: a line a run, a colour a label.
+    """One metric of several runs, from their lines of metrics.jsonl, with one line per run and one color per label.
 
-    The axis of a metric between 0 and 1, such as an accuracy, is stretched towards both ends.
+    The axis of a metric between 0 and 1, such as an accuracy, has a logit scale.
     """
     figure, axis = _one(7, 4)
     for colour, (label, curves_) in enumerate(runs.items()):
@@ -147,7 +147,7 @@ def curves_by_run(runs: Mapping[str, Sequence[Sequence[dict]]], metric: str, x: 
 
 
 def image_plane(images: np.ndarray, labels: tuple[str, str]) -> Figure:
-    """Images ``(R, C, channels, H, W)`` in [0, 1] side by side; ``labels`` say what changes downwards, to the right."""
+    """A grid of images ``(R, C, channels, H, W)`` in [0, 1]. ``labels`` are the labels of the y-axis and the x-axis."""
     rows, columns, channels, height, width = images.shape
     tiled = images.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
     figure, axis = _one(7, 7 * tiled.shape[1] / tiled.shape[2])
@@ -157,7 +157,7 @@ def image_plane(images: np.ndarray, labels: tuple[str, str]) -> Figure:
 
 
 def histogram(counts: np.ndarray, kind: str, of: str) -> Figure:
-    """How often each of some kinds ``(K)`` occurs, the most frequent first."""
+    """A bar chart of the frequencies ``(K)`` of items, sorted in descending order."""
     figure, axis = _one(6, 3)
     axis.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0)
     axis.set(xlabel=f"{kind}, by frequency", ylabel=of, title=f"{(counts > 0).sum()} of {len(counts)} in use")
@@ -167,7 +167,7 @@ def histogram(counts: np.ndarray, kind: str, of: str) -> Figure:
 def clouds(
     points: Mapping[str, np.ndarray], mean: np.ndarray | None = None, covariance: np.ndarray | None = None
 ) -> Figure:
-    """Sets of points ``(N, 2)`` side by side; if the truth is known, with its ellipses of one to three deviations."""
+    """Sets of points ``(N, 2)`` side by side, with ellipses of 1 to 3 standard deviations of the truth if given."""
     figure, axes = _grid(1, len(points), 4 * len(points), 4, sharex=True, sharey=True)
     for axis, (label, cloud) in zip(axes[0], points.items(), strict=True):
         axis.plot(*cloud.T, ".", markersize=2, alpha=0.4)
@@ -182,9 +182,9 @@ def clouds(
 
 
 def turns(images: np.ndarray, angles: np.ndarray, true: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Images ``(B, C, H, W)`` above histograms round the circle of ``angles (B, S)``; a line shows the ``true (B)``.
+    """Images ``(B, C, H, W)`` above polar histograms of ``angles (B, S)``. A line shows the ``true (B)`` angle.
 
-    Angles are in radians, anticlockwise from the right.
+    Angles are in radians, counterclockwise from the right.
     """
     figure = Figure(figsize=(1.5 * len(images), 3.2), layout="constrained")
     for column, (image, drawn, truth, title) in enumerate(zip(images, angles, true, titles, strict=True), start=1):
@@ -201,7 +201,7 @@ def turns(images: np.ndarray, angles: np.ndarray, true: np.ndarray, titles: Sequ
 
 
 def shares(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
-    """A small bar chart a row of ``probabilities (B, K)``: of 0, 1, ... K - 1 of something."""
+    """A small bar chart for each row of ``probabilities (B, K)``, over the values 0, 1, ... K - 1."""
     figure, axes = _grid(1, len(probabilities), 1.3 * len(probabilities), 1.6, sharey=True)
     for axis, row, title in zip(axes[0], probabilities, titles, strict=True):
         axis.bar(np.arange(len(row)), row)
@@ -211,7 +211,7 @@ def shares(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
 
 
 def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
-    """The parents of each site of each half as arrows, side by side; what depends on more is further down."""
+    """The dependency graphs of each half side by side, with arrows from parents to sites, in topological order."""
     drawn = {half: networkx.DiGraph({site: [] for site in parents}) for half, parents in halves.items()}
     rows = {}
     for half, parents in halves.items():
@@ -223,7 +223,7 @@ def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
         for row, sites in enumerate(rows[half]):
             networkx.set_node_attributes(arrows, dict.fromkeys(sites, -row), "row")
         places = networkx.multipartite_layout(arrows, subset_key="row", align="horizontal")
-        curved = "arc3,rad=0.25"  # an arrow that passes a site by is seen
+        curved = "arc3,rad=0.25"  # keeps arrows that pass a site visible
         look = {"node_color": "white", "edgecolors": "tab:blue", "edge_color": "gray", "connectionstyle": curved}
         networkx.draw_networkx(arrows, places, ax=axis, node_size=1500, font_size=8, **look)
         axis.margins(y=0.7 / deepest)
@@ -240,7 +240,7 @@ def save(figure: Figure, path: Path) -> None:
 def _tiled(
     rows: Sequence[np.ndarray], labels: Sequence[str], inches: float
 ) -> tuple[Figure, Axes, list[list[Transform]]]:
-    """Rows of images in one set of axes, which are slow to make, and what takes pixels of each image to their place."""
+    """Rows of images in a single Axes, because Axes are slow, and each image's transform from pixels to its place."""
     columns = len(rows[0])
     tall = max(row.shape[2] / row.shape[3] for row in rows)
     figure, axis = _one(inches * columns + 0.3, inches * tall * len(rows))
@@ -250,7 +250,7 @@ def _tiled(
         pixel, top = FILLED / width, number * tall
         for column, image in enumerate(row):
             _show_image(axis, image, (column, column + FILLED, top + pixel * height, top))
-        shift = Affine2D().translate(0.5, 0.5).scale(pixel)  # the first pixel's centre is 0
+        shift = Affine2D().translate(0.5, 0.5).scale(pixel)  # the center of the first pixel is at 0
         places.append([shift.frozen().translate(column, top) + axis.transData for column in range(columns)])
     axis.set(xlim=(FILLED - 1, columns), ylim=(tall * len(rows), FILLED - 1), facecolor="0.8")
     axis.set_yticks(tall * (np.arange(len(rows)) + FILLED / 2), labels, rotation=90, va="center")
@@ -262,7 +262,7 @@ def _tiled(
 def _grid(
     rows: int, columns: int, width: float, height: float, layout: str | None = "constrained", **sharing: bool
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of so many inches, and its axes ``(rows, columns)``."""
+    """A figure of the given size in inches, and its axes ``(rows, columns)``."""
     figure = Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
 

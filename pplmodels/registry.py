@@ -1,4 +1,4 @@
-"""Pairs by the names of their classes."""
+"""Load pairs by the names of their classes."""
 
 import importlib.util
 import inspect
@@ -11,16 +11,16 @@ from pplmodels.errors import InputError
 from pplmodels.io import PAIR, named_in_utf8, newest_run
 from pplmodels.module import PairModule, description_of, files_of
 
-PAIRS = "pplmodels.pairs"  # the group of entry points that name packages with models and guides
+PAIRS = "pplmodels.pairs"  # entry-point group of packages with models and guides
 
 
 def load_pair(folder: str | Path) -> tuple[PairModule, PairModule]:
-    """The model and the guide that were saved in ``folder``, of whatever classes, on the CPU and in evaluation mode.
+    """Load the model and the guide saved in ``folder``, of any classes, on the CPU and in evaluation mode.
 
-    The classes are found by their names, so that no file says what code to run. Installed packages with an entry point
-    in the group :data:`PAIRS` are imported for that; your own classes must have been imported. A guide whose
-    constructor has an argument ``model`` is given the model. Of a folder of runs the newest that holds a pair is taken,
-    and told on stderr.
+    Classes are found by their names, so that files cannot select code to execute. Installed packages with an entry
+    point in the group :data:`PAIRS` are imported for this; your own classes must already be imported. If the guide's
+    constructor has an argument ``model``, it is given the model. For a folder of runs, the newest run that holds a
+    pair is loaded, and its path is printed to stderr.
     """
     for entry in entry_points(group=PAIRS):
         _import_installed(entry.module)
@@ -32,7 +32,7 @@ def load_pair(folder: str | Path) -> tuple[PairModule, PairModule]:
 
 
 def _import_installed(name: str) -> None:
-    """Import a package as it is installed, also where a module in the working directory hides it by its name."""
+    """Import an installed package, even if a module of the same name in the working directory shadows it."""
     installed, found = _installed(name), importlib.util.find_spec(name)
     if installed is None or (found is not None and found.origin == installed.origin):
         importlib.import_module(name)
@@ -46,7 +46,7 @@ def _import_installed(name: str) -> None:
 
 
 def _installed(name: str) -> ModuleSpec | None:
-    """Where a package is found without the working directory, unless that is on the path for another reason too."""
+    """The spec of a package, found without the working directory that Python puts on the path."""
     path = sys.path.copy()
     here = [place for place in path if Path(place).resolve() == Path.cwd()]
     for place in here[:1]:  # what ``python`` itself puts there

@@ -1,4 +1,4 @@
-"""What a script measures and draws of a trained pair: inspection on one side, pictures on the other."""
+"""Metrics and figures of trained pairs."""
 
 import math
 from collections import Counter
@@ -28,22 +28,23 @@ from pplmodels.metrics import (
 from pplmodels.metrics.bounds import LogProbs, without_step
 from pplmodels.nn.renderer import KINDS, Renderer
 
-ASIDE = 1.0  # radians by which the other camera of a picture of solids has gone round the table
-UNANIMOUS = 0.95  # share of scenes with the same extreme count that means collapse
+ASIDE = 1.0  # azimuth in radians of the second camera in figures of solids
+UNANIMOUS = 0.95  # fraction of scenes with the same extreme count that is reported as a collapse
 
 
 def _batches(images: Images) -> Iterator[Tensor]:
-    """This rank's share of some images that are to be measured."""
+    """Batches of this rank's share of the images."""
     return images.part(distributed.shard(len(images))).batches()
 
 
 def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> dict:
-    """The bound split by site, the inferred counts and a word on collapse, and the accuracy where counts are known.
+    """The ELBO split by site, the inferred counts and, if the true counts are known, the count accuracy.
 
-    ``run`` is :func:`pplmodels.infer.log_probs` of the pair, compiled or not. ``count_accuracy``, ``confusion`` and
-    ``inferred_counts`` (shares of the scenes) are those of one sample of the guide a scene, ``count_accuracy_argmax``
-    of the most probable count; ``decided_counts`` are the shares of scenes with n = 0..T likely steps. ``warning`` is
-    there where nearly all scenes get no object, or nearly all that get one get T.
+    ``run`` is :func:`pplmodels.metrics.log_probs` of the pair, compiled or not. ``count_accuracy``, ``confusion`` and
+    ``inferred_counts`` (fractions of the scenes) are computed from one posterior sample per scene,
+    ``count_accuracy_argmax`` from the most probable count. ``decided_counts`` are the fractions of scenes with
+    n = 0..T likely steps. ``warning`` is present if almost all scenes get no object, or if almost all scenes with an
+    object get T.
     """
     metrics, inferred = elbo_terms(run, _batches(scenes), inspect.count_objects)
     posterior = distributed.all_gather(torch.cat([inspect.count_posterior(guide, x) for x in _batches(scenes)]))
@@ -60,7 +61,7 @@ def scene_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: Images) -> d
 
 
 def _collapse(decided: Tensor) -> str | None:
-    """What is wrong with the shares of scenes that get n = 0..T objects, if they hardly differ."""
+    """A warning if the fractions of scenes with n = 0..T objects indicate a collapse."""
     none, every = float(decided[0]), float(decided[-1] / (1 - decided[0]))
     if none > UNANIMOUS:
         return f"collapsing: {none:.0%} of the scenes get no object, whatever they show."
@@ -72,9 +73,9 @@ def _collapse(decided: Tensor) -> str | None:
 
 
 def table_metrics(run: Callable[[Tensor], LogProbs], guide, tables: TabletopScenes) -> dict:
-    """:func:`scene_metrics` of pictures of solids, and how the likeliest solids match the true ones.
+    """:func:`scene_metrics` of scenes of solids, and the accuracy of the most probable solids.
 
-    The names are those of :func:`pplmodels.inspect.solid_metrics`.
+    The names of the latter are those of :func:`pplmodels.inspect.solid_metrics`.
     """
     found = [inspect.find_solids(guide, x) for x in _batches(tables)]
     gathered = [distributed.all_gather(torch.cat(parts)) for parts in zip(*map(astuple, found), strict=True)]
@@ -83,7 +84,7 @@ def table_metrics(run: Callable[[Tensor], LogProbs], guide, tables: TabletopScen
 
 
 def held_out_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: SceneSet) -> dict:
-    """:func:`scene_metrics` of the held-out scenes, and some of them (``unseen_...``) of the unseen counts."""
+    """:func:`scene_metrics` of the held-out scenes and, named ``unseen_...``, some metrics of the unseen counts."""
     metrics = scene_metrics(run, guide, scenes.test)
     if scenes.unseen is not None:
         unseen = scene_metrics(run, guide, scenes.unseen)
@@ -92,11 +93,11 @@ def held_out_metrics(run: Callable[[Tensor], LogProbs], guide, scenes: SceneSet)
 
 
 def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
-    """How noisy the gradient of AIR's discrete sites is.
+    """The gradient noise of AIR's discrete sites.
 
-    ``score_variance`` is that of the gradient of the layer that decides on going on, in (nats per image per unit)^2, of
-    batches of ``batch_size`` as in training; ``baseline_explained`` the share of the costs' variance that the baseline
-    predicts, where one is in use.
+    ``score_variance`` is the gradient variance of the presence layer in (nats per image per unit)^2, for batches of
+    ``batch_size`` as in training. ``baseline_explained`` is the fraction of the costs' variance explained by the
+    baseline, if one is used.
     """
     guide = svi.guide
     batch = scenes.head(batch_size)[:]
@@ -107,10 +108,10 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 
 
 def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
-    """The bound split by site, bits per dimension where the data are 8-bit levels, and how much of the codes is used.
+    """The ELBO split by site, bits per dimension for 8-bit images, and measures of latent usage.
 
-    ``active_units`` (with several sites, of each: ``active_units/<site>``, the steps of a site added up), and for one
-    code an image the estimates of :func:`pplmodels.infer.information`, of 1,000 images.
+    These are ``active_units``, or ``active_units/<site>`` summed over steps if there are several sites. Models with a
+    single latent per image also get the estimates of :func:`pplmodels.metrics.elbo_surgery`, from 1,000 images.
     """
     metrics, _ = elbo_terms(run, _batches(images))
     if (bits := level_bits(images, metrics["elbo"])) is not None:
@@ -127,9 +128,10 @@ def image_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Image
 
 
 def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images) -> dict:
-    """:func:`image_metrics`, the squared error of reconstructions and how many of a VQ-VAE's codes are in use.
+    """:func:`image_metrics`, the squared error of reconstructions and the codebook usage of a VQ-VAE.
 
-    ``mean_squared_error`` is per pixel and channel, of intensities in [0, 1]; ``code_usage`` a share of all codes.
+    ``mean_squared_error`` is per pixel and channel, for intensities in [0, 1]. ``code_usage`` is the fraction of codes
+    in use.
     """
     metrics, errors = image_metrics(run, model, guide, images), 0.0
     for x in _batches(images):
@@ -140,9 +142,9 @@ def code_metrics(run: Callable[[Tensor], LogProbs], model, guide, images: Images
 
 
 def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -> dict:
-    """The log-probability of maps of whole numbers, in nats a map and a position.
+    """The log-probability of integer maps, in nats per map and per position.
 
-    ``unigram_nats_per_code`` is what positions cost that know nothing of each other: the entropy of the values' shares.
+    ``unigram_nats_per_code`` is the cost of independent positions: the entropy of the frequencies of the values.
     """
     metrics, _ = elbo_terms(run, _batches(maps))
     counts = distributed.all_reduce(sum(x.flatten().bincount(minlength=model.levels) for x in _batches(maps)))
@@ -151,7 +153,7 @@ def map_metrics(run: Callable[[Tensor], LogProbs], model, guide, maps: Images) -
 
 
 def code_pictures(model, guide, images: Images, folder: Path) -> None:
-    """Write usage.png, how often each of a VQ-VAE's codes is used, and codes.png, maps of codes beside their images."""
+    """Write usage.png, the frequency of each VQ-VAE code, and codes.png, images with their code maps."""
     counts = codebook_counts(guide, images.batches(), len(model.codebook))
     save_picture(plotting.histogram(counts.cpu().numpy(), "code", "positions"), folder / "usage.png")
     x = images.head(12)[:]
@@ -162,12 +164,12 @@ def code_pictures(model, guide, images: Images, folder: Path) -> None:
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all. Raises :class:`pplmodels.errors.StorageError`."""
+    """Write a figure atomically as PNG. Raises :class:`pplmodels.errors.StorageError`."""
     atomic_write(path, lambda temporary: plotting.save(figure, temporary))
 
 
 def last_slope(metrics: list[dict]) -> float | None:
-    """Nats that the validation bound gained per 1,000 steps between the last two evaluations."""
+    """The increase of the validation bound between the last two evaluations, in nats per 1,000 steps."""
     if len(metrics) < 2:
         return None
     before, last = metrics[-2:]
@@ -175,18 +177,18 @@ def last_slope(metrics: list[dict]) -> float | None:
 
 
 def level_bits(images: Images, nats: float) -> float | None:
-    """A log-probability in nats an image as bits per dimension, where the images are read as 8-bit levels."""
+    """A log-probability in nats per image as bits per dimension, or None if the images are not 8-bit levels."""
     if images.reading.kind not in ("mass", "density"):
         return None
     return bits_per_dim(nats, images.shape, images.reading.kind == "density")
 
 
 def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Path) -> None:
-    """Write curves.png, where there are metrics, and of images reconstructions.png and samples.png (from the prior).
+    """Write curves.png, if there are metrics, and for images reconstructions.png and samples.png (from the prior).
 
-    Where there is one code of several coordinates an image, also interpolations.png (between codes of images),
-    manifold.png (a plane of codes) and prior.png (codes from the prior beside codes of images); where there are layers
-    of codes, layers.png (images of which only the upper layers are kept, and the lower ones drawn anew).
+    Models with a single latent of several dimensions per image also get interpolations.png (between latents of
+    images), manifold.png (a plane of latents) and prior.png (prior samples next to posterior samples). Models with
+    several latent layers get layers.png (images whose lower layers are resampled).
     """
     curves_picture(metrics, folder)
     if len(images.shape) != 3:
@@ -203,7 +205,7 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         between = inspect.interpolate(model, guide, x[:half], x[half : 2 * half], 12, sites[0])
         rows["interpolations"] = between, [""] * half
     if len({without_step(site) for site in codes}) > 1:
-        layers = list(codes)  # from the top down, as a guide samples them
+        layers = list(codes)  # top-down, in the guide's sampling order
         kept = [layers[:number] for number in range(len(layers), -1, -1)]
         labels = ["image", "all kept", *(f"new to {layer}" for layer in reversed(layers))]
         rows["layers"] = [x, *(inspect.resample(model, guide, x, keep) for keep in kept)], labels
@@ -221,7 +223,7 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
 
 
 def curves_picture(metrics: list[dict], folder: Path) -> None:
-    """Write curves.png, the bounds and the KL of each site while training, where there are metrics."""
+    """Write curves.png, the bounds and the KL of each site during training, if there are metrics."""
     if not metrics:
         return
     names = list(metrics[-1])
@@ -230,8 +232,8 @@ def curves_picture(metrics: list[dict], folder: Path) -> None:
 
 
 def painting_pictures(model, guide, images: Images, folder: Path) -> None:
-    """Write painting.png and painting.gif, images being painted again, and dreaming.gif, images from the prior."""
-    x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # from all over: sets may be sorted by class
+    """Write painting.png and painting.gif, the steps of reconstructions, and dreaming.gif, the steps of samples."""
+    x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # datasets may be sorted by class
     again, dreamt = inspect.reconstruction_steps(model, guide, x), inspect.generation_steps(model, len(x))
     for name, painting in (("painting", again), ("dreaming", dreamt)):
         arrays = _arrays(painting)
@@ -262,7 +264,7 @@ def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Pa
 
 
 def table_pictures(model, guide, tables: TabletopScenes, metrics: list[dict], folder: Path) -> None:
-    """Write solids.png (what is found, from two sides), yaws.png (samples of turns, for each kind) and curves.png."""
+    """Write solids.png (inferred solids from two views), yaws.png (posterior samples of yaws) and curves.png."""
     shown = tables.head(12)
     found = inspect.find_solids(guide, shown[:])
     aside = Renderer(shown.shape[1:], azimuth=ASIDE).to(shown.pixels.device)

@@ -1,4 +1,4 @@
-"""All random generators that a program may draw from, together."""
+"""Seeding, saving and restoring of all random generators of torch, NumPy and Python."""
 
 import copy
 import random
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-LARGEST_SEED = 2**63  # that a user may give
-SEEDS = 2**64  # that torch's generators tell apart
+LARGEST_SEED = 2**63  # largest seed that a user may give
+SEEDS = 2**64  # number of seeds that torch's generators accept
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 def seed_all(seed: int) -> None:
-    """Seed all generators, as Pyro does; NumPy's, which takes no more than 32 bits, by the last 32 of the seed.
+    """Seed all generators, like Pyro does. NumPy's generator gets the last 32 bits of the seed.
 
-    ``seed`` is from 0 to 2**64 - 1; one that is derived from a user's is taken modulo :data:`SEEDS`.
+    ``seed`` is from 0 to 2**64 - 1. Seeds derived from a user's seed must be taken modulo :data:`SEEDS`.
     """
     torch.manual_seed(seed)
     random.seed(seed)
@@ -46,7 +46,7 @@ def _plain(value):
 
 
 def set_rng_state(states: dict) -> None:
-    """Put all generators back to what :func:`get_rng_state` returned."""
+    """Restore all generators to the states returned by :func:`get_rng_state`."""
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -60,7 +60,7 @@ def set_rng_state(states: dict) -> None:
 
 @contextmanager
 def fork_rng() -> Iterator[None]:
-    """Whatever is drawn within, the generators are afterwards where they were."""
+    """Restore the states of all generators on exit."""
     states = get_rng_state()
     try:
         yield
@@ -69,7 +69,7 @@ def fork_rng() -> Iterator[None]:
 
 
 def get_generator_state(generator: Generator):
-    """The state of one generator that somebody keeps."""
+    """The state of a single generator object."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
@@ -80,7 +80,7 @@ def get_generator_state(generator: Generator):
 
 
 def set_generator_state(generator: Generator, state) -> None:
-    """Put one generator back to what :func:`get_generator_state` returned."""
+    """Restore a single generator to the state returned by :func:`get_generator_state`."""
     if isinstance(generator, random.Random):
         generator.setstate(state)
     elif isinstance(generator, np.random.Generator):

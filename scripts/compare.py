@@ -1,4 +1,4 @@
-"""Train a VAE, a ladder VAE and DRAW without and with attention under one protocol, and report on them side by side."""
+"""Train a VAE, a ladder VAE, DRAW, and DRAW with attention under one protocol, and write a report comparing them."""
 
 import argparse
 import json
@@ -31,37 +31,51 @@ SYSTEMS = {
 }
 PARTS = {"train": "train", "validation": "valid", "test": "test"}
 TERMS = ("elbo", "kl", "reconstruction")
-SHOWN = 10  # images, and samples, of each system in the pictures
+SHOWN = 10  # number of images and of samples per system in the figures
 
 Pair = tuple[PairModule, PairModule]
 
 
 def parser() -> cli.Parser:
-    """The protocol, and what to measure."""
+    """The options of the training protocol and of the report."""
     parser = cli.Parser(description=__doc__)
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument("--data", default="digits", metavar="NAME|FILE.npz|FOLDER", help=cli.DATASET_HELP)
-    protocol.add_argument("--data-dir", default="data", metavar="DIR", help="where torchvision's data sets are, or go")
+    protocol.add_argument("--data-dir", default="data", metavar="DIR", help="folder of torchvision's datasets")
     vaes.add_binarise(protocol)
     protocol.add_argument("--steps", type=cli.positive_int, default=2000, help="gradient steps")
-    protocol.add_argument("--batch-size", type=cli.positive_int, default=128, help="images a step")
-    protocol.add_argument("--lr", type=cli.positive_float, default=1e-3, help="Adam's learning rate")
-    protocol.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
-    protocol.add_argument("--seed", type=cli.seed, default=0, help="of weights, noise and order")
-    protocol.add_argument("--num-steps", type=cli.positive_int, default=10, metavar="T", help="DRAW's paintings")
+    protocol.add_argument("--batch-size", type=cli.positive_int, default=128, help="images per step")
+    protocol.add_argument("--lr", type=cli.positive_float, default=1e-3, help="learning rate of Adam")
     protocol.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
+        "--valid",
+        type=cli.positive_int,
+        help="number of validation images, if the data have none (default: a tenth of the training images)",
+    )
+    protocol.add_argument("--seed", type=cli.seed, default=0, help="random seed")
+    protocol.add_argument("--num-steps", type=cli.positive_int, default=10, metavar="T", help="number of DRAW steps")
+    protocol.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available"
     )
     report = parser.add_argument_group("report")
-    report.add_argument("--runs", nargs="+", type=Path, metavar="RUN", help="trained runs to report on instead")
-    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the runs and the report; goes on")
-    report.add_argument("--iw-samples", type=cli.positive_int, default=100, metavar="K", help="of the bound on test")
-    report.add_argument("--iw-images", type=cli.positive_int, metavar="N", help="of the first N test images only")
+    report.add_argument("--runs", nargs="+", type=Path, metavar="RUN", help="report on these runs without training")
+    report.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the report and of the runs, which are resumed"
+    )
+    report.add_argument(
+        "--iw-samples",
+        type=cli.positive_int,
+        default=100,
+        metavar="K",
+        help="samples of the importance-weighted bound on the test images",
+    )
+    report.add_argument(
+        "--iw-images", type=cli.positive_int, metavar="N", help="compute that bound on the first N test images only"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train what is not trained yet, measure all, write the report."""
+    """Train the systems that are not trained yet, measure all of them and write the report."""
     options = parser().parse_args(argv)
     if options.runs:
         folders = {folder.name: newest_run(folder, PAIR) for folder in options.runs}
@@ -77,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(name: str, options: argparse.Namespace) -> Path:
-    """The folder of a system's finished run: trained now, continued, or as it is."""
+    """The folder of a system's finished run, which is trained or resumed if necessary."""
     script, arguments = SYSTEMS[name]
     folder = options.out / name
     names = ["data", "data_dir", "binarise", "steps", "batch_size", "lr", "valid", "seed", "device"]
@@ -88,7 +102,7 @@ def train(name: str, options: argparse.Namespace) -> Path:
     if (folder / "config.json").exists():
         arguments.append("--resume")
     if (folder / "result.json").exists():
-        _, run = cli.parse(script.parser(), arguments)  # refuses a run that was trained under another protocol
+        _, run = cli.parse(script.parser(), arguments)  # raises if the run was trained under another protocol
         run.close()
     else:
         script.main(arguments)
@@ -109,7 +123,7 @@ def shared_images(runs: dict[str, Run], device: str) -> ImageSet:
 
 
 def measure(pair: Pair, run: Run, images: ImageSet, options: argparse.Namespace) -> dict:
-    """A row of the table."""
+    """The system's row of the table."""
     seed_all(options.seed)
     bound = compiled_log_probs(*pair, fallback=True)
     row = {}
@@ -129,7 +143,7 @@ def measure(pair: Pair, run: Run, images: ImageSet, options: argparse.Namespace)
 
 
 def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: ImageSet) -> None:
-    """Curves of all systems in one picture; reconstructions and samples side by side."""
+    """Draw the curves of all systems in one figure, and their reconstructions and samples side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     curves = {
         name: [[{**line, "images": line["step"] * run.config["batch_size"]} for line in run.metrics]]
@@ -150,7 +164,7 @@ def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: Ima
 def write(
     folder: Path, rows: dict[str, dict], runs: dict[str, Run], options: argparse.Namespace, device: torch.device
 ) -> Path:
-    """report.json, and report.md with the table and the pictures."""
+    """Write report.json, and report.md with the table and the figures."""
     first = next(iter(runs.values())).config
     tested = f"{options.iw_images} test images" if options.iw_images else "all test images"
     described = {

@@ -1,8 +1,8 @@
-"""Compare three ways to infer the solids of a trained run's held-out pictures: the guide, supervision, and search.
+"""Compare the guide of a trained AIR3D run with a supervised network and with search on held-out images.
 
-The guide's network is trained a second time on the true latents. The search optimises the latents of each picture on
-their own from random starts, under the same model. Accuracy and milliseconds a picture go into one table, which
-``tools/result_cards.py tables`` puts into the page.
+The supervised network has the guide's architecture and is trained on the true latents. The search optimizes the
+latents of each image separately from random starts, under the same model. Accuracy and milliseconds per image go into
+one table, which ``tools/result_cards.py tables`` inserts into the page.
 """
 
 import argparse
@@ -33,30 +33,36 @@ from pplmodels.training.run import environment
 
 REFINED = (5, 20)  # gradient steps after the guide
 METRICS = ("count_accuracy_argmax", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
-NOWHERE = 1e3  # distance of a solid that is not there, or has been found
+NOWHERE = 1e3  # distance of a solid that is absent or has already been found
 
 
 def parser() -> cli.Parser:
     """The script's options."""
     parser = cli.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", metavar="RUN", type=Path, help="a folder that train_air3d.py has filled")
-    parser.add_argument("--out", metavar="FILE.json", type=Path, help="default: RUN/comparison.json")
-    parser.add_argument("--pictures", type=cli.positive_int, default=100, help="held-out pictures, the same for all")
-    parser.add_argument("--starts", type=cli.positive_int, default=32, help="random starts of the search, a picture")
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder of train_air3d.py")
+    parser.add_argument("--out", metavar="FILE.json", type=Path, help="output file (default: RUN/comparison.json)")
+    parser.add_argument("--pictures", type=cli.positive_int, default=100, help="number of held-out images")
+    parser.add_argument("--starts", type=cli.positive_int, default=32, help="random starts of the search per image")
     parser.add_argument(
-        "--search-steps", type=cli.positive_int, nargs="+", default=[50, 200], metavar="N", help="gradient steps"
+        "--search-steps",
+        type=cli.positive_int,
+        nargs="+",
+        default=[50, 200],
+        metavar="N",
+        help="gradient steps of the search",
     )
-    parser.add_argument("--steps", type=cli.positive_int, help="of the supervised training (default: the run's)")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of starts, weights and order")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
+    parser.add_argument("--steps", type=cli.positive_int, help="steps of supervised training (default: the run's)")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="random seed")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
     return parser
 
 
 def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) -> Tensor:
-    """-log q(true z | x) in nats a picture.
+    """-log q(true z | x) in nats per image.
 
-    A step's target is the nearest solid, to where the guide looks, of those that no step has had; its turn is the
-    equivalent one nearest to the guide's, and spheres have none. Cleared away is what is truly there.
+    The target of a step is the solid nearest to where the guide looks, among those that no earlier step has had. Of
+    all equivalent yaws of the target, the one nearest to the guide's is used; spheres have no yaw. Solids are cleared
+    from the image at their true places.
     """
     left, there = tables[indices], 0
     batch = tables.part(indices)
@@ -88,7 +94,7 @@ def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) 
 def train_supervised(
     guide: AIR3DGuide, tables: TabletopScenes, steps: int, batch_size: int, lr: float, seed: int
 ) -> float:
-    """Train a guide on the true latents, with the rates of the other training; returns the seconds."""
+    """Train a guide on the true latents, with the run's learning rates; returns the seconds."""
     rate = torch.tensor(lr, device=tables.pixels.device)
     optim = torch.optim.Adam([p for p in guide.parameters() if p.requires_grad], lr=rate, fused=True)
     falling = Annealed(optim.param_groups[0]["lr"], cosine(lr, lr / 100, steps // 2, steps))
@@ -104,18 +110,18 @@ def train_supervised(
 
 
 def timed(infer: Callable[[Tensor], Solids], tables: TabletopScenes, at_once: int) -> tuple[Solids, float]:
-    """The solids of all pictures, and milliseconds a picture."""
-    infer(tables.head(2)[:])  # what is set up once is not a picture's cost
+    """The solids of all images, and milliseconds per image."""
+    infer(tables.head(2)[:])  # warm up, so that one-time setup is not timed
     begun = time.perf_counter()
     found = [infer(x) for x in tables.batches(at_once)]
-    _ = [float(part.count.sum()) for part in found]  # waits for the device
+    _ = [float(part.count.sum()) for part in found]  # synchronize with the device
     milliseconds = 1000 * (time.perf_counter() - begun) / len(tables)
     together = [torch.cat([getattr(part, name) for part in found]) for name in ("count", "kind", "place", "yaw")]
     return Solids(*together), milliseconds
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, rebuild the pair, train its twin, infer in each way, write the table."""
+    """Load the pair, train the supervised network, infer with each method and write the table."""
     options = parser().parse_args(argv)
     run, device = Run.open(newest_run(options.run, PAIR)), cli.resolve_device(options.device)
     if run.config.get("script") != "air3d":

@@ -1,4 +1,4 @@
-"""Rebuild a trained pair from its run folder and measure it on held-out images again, with tighter bounds."""
+"""Load a trained pair from its run folder and evaluate it on held-out images, optionally with tighter bounds."""
 
 import argparse
 import json
@@ -31,9 +31,9 @@ from pplmodels.report import level_bits
 from pplmodels.rng import seed_all
 from pplmodels.training import Run, cli, imports
 
-TOGETHER = 100  # images for which samples of the importance-weighted bound are drawn at once
+TOGETHER = 100  # batch size of the importance-weighted bound
 IMAGES = (vaes.image_parser, vaes.load, vaes.measure, vaes.draw)
-KINDS = {  # by the script of a run; those that are not here are of images
+KINDS = {  # by the run's script; all other scripts use IMAGES
     "air": (train_air.parser, train_air.load, train_air.measure, train_air.draw),
     "air3d": (train_air3d.parser, train_air3d.load, train_air3d.measure, train_air3d.draw),
     "draw": (vaes.image_parser, vaes.load, vaes.measure, train_draw.draw),
@@ -46,32 +46,39 @@ KINDS = {  # by the script of a run; those that are not here are of images
 def parser() -> cli.Parser:
     """The script's options."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, one of runs, or one with two halves that you saved")
-    imports.add_import(parser, "the classes of the pair")
-    source = parser.add_argument_group("data", "by default as in training")
-    source.add_argument("--data", metavar="NAME|FILE|FOLDER", help="other data")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder of a run, of several runs (uses the newest), or of a saved model and guide"
+    )
+    imports.add_import(parser, "it defines the classes of the pair")
+    source = parser.add_argument_group("data", "The default is the data of the training.")
+    source.add_argument("--data", metavar="NAME|FILE|FOLDER", help="evaluate on other data")
     cli.add_image_options(source)
-    source.add_argument("--reading", choices=TRANSFORMS, help="what pixels become")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of the guide's samples")
+    source.add_argument("--reading", choices=TRANSFORMS, help="pixel transform")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="random seed")
     bound = parser.add_argument_group("importance-weighted bound")
-    bound.add_argument("--iw-samples", type=cli.positive_int, metavar="K", help="samples an image")
-    bound.add_argument("--iw-images", type=cli.positive_int, metavar="N", help="of the first N images only")
+    bound.add_argument("--iw-samples", type=cli.positive_int, metavar="K", help="samples per image")
+    bound.add_argument("--iw-images", type=cli.positive_int, metavar="N", help="use only the first N images")
     bound.add_argument(
         "--iw-chunk",
         type=cli.positive_int,
         default=50,
         metavar="S",
-        help=f"samples at once, of {TOGETHER} images: what memory is needed for",
+        help=f"samples drawn at once for {TOGETHER} images; determines the memory use",
     )
     air = parser.add_argument_group("AIR")
-    air.add_argument("--gradient-samples", type=cli.positive_int, metavar="R", help="also the estimators' variances")
-    air.add_argument("--paths", type=cli.positive_int, default=1, help="samples a scene for the count posterior")
+    air.add_argument(
+        "--gradient-samples",
+        type=cli.positive_int,
+        metavar="R",
+        help="estimate the gradient variance of each estimator from R samples",
+    )
+    air.add_argument("--paths", type=cli.positive_int, default=1, help="samples per scene for the count posterior")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, rebuild, evaluate, print."""
+    """Parse the options, load the pair, evaluate it and print the metrics."""
     options = parser().parse_args(argv)
     if distributed.world_size() > 1:
         raise InputError("a run is evaluated by one process: start this script without torchrun.")
@@ -111,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
-    """The options that a run was trained with, those of its data as ``options`` say where they do."""
+    """The options that a run was trained with, with data options replaced by those given in ``options``."""
     described, *_ = kind_of(run)
     trained = {
         "data_dir": "data",
@@ -131,16 +138,16 @@ def as_trained(options: argparse.Namespace, run: Run) -> argparse.Namespace:
 
 
 def kind_of(run: Run) -> tuple[Callable, ...]:
-    """What its config.json says of the data of a run, and how they are loaded, measured and drawn."""
+    """The parser of a run's config.json, and the functions that load its data, measure and draw."""
     script = run.config.get("script")
     return KINDS.get(script, IMAGES) if isinstance(script, str) else IMAGES
 
 
 def try_out(model, guide, images: Images, folder: Path) -> None:
-    """Refuse a pair that is not one of such images, before anything is measured."""
+    """Reject a pair that does not fit the images, before anything is measured."""
     try:
         log_probs(model, guide, images.head(2)[:])
-    except Exception as error:  # the folder may be a stranger's, the pair's sizes any
+    except Exception as error:  # the folder is untrusted, so the pair can have any sizes
         raise InputError(f"the pair in {folder} does not fit the images of its data ({error}).") from error
 
 
@@ -152,7 +159,7 @@ def weighted(model, guide, images: Images, num_samples: int, chunk: int) -> Weig
 
 
 def gradient_variances(model: AIR, guide, batch: Tensor, repeats: int) -> dict[str, float]:
-    """Of each estimator, for the layer that decides on going on and for the whole guide, without normalisation."""
+    """The unnormalized gradient variance of each estimator, for the presence layer and for the whole guide."""
     learned = {"presence": list(guide.presence.parameters())}
     learned["guide"] = [p for name, p in guide.named_parameters() if not name.startswith("baseline.")]
     variances = {}
@@ -164,7 +171,7 @@ def gradient_variances(model: AIR, guide, batch: Tensor, repeats: int) -> dict[s
 
 
 def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:  # a path would get an ending
+    with open(path, "wb") as file:  # np.savez would append .npz to a path
         np.savez(file, **arrays)
 
 

@@ -1,4 +1,4 @@
-"""Scripts in forked children, whose parent sees what they are doing: for scripts/faults.py."""
+"""Run scripts in forked child processes and observe their current phase; used by scripts/faults.py."""
 
 import importlib
 import mmap
@@ -18,7 +18,7 @@ import vaes
 
 from pplmodels.training import cli, loop
 
-for slow in ("sklearn.datasets", "torch._dynamo"):  # to import: once here, not in each child
+for slow in ("sklearn.datasets", "torch._dynamo"):  # slow to import: done once here instead of in each child
     importlib.import_module(slow)
 
 SCENES = "--canvas 20 --object-size 8 --train-scenes 40 --test-scenes 30 --window 8 --what-dim 4 --batch-size 16"
@@ -33,13 +33,13 @@ SYSTEMS: dict[str, tuple[ModuleType, str]] = {
 }
 STARTING, TRAINING, EVALUATING, WRITING, FINISHING = range(5)
 PHASES = ("starting", "training", "evaluating", "writing a checkpoint or a line", "measuring and drawing at the end")
-PATIENCE = 900  # seconds after which a child is taken to hang
+PATIENCE = 900  # seconds after which a child counts as hanging
 
-phase = mmap.mmap(-1, 1)  # of the child, seen by its parent
+phase = mmap.mmap(-1, 1)  # written by the child, read by its parent
 
 
 def begin(script: ModuleType, arguments: list[str], log: Path, fault: Callable[[], object] = lambda: None) -> int:
-    """Run a script in a forked child, which has imported all it needs, after ``fault()``; its process id."""
+    """Call ``fault()`` and run a script in a forked child, which inherits all imports; returns the process id."""
     phase[0] = STARTING
     if pid := os.fork():
         return pid
@@ -64,7 +64,7 @@ def begin(script: ModuleType, arguments: list[str], log: Path, fault: Callable[[
 
 
 def watch() -> None:
-    """Note in ``phase`` what this process is doing."""
+    """Record in ``phase`` what this process is doing."""
 
     def noted(function: Callable, during: int, after: int) -> Callable:
         def call(*args, **kwargs):
@@ -83,7 +83,7 @@ def watch() -> None:
 
 
 def end(pid: int) -> int:
-    """Wait for a child; its exit code, minus the signal's number where one killed it."""
+    """Wait for a child; returns its exit code, or minus the number of the signal that killed it."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -96,12 +96,12 @@ def end(pid: int) -> int:
 
 
 def run(script: ModuleType, arguments: str, log: Path, fault: Callable[[], object] = lambda: None) -> int:
-    """:func:`begin` and :func:`end`."""
+    """Run a script in a forked child and wait for it: :func:`begin` and :func:`end`."""
     return end(begin(script, shlex.split(arguments), log, fault))
 
 
 def until(condition: Callable[[], bool], pid: int) -> bool:
-    """Wait until the condition holds; False if the child ended before."""
+    """Wait until the condition holds; returns False if the child ends before that."""
     deadline = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < deadline:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:

@@ -21,115 +21,122 @@ from pplmodels.training import Run, best_of_seeds, cli, fit, imports, warn_if_sh
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
-STEPS = {"digits": 3000}  # on small canvases fewer are enough
-MOST = 2  # objects in a scene, where nobody says how many
+STEPS = {"digits": 3000}  # small canvases need fewer steps
+MOST = 2  # default for --max-objects
 SHOWN = ("elbo", "count_accuracy")
 
 
 def parser() -> cli.Parser:
-    """The script's options, the paper's values as defaults where training in minutes allows."""
+    """The script's options. Defaults are the paper's values, except where these would make training too slow."""
     usual = "6000; 3000 for the built-in digits"
     parser = cli.training_parser(__doc__, steps=None, batch_size=128, lr=1.5e-3, background="black", usual_steps=usual)
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument(
         "--scenes",
         action="store_true",
-        help="the .npz file of --data holds ready-made scenes on black; else scenes are made of its images, as objects",
+        help="--data is an .npz file of complete scenes on black; otherwise, scenes are composed from its images",
     )
     scenes.add_argument(
-        "--canvas", type=cli.positive_int, help="side in pixels of scenes that are made (50; 40 for built-in digits)"
+        "--canvas", type=cli.positive_int, help="side of composed scenes in pixels (50; 40 for built-in digits)"
     )
     scenes.add_argument(
         "--object-size",
         type=cli.positive_float,
         metavar="PIXELS",
-        help="side to which objects are scaled (21.5; 13 for built-in digits); with --scenes that of the objects in "
-        "them (estimated)",
+        help="object size in composed scenes (21.5; 13 for built-in digits); with --scenes, the size of the objects in "
+        "the file (default: estimated)",
     )
     scenes.add_argument(
         "--object-spread",
         type=cli.positive_float,
         metavar="SHARE",
-        help="relative deviation of that side in the prior (0.07; 0.05 for built-in digits; estimated with --scenes)",
+        help="relative standard deviation of the object size in the prior (0.07; 0.05 for built-in digits; estimated "
+        "with --scenes)",
     )
     scenes.add_argument(
         "--max-objects",
         type=cli.positive_int,
-        help="scenes are made with 0 to this many objects; with --scenes, the most, if not what their counts say (2)",
+        help="maximum number of objects per scene (2; with --scenes, the maximum of the counts in the file, if any)",
     )
     scenes.add_argument(
         "--counts",
         type=cli.nonnegative_int,
         nargs="+",
         metavar="N",
-        help="numbers of objects of scenes that are made (default: 0 to --max-objects)",
+        help="object counts of composed scenes (default: 0 to --max-objects)",
     )
     scenes.add_argument(
         "--unseen-counts",
         type=cli.nonnegative_int,
         nargs="+",
         metavar="N",
-        help="further numbers, never trained on, of scenes that are made to be measured at the end",
+        help="object counts of additional composed scenes, which are only used for the final evaluation",
     )
     scenes.add_argument(
-        "--train-scenes", type=cli.positive_int, default=60_000, help="number to train on; of --scenes at most so many"
+        "--train-scenes",
+        type=cli.positive_int,
+        default=60_000,
+        help="number of training scenes; with --scenes, the maximum number",
     )
     scenes.add_argument(
-        "--test-scenes", type=cli.positive_int, default=10_000, help="number held out; of --scenes at most so many"
+        "--test-scenes",
+        type=cli.positive_int,
+        default=10_000,
+        help="number of held-out scenes; with --scenes, the maximum number",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--guide", choices=GUIDES, default="air", help="dair sees what the model has not yet drawn")
+    model.add_argument("--guide", choices=GUIDES, default="air", help="dair also sees what is not yet explained")
     model.add_argument(
-        "--num-steps", type=cli.positive_int, help="most objects inferred (default: 1 more than scenes have)"
+        "--num-steps", type=cli.positive_int, help="maximum number of inferred objects (default: 1 more than in scenes)"
     )
     model.add_argument("--what-dim", type=cli.positive_int, default=50, help="size of an object's appearance code")
-    model.add_argument("--window", type=cli.positive_int, default=28, help="side of an object's own image in pixels")
+    model.add_argument("--window", type=cli.positive_int, default=28, help="side of the attention window in pixels")
     learning = parser.add_argument_group("learning to count")
-    learning.add_argument("--estimator", choices=ESTIMATORS, default="reinforce", help="of the gradient of z_pres")
+    learning.add_argument("--estimator", choices=ESTIMATORS, default="reinforce", help="gradient estimator for z_pres")
     learning.add_argument(
         "--restarts",
         type=cli.positive_int,
         default=1,
         metavar="K",
-        help="seeds to try for --restart-steps steps each; the best is trained to the end",
+        help="number of seeds to train for --restart-steps steps each; training continues with the best of them",
     )
     learning.add_argument(
         "--restart-steps",
         type=cli.positive_int,
         metavar="N",
-        help="steps of each try (default: to the end of --count-steps, or half of --steps if that is less)",
+        help="steps per restart (default: the end of --count-steps or half of --steps, whichever is less)",
     )
-    learning.add_argument("--baseline-lr", type=cli.positive_float, default=1.5e-3, help="the baseline's learning rate")
-    learning.add_argument("--clip-norm", type=cli.positive_float, default=100.0, help="of a gradient, nats per image")
     learning.add_argument(
-        "--presence-bias", type=cli.finite_float, default=2.0, help="initial logit of going on to an object"
+        "--baseline-lr", type=cli.positive_float, default=1.5e-3, help="learning rate of the baseline"
     )
+    learning.add_argument("--clip-norm", type=cli.positive_float, default=100.0, help="maximum gradient norm per image")
+    learning.add_argument("--presence-bias", type=cli.finite_float, default=2.0, help="initial logit of z_pres")
 
     def add_course(flag: str, kind: Callable, default: list | None, names: tuple[str, str], help: str) -> None:
         learning.add_argument(flag, type=kind, nargs=2, default=default, metavar=names, help=help)
 
     add_course(
         *("--count-ratio", cli.positive_float, [0.1, 1e-4], ("K0", "K1")),
-        help="the prior's p(n+1)/p(n), annealed from permissive to strict",
+        help="p(n+1)/p(n) of the prior over counts, annealed from K0 to K1",
     )
     add_course(
         *("--count-steps", cli.nonnegative_int, [300, 1500], ("BEGIN", "END")),
-        help="the steps between which that ratio moves, geometrically",
+        help="steps between which --count-ratio is annealed, geometrically",
     )
     add_course(
         *("--explore", cli.positive_float, None, ("P0", "P1")),
-        help="least probability of stopping and of going on, annealed likewise (default: to 0.0001, from 0.3 for two "
-        "objects and from less for more, so that as many scenes come to the last)",
+        help="minimum probability of stopping and of continuing, annealed (default: to 0.0001, from 0.3 for two "
+        "objects and from less for more objects, so that enough samples reach the last object)",
     )
     add_course(
         *("--explore-steps", cli.nonnegative_int, None, ("BEGIN", "END")),
-        help="between which steps (default: from the first of --count-steps to 3/4 of the training)",
+        help="steps between which --explore is annealed (default: first of --count-steps to 3/4 of --schedule-steps)",
     )
     return parser
 
 
 def load(options: argparse.Namespace, run: Run | None = None) -> SceneSet:
-    """The training and held-out scenes that a run's options name, of the shape that an earlier ``run`` was given."""
+    """The training and held-out scenes given by the options, with the same shape as those of an earlier ``run``."""
     if options.scenes:
         for name in ("canvas", "counts", "unseen_counts", "image_size", "data_memory", "workers"):
             if getattr(options, name) and name in options.typed:
@@ -164,12 +171,12 @@ def measure(bound: Callable[[Tensor], LogProbs], model: AIR, guide: AIRGuide, sc
 
 
 def draw(model: AIR, guide: AIRGuide, scenes: SceneSet, run: Run) -> None:
-    """The pictures of a run."""
+    """Draw the figures of a run."""
     scene_pictures(model, guide, scenes.test.head(12), run.metrics, run.folder)
 
 
 def most_objects(options: argparse.Namespace, scenes: SceneSet) -> int:
-    """The largest number of objects in a scene, also as options say; :class:`InputError` if they say too few."""
+    """The maximum number of objects per scene. Raises :class:`InputError` if the options give less than the scenes."""
     if not options.scenes:
         return max(options.counts)
     known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
@@ -184,7 +191,7 @@ def most_objects(options: argparse.Namespace, scenes: SceneSet) -> int:
 
 
 def complete(options: argparse.Namespace, scenes: SceneSet) -> None:
-    """Defaults that depend on other options and on the scenes; what cannot be is refused before there is a folder."""
+    """Set defaults that depend on other options and the scenes. Invalid options raise before a folder is created."""
     imports.user_classes(options, AIR, GUIDES[options.guide])
     options.steps = options.steps or STEPS.get(options.data, 6000)
     options.schedule_steps = options.schedule_steps or options.steps
@@ -205,7 +212,7 @@ def complete(options: argparse.Namespace, scenes: SceneSet) -> None:
 
 
 def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
-    """The pair and what trains it."""
+    """The SVI that trains a new pair."""
     sizes = {
         "canvas": scenes.train.shape,
         "num_steps": options.num_steps,
@@ -227,7 +234,7 @@ def build(options: argparse.Namespace, scenes: SceneSet) -> SVI:
 
 
 def schedules(options: argparse.Namespace, svi: SVI) -> list[Annealed]:
-    """What changes in the course of training."""
+    """The quantities that are annealed during training."""
     log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
     limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.explore_steps)
     decay = (options.steps // 2, options.steps)
@@ -240,20 +247,20 @@ def schedules(options: argparse.Namespace, svi: SVI) -> list[Annealed]:
 
 
 def built(options: argparse.Namespace, scenes: SceneSet) -> tuple[AIR, AIRGuide]:
-    """The pair alone."""
+    """Model and guide, without their SVI."""
     svi = build(options, scenes)
     return svi.model, svi.guide
 
 
 def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, resume: bool, steps: int):
-    """The first ``steps`` steps of the training that options describe; returns the SVI, the bound and the seconds."""
+    """Take the first ``steps`` steps of the training given by the options; returns the SVI, the bound and seconds."""
     seed_all(seed)
     svi = build(options, scenes)
     pair = svi.model, svi.guide
     cli.initialise(options, *pair)
     annealed = schedules(options, svi)
     shown = {}
-    if steps == options.steps:  # not one of several brief starts
+    if steps == options.steps:  # not one of several restarts
         warn_if_short(steps, annealed, "--count-steps, --explore-steps")
         shown = {"saved": pair, "draw": lambda: draw(*pair, scenes, run)}
     bound = compiled_log_probs(*pair, fallback=True) if options.compile else partial(log_probs, *pair)
@@ -276,7 +283,7 @@ def train(options: argparse.Namespace, scenes: SceneSet, run: Run, seed: int, re
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     scenes = load(options, run)
     complete(options, scenes)

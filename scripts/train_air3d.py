@@ -1,4 +1,4 @@
-"""Train AIR in three dimensions to find the solids on a table: how many, which, where, and turned how far."""
+"""Train AIR3D to infer the number, kinds, positions and orientations of solids on a table."""
 
 import argparse
 import math
@@ -23,14 +23,14 @@ from pplmodels.training.checkpoint import has_checkpoint
 
 SHOWN = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
 ESTIMATORS = ("summed-out", "reinforce")
-EVALUATED = 500  # held-out pictures that are looked at while training
-CLIP_NORM = 300.0  # of a gradient, nats an image and unit
-# What is annealed while the network learns what a solid is, by thirds of the steps: see docs/air3d.md
-UNSURE, TRYING, SURE = (math.log(1 / p - 1) for p in (0.3, 0.1, 0.003))  # logits of z_pres: at least p either way
-KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # by how much two logits of z_kind can differ
-YAW_NARROW = 1.0  # largest deviation of a yaw, in radians
-SLOWER = 0.3  # the last part's share of the guide's learning rate: sampled kinds have noisier gradients
-BLURRED = 3.0  # the likelihood's deviation begins so many times wider
+EVALUATED = 500  # held-out images that are evaluated during training
+CLIP_NORM = 300.0  # maximum gradient norm per image
+# Annealed quantities; the schedule is given in thirds of the steps, see docs/air3d.md
+UNSURE, TRYING, SURE = (math.log(1 / p - 1) for p in (0.3, 0.1, 0.003))  # bounds of z_pres logits: at least p each way
+KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # largest difference between two logits of z_kind
+YAW_NARROW = 1.0  # largest standard deviation of a yaw, in radians
+SLOWER = 0.3  # factor of the guide's learning rate in the last part, because sampled kinds have noisier gradients
+BLURRED = 3.0  # factor of the likelihood's initial standard deviation
 
 
 def parser() -> cli.Parser:
@@ -41,37 +41,39 @@ def parser() -> cli.Parser:
     )
     scenes = parser.add_argument_group("scenes")
     scenes.add_argument(
-        "--counts", type=cli.nonnegative_int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="numbers of solids"
+        "--counts", type=cli.nonnegative_int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="object counts"
     )
-    scenes.add_argument("--size", type=cli.positive_int, default=32, help="side of a picture in pixels")
-    scenes.add_argument("--train-scenes", type=cli.positive_int, default=40_000, help="number to train on")
-    scenes.add_argument("--test-scenes", type=cli.positive_int, default=2000, help="number held out")
+    scenes.add_argument("--size", type=cli.positive_int, default=32, help="image size in pixels")
+    scenes.add_argument("--train-scenes", type=cli.positive_int, default=40_000, help="number of training scenes")
+    scenes.add_argument("--test-scenes", type=cli.positive_int, default=2000, help="number of held-out scenes")
     learning = parser.add_argument_group("learning")
     learning.add_argument(
         "--first-steps",
         type=cli.positive_int,
         default=2000,
         metavar="N",
-        help="steps of each of the two parts before the last, where there are several solids",
+        help="steps of each of the two pretraining parts, which are used if scenes have several solids",
     )
     learning.add_argument(
         "--estimator",
         choices=ESTIMATORS,
         default=ESTIMATORS[0],
-        help="of the last part, where there are several solids: counts summed out, or sampled as kinds are",
+        help="gradient estimator of the last part if scenes have several solids: counts are summed out or sampled",
     )
-    learning.add_argument("--channels", type=cli.positive_int, default=32, help="of the guide's feature maps")
-    learning.add_argument("--hidden", type=cli.positive_int, default=128, help="width of what it knows of a solid")
-    learning.add_argument("--baseline-lr", type=cli.positive_float, default=1e-3, help="the baselines' learning rate")
+    learning.add_argument("--channels", type=cli.positive_int, default=32, help="channels of the guide's feature maps")
+    learning.add_argument("--hidden", type=cli.positive_int, default=128, help="size of the guide's object features")
+    learning.add_argument("--baseline-lr", type=cli.positive_float, default=1e-3, help="learning rate of the baselines")
     learning.add_argument(
-        "--pixel-scale", type=cli.positive_float, default=0.05, help="the likelihood's deviation at the end"
+        "--pixel-scale", type=cli.positive_float, default=0.05, help="final standard deviation of the likelihood"
     )
-    learning.add_argument("--count-ratio", type=cli.positive_float, default=1e-6, help="the prior's p(n+1)/p(n)")
+    learning.add_argument(
+        "--count-ratio", type=cli.positive_float, default=1e-6, help="p(n+1)/p(n) of the prior over counts"
+    )
     return parser
 
 
 def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
-    """Training and held-out scenes, none of one the other's."""
+    """Disjoint sets of training and held-out scenes."""
     if options.data != "tables":
         raise InputError(f"there is no set of solids {options.data!r}: leave out --data, scenes are drawn.")
     if options.size < 16 or options.size % 4:
@@ -84,7 +86,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
 
 
 def drawn(options: argparse.Namespace, counts: list[int]) -> ImageSet:
-    """Scenes of some counts."""
+    """Training and held-out scenes with the given object counts."""
     numbers, device = (options.train_scenes, options.test_scenes), cli.resolve_device(options.device)
     shape = {"counts": counts, "size": (options.size, options.size)}
     halves = (
@@ -99,12 +101,12 @@ def measure(bound: Callable[[Tensor], LogProbs], model: AIR3D, guide: AIR3DGuide
 
 
 def draw(model: AIR3D, guide: AIR3DGuide, tables: ImageSet, run: Run) -> None:
-    """The pictures of a run."""
+    """Draw the figures of a run."""
     table_pictures(model, guide, tables.test, run.metrics, run.folder)
 
 
 def complete(options: argparse.Namespace) -> None:
-    """Defaults that depend on other options; what cannot be is refused before there is a folder."""
+    """Set defaults that depend on other options. Invalid options raise before a folder is created."""
     imports.user_classes(options, AIR3D, AIR3DGuide)
     options.steps = options.steps or 3000
     options.schedule_steps = options.schedule_steps or options.steps
@@ -112,7 +114,7 @@ def complete(options: argparse.Namespace) -> None:
 
 
 def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> SVI:
-    """The pair for so many solids, and what trains it: of one, all is summed out; of several, the kinds are sampled."""
+    """The SVI that trains a pair for ``num_steps`` solids. For one solid, kinds are summed out, otherwise sampled."""
     model_class, guide_class = imports.user_classes(options, AIR3D, AIR3DGuide)
     log_k = math.log(options.count_ratio)
     sizes = {"image": (options.size, options.size), "num_steps": num_steps, "log_k": log_k}
@@ -127,15 +129,16 @@ def build(options: argparse.Namespace, num_steps: int, device: torch.device) -> 
 
 
 def built(options: argparse.Namespace, num_steps: int, device: torch.device) -> tuple[AIR3D, AIR3DGuide]:
-    """The pair alone."""
+    """Model and guide, without their SVI."""
     svi = build(options, num_steps, device)
     return svi.model, svi.guide
 
 
 def schedules(options: argparse.Namespace, svi: SVI, steps: int, course: int, anew: bool) -> list[Annealed]:
-    """What changes in the ``steps`` of a part's training, which begins ``anew`` or with what another part has learnt.
+    """The annealed quantities of a part of the training with ``steps`` steps.
 
-    All but the learning rates change within the first ``course`` steps.
+    ``anew`` is false if the part starts from the weights of another part. All quantities except the learning rates
+    change within the first ``course`` steps.
     """
     model, guide = svi.model, svi.guide
     third, two_thirds = course // 3, 2 * course // 3
@@ -155,7 +158,7 @@ def schedules(options: argparse.Namespace, svi: SVI, steps: int, course: int, an
 def train(
     options: argparse.Namespace, tables: ImageSet, run: Run, num_steps: int, steps: int, start: AIR3DGuide | None
 ) -> tuple[SVI, Callable[[Tensor], LogProbs], float]:
-    """Train a pair for so many solids, from the weights of another guide; the SVI, the bound and the seconds."""
+    """Train a pair for ``num_steps`` solids from the weights of ``start``; returns the SVI, the bound and seconds."""
     seed_all(options.seed)
     svi = build(options, num_steps, tables.train.pixels.device)
     pair = svi.model, svi.guide
@@ -187,7 +190,7 @@ def train(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, draw the scenes, learn to see a solid alone, to find one of several, to find all of them; report."""
+    """Train on single solids, then on one of several solids, then on all of them, and report."""
     options, run = cli.parse(parser(), argv)
     complete(options)
     tables = load(options, run)
@@ -195,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     for num_steps in sorted({1, most}):
         imports.checked(options, partial(built, options, num_steps, tables.train.pixels.device), tables.train)
     run = run or cli.create_run(options, "air3d")
-    if most > 1 and not (options.extend or options.init_from):  # those have learnt that already
+    if most > 1 and not (options.extend or options.init_from):  # the earlier run was pretrained
         for name, scenes in (("alone", drawn(options, [1])), ("one", tables)):
             part = run.within(name)
             svi, _, seconds = train(options, scenes, part, 1, options.first_steps, start)

@@ -1,4 +1,4 @@
-"""Train DRAW, which paints an image step by step, on black and white or colour images."""
+"""Train DRAW, which generates an image step by step, on binary or color images."""
 
 import argparse
 import math
@@ -16,36 +16,36 @@ GLIMPSES = {"digits": 8}
 
 
 def parser() -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     parser = vaes.parser(__doc__, z_dim=100, lr=1.5e-3)
     model = parser.add_argument_group("model")
-    model.add_argument("--num-steps", type=cli.positive_int, metavar="T", help="paintings an image (64; digits 8)")
-    model.add_argument("--hidden", type=cli.positive_int, default=256, help="size of either LSTM's state")
+    model.add_argument("--num-steps", type=cli.positive_int, metavar="T", help="number of DRAW steps (64; digits 8)")
+    model.add_argument("--hidden", type=cli.positive_int, default=256, help="state size of both LSTMs")
     model.add_argument(
         "--attention",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="look and paint through windows; without, at the whole canvas",
+        help="read and write through attention windows instead of on the whole canvas",
     )
-    model.add_argument("--read-window", type=cli.positive_int, default=2, metavar="N", help="filters a side to look")
-    model.add_argument("--write-window", type=cli.positive_int, default=5, metavar="N", help="filters a side to paint")
+    model.add_argument("--read-window", type=cli.positive_int, default=2, metavar="N", help="size of the read window")
+    model.add_argument("--write-window", type=cli.positive_int, default=5, metavar="N", help="size of the write window")
     model.add_argument(
         "--likelihood",
         choices=("bernoulli", "logit-normal", "logit-normal-learned"),
         default="bernoulli",
-        help="p(x | z) of a pixel: black or white, or normal in logit space",
+        help="p(x | z) of a pixel: Bernoulli, or normal in logit space",
     )
     vaes.add_binarise(model)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     options.reading = options.binarise if options.likelihood == "bernoulli" else "dequantised"
     images = vaes.load(options, run)
     if options.warm_up is None and options.data in STEPS:
-        options.warm_up = options.steps // 2 if options.steps else 1000  # on few images the codes die sooner
+        options.warm_up = options.steps // 2 if options.steps else 1000  # small datasets collapse earlier
     vaes.complete(options, STEPS)
     options.num_steps = options.num_steps or GLIMPSES.get(options.data, 64)
     ink = min(max(images.train.mean(), 0.01), 0.99)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def draw(model: DRAW, guide: DRAWGuide, images: ImageSet, run: Run) -> None:
-    """The pictures of a run."""
+    """Draw the figures of a run."""
     vaes.draw(model, guide, images, run)
     painting_pictures(model, guide, images.test, run.folder)
 

@@ -1,4 +1,4 @@
-"""Train a convolutional VAE on colour or grey images."""
+"""Train a convolutional VAE on color or gray images."""
 
 import argparse
 
@@ -16,7 +16,7 @@ PLACES = ("none", "prior", "posterior")
 
 
 def parser(description: str, flow: str) -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     parser = vaes.parser(description, z_dim=16)
     model = parser.add_argument_group("model")
     model.add_argument("--likelihood", choices=LIKELIHOODS, default="mixture", help="p(x | z) of a pixel")
@@ -24,29 +24,29 @@ def parser(description: str, flow: str) -> cli.Parser:
     def add_channels(flag: str, default: list[int], help: str) -> None:
         model.add_argument(flag, type=cli.positive_int, nargs="+", default=default, metavar="N", help=help)
 
-    add_channels("--encoder-channels", [32, 64, 128, 256], "of maps, fine to coarse, each half as wide as the last")
-    add_channels("--decoder-channels", [128, 128, 64, 32], "of maps, coarse to fine, each twice as wide as the last")
+    add_channels("--encoder-channels", [32, 64, 128, 256], "channels of the encoder layers, each halving the size")
+    add_channels("--decoder-channels", [128, 128, 64, 32], "channels of the decoder layers, each doubling the size")
     model.add_argument(
         "--refine",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="end the decoder with a convolution of full-size maps; without, with a transposed one, which costs less",
+        help="end the decoder with a full-resolution convolution instead of a cheaper transposed convolution",
     )
-    model.add_argument("--flow", choices=PLACES, default=flow, help="where an autoregressive network goes")
+    model.add_argument("--flow", choices=PLACES, default=flow, help="where to use an autoregressive flow")
     model.add_argument(
-        "--flow-hidden", type=cli.positive_int, nargs="+", default=[512, 512], metavar="N", help="its widths"
+        "--flow-hidden", type=cli.positive_int, nargs="+", default=[512, 512], metavar="N", help="hidden layer widths"
     )
     model.add_argument(
         "--flow-start",
         type=cli.fraction,
         default=0.5,
-        help="fraction of the steps before the flow, at first the identity, learns",
+        help="fraction of the steps before the flow, initially the identity, is trained",
     )
     return parser
 
 
 def main(argv: list[str] | None = None, description: str = __doc__, name: str = "image-vae", flow: str = "none"):
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(description, flow), argv)
     options.reading = DEFAULT_TRANSFORMS[LIKELIHOODS[options.likelihood].kind]
     images = vaes.load(options, run)

@@ -1,4 +1,4 @@
-"""Train a ladder VAE, a hierarchy of codes, on black and white images."""
+"""Train a ladder VAE, which has a hierarchy of latents, on binary images."""
 
 import argparse
 
@@ -12,21 +12,23 @@ STEPS = {"digits": 2000}
 
 
 def parser() -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     parser = vaes.parser(__doc__, z_dim=None, batch_size=256)
     model = parser.add_argument_group("model")
     for flag, default, help in (
-        ("--z-dims", [64, 32, 16, 8, 4], "sizes of the layers of codes, from the image upwards"),
-        ("--hidden", [512, 256, 128, 64, 32], "widths of the networks, from the image upwards"),
+        ("--z-dims", [64, 32, 16, 8, 4], "sizes of the latent layers, bottom to top"),
+        ("--hidden", [512, 256, 128, 64, 32], "widths of the networks, bottom to top"),
     ):
         model.add_argument(flag, type=cli.positive_int, nargs="+", default=default, metavar="N", help=help)
-    model.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True, help="in all networks")
+    model.add_argument(
+        "--batch-norm", action=argparse.BooleanOptionalAction, default=True, help="use batch norm in all networks"
+    )
     vaes.add_binarise(model)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     options.reading = options.binarise
     images = vaes.load(options, run)

@@ -1,4 +1,4 @@
-"""Train a VAE whose encoder reads an image row by row, with a transposed-convolution decoder."""
+"""Train a VAE with an LSTM encoder that reads images row by row and a transposed-convolution decoder."""
 
 import vaes
 
@@ -10,23 +10,23 @@ STEPS = {"digits": 2000}
 
 
 def parser() -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     parser = vaes.parser(__doc__, z_dim=32, lr=2e-3)
     model = parser.add_argument_group("model")
-    model.add_argument("--hidden", type=cli.positive_int, default=128, help="size of the LSTM's state")
+    model.add_argument("--hidden", type=cli.positive_int, default=128, help="state size of the LSTM")
     model.add_argument(
         "--channels",
         type=cli.positive_int,
         nargs="+",
         default=[64, 32],
         metavar="N",
-        help="of maps, coarse to fine",
+        help="channels of the decoder layers, coarse to fine",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     options.reading = "dynamic"
     images = vaes.load(options, run)

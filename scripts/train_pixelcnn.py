@@ -1,4 +1,4 @@
-"""Train a PixelCNN on the codes of a VQ-VAE's run, or on the pixels of grey images."""
+"""Train a PixelCNN on the codes of a trained VQ-VAE, or on the pixels of gray images."""
 
 import argparse
 import hashlib
@@ -28,33 +28,33 @@ SAMPLES = 48
 
 
 def parser() -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     parser = vaes.parser(__doc__, z_dim=None, annealed=False)
-    parser.set_defaults(patience=3)  # a prior learns few maps by heart
-    parser.add_argument("stage_one", nargs="?", metavar="RUN", help="a VQ-VAE's run (default: the pixels of --data)")
+    parser.set_defaults(patience=3)  # a prior overfits small training sets
+    parser.add_argument("stage_one", nargs="?", metavar="RUN", help="run of a VQ-VAE (default: pixels of --data)")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--gated",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="two stacks of gated layers, without a blind spot; without, residual blocks of masked convolutions",
+        help="two stacks of gated layers without a blind spot, instead of residual blocks of masked convolutions",
     )
-    model.add_argument("--channels", type=cli.positive_int, default=64, metavar="N", help="of all maps")
-    model.add_argument("--layers", type=cli.positive_int, default=10, metavar="N", help="gated layers, or blocks")
-    model.add_argument("--size", type=cli.odd_int, default=7, help="of the convolutions")
-    model.add_argument("--embedding", type=cli.positive_int, default=64, metavar="N", help="size of a value's vector")
+    model.add_argument("--channels", type=cli.positive_int, default=64, metavar="N", help="number of channels")
+    model.add_argument("--layers", type=cli.positive_int, default=10, metavar="N", help="number of layers or blocks")
+    model.add_argument("--size", type=cli.odd_int, default=7, help="kernel size of the convolutions")
+    model.add_argument("--embedding", type=cli.positive_int, default=64, metavar="N", help="embedding size of a value")
     model.add_argument("--hidden", type=cli.positive_int, default=512, metavar="N", help="channels before the logits")
     model.add_argument(
         "--pixels",
         choices=("bits", "levels"),
         default="bits",
-        help="bits: pixels above a half, as they are in binarised images; levels: all 256",
+        help="bits: pixels are cut at a half; levels: pixels have 256 values",
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load or infer the maps, build the pair, fit, report."""
+    """Parse the options, load or infer the maps, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     if options.stage_one:
         options.stage_one = str(newest_run(options.stage_one, PAIR))
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         kind = GatedPixelCNN if options.gated else PixelCNN
         model_class, guide_class, *_ = imports.user_classes(
             options, kind, EmptyGuide, VQVAE, VQGuide
-        )  # or those of stage one
+        )  # the file may instead define classes of stage one
         return model_class(map=maps.train.shape[-2:], levels=options.levels, **sizes), guide_class()
 
     folder = vaes.train(options, run, "pixelcnn", build, maps, draw, map_metrics)
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
-    """Maps ``(H, W)`` of whole numbers: the codes of a VQ-VAE's images, each inferred once, or grey images' pixels."""
+    """Integer maps ``(H, W)``: the VQ-VAE's codes, each inferred once, or the pixels of gray images."""
     if options.stage_one is None:
         options.reading = options.pixels
         options.levels = {"bits": 2, "levels": 256}[options.pixels]
@@ -98,7 +98,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
 
 
 def stage_one(options: argparse.Namespace) -> tuple[VQVAE, VQGuide, ImageSet]:
-    """The VQ-VAE whose codes are to be learned, in evaluation mode and with no gradients, and its images."""
+    """The VQ-VAE whose codes are modeled, in evaluation mode and without gradients, and its images."""
     first = Run.open(options.stage_one)
     if first.config.get("script") != "vq-vae":
         raise InputError(f"{options.stage_one} is not the run of a VQ-VAE.")
@@ -124,7 +124,7 @@ def measure(bound: Callable[[Tensor], LogProbs], model, guide: EmptyGuide, maps:
 
 
 def report_images(options: argparse.Namespace, folder: Path) -> str:
-    """Add to result.json what the learned prior makes of the bound on stage one's test images; returns a sentence."""
+    """Add stage one's ELBO on test images under the learned prior to result.json; returns a sentence about it."""
     model, guide, images = stage_one(options)
     prior, _ = load_pair(folder)
     model.use_prior(prior.to(images.test.pixels.device))
@@ -139,7 +139,7 @@ def report_images(options: argparse.Namespace, folder: Path) -> str:
 
 
 def draw(model: PixelCNN | GatedPixelCNN, guide: EmptyGuide, maps: ImageSet, run: Run) -> None:
-    """The pictures of a run: curves, and samples, of images under this prior and under the uniform one."""
+    """Draw the figures of a run: curves, and samples under the learned prior and under the uniform prior."""
     curves_picture(run.metrics, run.folder)
     if run.config["stage_one"] is None:
         drawn = inspect.sample(model, SAMPLES).unsqueeze(1) / (model.levels - 1)

@@ -1,4 +1,4 @@
-"""Train a VAE with fully connected networks on black and white images."""
+"""Train a VAE with fully connected networks on binary images."""
 
 import vaes
 
@@ -11,7 +11,7 @@ STEPS = {"digits": 3000}
 
 
 def parser() -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     parser = vaes.parser(__doc__, z_dim=64)
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -20,15 +20,15 @@ def parser() -> cli.Parser:
         nargs="+",
         default=[800, 800],
         metavar="WIDTH",
-        help="from the image to the code",
+        help="hidden layer widths, from the image to the latent",
     )
-    model.add_argument("--activation", choices=ACTIVATIONS, default="silu", help="of the hidden layers")
+    model.add_argument("--activation", choices=ACTIVATIONS, default="silu", help="activation of the hidden layers")
     vaes.add_binarise(model)
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     options.reading = options.binarise
     images = vaes.load(options, run)

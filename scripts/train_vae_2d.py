@@ -1,4 +1,4 @@
-"""Train a VAE with a two-dimensional code on Gaussian points in the plane, whose entropy is the bound to reach."""
+"""Train a VAE with a 2-D latent on points from a 2-D Gaussian, whose negative entropy is the optimal ELBO."""
 
 import argparse
 
@@ -17,17 +17,17 @@ TEST_POINTS = 100_000
 
 
 def parser() -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     known = f"a Gaussian set: {', '.join(GAUSSIANS)}"
     parser = vaes.parser(__doc__, z_dim=2, batch_size=256, lr=3e-3, data="rotated", known=known)
     parser.set_defaults(valid=10_000, steps=6000)
     parser.add_argument("--hidden", type=cli.positive_int, nargs="+", default=[64, 64], metavar="N", help="widths")
-    parser.add_argument("--train-points", type=cli.positive_int, default=10_000, help="number to train on")
+    parser.add_argument("--train-points", type=cli.positive_int, default=10_000, help="number of training points")
     return parser
 
 
 def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
-    """Fresh draws for training, validation and test: no row of one is a row of another."""
+    """Independent draws for training, validation and test."""
     if options.data not in GAUSSIANS:
         raise InputError(f"there is no Gaussian set {options.data!r}: choose {', '.join(GAUSSIANS)}.")
     gaussian, device = GAUSSIANS[options.data], cli.resolve_device(options.device)
@@ -39,7 +39,7 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
 
 
 def draw(model, guide, images: ImageSet, run: Run) -> None:
-    """The pictures of a run: the family's, and clouds.png, points with the truth's contours."""
+    """Draw the figures of a run, including clouds.png: points with contours of the true density."""
     vaes.draw(model, guide, images, run)
     truth = GAUSSIANS[run.config["data"]].distribution()
     clouds = {
@@ -53,7 +53,7 @@ def draw(model, guide, images: ImageSet, run: Run) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     points = load(options, run)
     vaes.complete(options, {})

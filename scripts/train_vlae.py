@@ -1,4 +1,4 @@
-"""Train a VLAE: the convolutional VAE with an autoregressive-flow prior, or with --flow posterior its counterpart."""
+"""Train a VLAE: a convolutional VAE whose prior (or, with --flow posterior, posterior) is an autoregressive flow."""
 
 import train_image_vae
 
@@ -6,7 +6,7 @@ from pplmodels.training import cli
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The image VAE's script with a flow prior by default."""
+    """Run the script of the image VAE, with a flow prior by default."""
     train_image_vae.main(argv, __doc__, "vlae", "prior")
 
 

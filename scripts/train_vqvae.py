@@ -1,4 +1,4 @@
-"""Train a VQ-VAE on images; train_pixelcnn.py RUN then learns the prior of its codes (or --with-prior)."""
+"""Train a VQ-VAE on images. Its prior is trained afterward, with --with-prior or by train_pixelcnn.py RUN."""
 
 import argparse
 from collections.abc import Callable
@@ -21,33 +21,39 @@ STEPS = {"digits": 1500}
 
 
 def parser() -> cli.Parser:
-    """The family's options and this script's."""
+    """The shared options of the VAE scripts and the options of this script."""
     parser = vaes.parser(__doc__, z_dim=None, annealed=False)
     model = parser.add_argument_group("model")
-    model.add_argument("--codes", type=cli.positive_int, default=128, metavar="K", help="vectors in the codebook")
-    model.add_argument("--dim", type=cli.positive_int, default=256, metavar="D", help="size of a vector")
-    model.add_argument("--channels", type=cli.positive_int, default=128, metavar="N", help="of all maps")
-    model.add_argument("--blocks", type=cli.positive_int, default=2, metavar="N", help="residual blocks a half")
+    model.add_argument("--codes", type=cli.positive_int, default=128, metavar="K", help="number of codebook vectors")
+    model.add_argument("--dim", type=cli.positive_int, default=256, metavar="D", help="size of a codebook vector")
+    model.add_argument("--channels", type=cli.positive_int, default=128, metavar="N", help="number of channels")
+    model.add_argument(
+        "--blocks",
+        type=cli.positive_int,
+        default=2,
+        metavar="N",
+        help="residual blocks in each of encoder and decoder",
+    )
     model.add_argument("--likelihood", choices=LIKELIHOODS, default="logistic", help="p(x | z) of a pixel")
     book = parser.add_argument_group("codebook")
-    book.add_argument("--commitment", type=cli.positive_float, default=0.25, help="weight of the encoder's distance")
+    book.add_argument("--commitment", type=cli.positive_float, default=0.25, help="weight of the commitment loss")
     book.add_argument(
-        "--codebook", choices=("means", "gradient"), default="means", help="running means, or by gradient"
+        "--codebook", choices=("means", "gradient"), default="means", help="train by running means or by gradient"
     )
-    book.add_argument("--decay", type=cli.fraction, default=0.99, help="of the running means")
+    book.add_argument("--decay", type=cli.fraction, default=0.99, help="decay of the running means")
     book.add_argument(
         "--codebook-start",
         choices=("batch", "uniform"),
         default="batch",
-        help="batch: where the untrained encoder puts images; uniform: in [-1/K, 1/K]",
+        help="initialization: encoder outputs of the first batch (batch) or uniform in [-1/K, 1/K] (uniform)",
     )
     prior = parser.add_argument_group("prior")
-    prior.add_argument("--with-prior", action="store_true", help="then train a Gated PixelCNN, in RUN/prior")
+    prior.add_argument("--with-prior", action="store_true", help="train a Gated PixelCNN afterward, in RUN/prior")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse, load, build the pair, fit, report."""
+    """Parse the options, load the data, train a pair and report."""
     options, run = cli.parse(parser(), argv)
     options.reading = DEFAULT_TRANSFORMS[LIKELIHOODS[options.likelihood].kind]
     images = vaes.load(options, run)
@@ -70,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def prior_options(options: argparse.Namespace, folder: Path) -> list[str]:
-    """What the prior's training in ``folder`` is told: how and where to compute, and, as it begins, what it keeps."""
+    """The command-line options of the prior's training in ``folder``; stored options only if it is a new run."""
     given = ["--out", str(folder), "--device", options.device, "--compile" if options.compile else "--no-compile"]
     if options.imports:
         given += ["--import", options.imports]
@@ -85,7 +91,7 @@ def measure(bound: Callable[[Tensor], LogProbs], model: VQVAE, guide: VQGuide, i
 
 
 def draw(model: VQVAE, guide: VQGuide, images: ImageSet, run: Run) -> None:
-    """The pictures of a run."""
+    """Draw the figures of a run."""
     vaes.draw(model, guide, images, run)
     code_pictures(model, guide, images.test, run.folder)
 

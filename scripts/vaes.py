@@ -1,4 +1,4 @@
-"""What the scripts of the VAE family share: options, the training of a pair on images, its measures and pictures."""
+"""Shared code of the VAE scripts: options, training of a pair on images, metrics and figures."""
 
 import argparse
 from collections.abc import Callable
@@ -30,52 +30,61 @@ HEADLINES = ("elbo", "bits_per_dim", "code_usage", "nats_per_code")
 def parser(
     description: str, *, z_dim: int | None, batch_size: int = 128, lr: float = 1e-3, annealed: bool = True, **data: str
 ) -> cli.Parser:
-    """The options of every script of the family.
+    """The options of all VAE scripts.
 
-    ``z_dim`` is None where there is not one code an image, ``annealed`` false where a KL has no gradient to be weighed.
+    ``z_dim`` is None for models without a single code per image. ``annealed`` is false for models whose KL has no
+    gradient, so that annealing it has no effect.
     """
     parser = cli.training_parser(description, steps=None, batch_size=batch_size, lr=lr, **data)
     if z_dim is not None:
-        parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="size of the code")
+        parser.add_argument("--z-dim", type=cli.positive_int, default=z_dim, help="number of latent dimensions")
     if annealed:
         add_annealing(parser)
     else:
         parser.set_defaults(warm_up=0, cycle=None, free_bits=None)
-    schedule = parser.add_argument_group("course of the training")
-    schedule.add_argument("--clip-norm", type=cli.positive_float, default=200.0, help="of a gradient, nats per image")
+    schedule = parser.add_argument_group("training schedule")
+    schedule.add_argument("--clip-norm", type=cli.positive_float, default=200.0, help="maximum gradient norm per image")
     schedule.add_argument(
-        "--hold", type=cli.fraction, default=0.5, help="part of the steps before the rate falls to 1/100"
+        "--hold", type=cli.fraction, default=0.5, help="fraction of the steps before the learning rate falls to 1/100"
     )
     schedule.add_argument(
-        "--averaging", type=cli.fraction, metavar="DECAY", help="measure averaged weights (such as 0.999)"
+        "--averaging", type=cli.fraction, metavar="DECAY", help="evaluate and save averaged weights (try 0.999)"
     )
-    schedule.add_argument("--patience", type=cli.positive_int, metavar="N", help="evaluations without a better bound")
-    schedule.add_argument("--valid", type=cli.positive_int, help="images to choose by, if the data have none (a tenth)")
+    schedule.add_argument(
+        "--patience", type=cli.positive_int, metavar="N", help="stop after N evaluations without a better bound"
+    )
+    schedule.add_argument(
+        "--valid",
+        type=cli.positive_int,
+        help="number of validation images, if the data have none (default: a tenth of the training images)",
+    )
     return parser
 
 
 def image_parser() -> cli.Parser:
-    """What the config.json of a run on images says of them, in whatever script of the family."""
+    """A parser of the options about images in config.json, which all VAE scripts share."""
     described = parser("", z_dim=None)
     described.add_argument("--reading", choices=TRANSFORMS, default="levels")
     return described
 
 
 def add_annealing(parser: cli.Parser) -> None:
-    """How a pair learns to use its code."""
-    bound = parser.add_argument_group("learning to use the code")
+    """Add the options that prevent posterior collapse."""
+    bound = parser.add_argument_group("KL annealing")
     bound.add_argument(
         "--warm-up",
         type=cli.nonnegative_int,
         metavar="N",
-        help="steps until the KL has weight 1 (default: 2000, or a tenth)",
+        help="steps until the KL weight reaches 1 (default: a tenth of the steps, at most 2000)",
     )
-    bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="begin the warm-up anew so often")
-    bound.add_argument("--free-bits", type=cli.positive_float, metavar="NATS", help="of KL that cost no gradient")
+    bound.add_argument("--cycle", type=cli.positive_int, metavar="STEPS", help="restart the warm-up every STEPS steps")
+    bound.add_argument(
+        "--free-bits", type=cli.positive_float, metavar="NATS", help="KL per latent site below which it has no gradient"
+    )
 
 
 def complete(options: argparse.Namespace, steps: dict[str, int]) -> None:
-    """Defaults that depend on other options; ``steps`` are those of data sets that need fewer."""
+    """Set defaults that depend on other options. ``steps`` maps datasets to their default number of steps."""
     options.steps = options.steps or steps.get(options.data, STEPS)
     options.schedule_steps = options.schedule_steps or options.steps
     options.eval_every = options.eval_every or max(1, options.steps // 10)
@@ -91,7 +100,7 @@ def measure(bound: Callable[[Tensor], LogProbs], model, guide, images: ImageSet)
 
 
 def draw(model, guide, images: ImageSet, run: Run) -> None:
-    """The pictures of a run."""
+    """Draw the figures of a run."""
     image_pictures(model, guide, images.test, run.metrics, run.folder)
 
 
@@ -107,10 +116,11 @@ def train(
     late: Callable[[PairModule, PairModule], nn.Module | None] | None = None,
     late_from: float = 0.0,
 ) -> Path:
-    """Fit a new pair in ``run``, or a new run of script ``name``; its folder, which gets weights, metrics and pictures.
+    """Train a new pair in ``run``, or in a new run of script ``name``; returns the folder with weights and metrics.
 
-    ``figures`` are the metrics of validation and test images; ``objective`` names what unannealed steps raise.
-    ``late`` says what part of the pair, if any, learns only from the share ``late_from`` of the steps on.
+    ``figures`` computes the metrics of validation and test images. ``objective`` is the name of the objective
+    without annealing. ``late`` returns the part of the pair, if any, that is only trained after the fraction
+    ``late_from`` of the steps.
     """
     device = images.train.pixels.device
     seed_all(options.seed)
@@ -185,20 +195,19 @@ def _bare(half: nn.Module) -> nn.Module:
 
 
 def add_binarise(group: argparse._ArgumentGroup) -> None:
-    """How grey images become black and white."""
+    """Add the option that selects how gray images are binarized."""
     group.add_argument(
         "--binarise",
         choices=("dynamic", "threshold", "static"),
         default="dynamic",
-        help="dynamic: drawn anew each time an image is seen; threshold: at a half; static: the data are 0 and 1",
+        help="dynamic: sample pixels each time an image is used; threshold: cut at a half; static: data are binary",
     )
 
 
 def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
-    """The images that a run's options name, read as ``options.reading`` says, on the device that they name.
+    """The images given by the options, with the pixel transform ``options.reading``, on the selected device.
 
-    Binarised validation and test images are drawn once, for good. ``run`` is an earlier one whose kind of images they
-    must be.
+    Validation and test images are binarized only once. Their shape must match that of an earlier ``run``, if given.
     """
     images = load_images(options.data, options.data_dir, **cli.image_options(options)).with_validation(options.valid)
     cli.check_images(options, run, images.train.shape)
@@ -218,12 +227,12 @@ def load(options: argparse.Namespace, run: Run | None = None) -> ImageSet:
 
 
 def black_and_white(images: Images) -> bool:
-    """Whether each pixel is 0 or full."""
+    """Whether all pixels are 0 or 255."""
     return all(bool(((levels == 0) | (levels == 255)).all()) for levels in images.levels())
 
 
 def say_binarised(images: Images, reading: str) -> None:
-    """Say what becomes of grey or coloured pixels where a pixel is to be 0 or 1."""
+    """Print how gray or color images are binarized."""
     made = {
         "dynamic": "drawn as 0 or 1 with their intensity as probability, each time anew",
         "threshold": "cut to 0 or 1 at a half",

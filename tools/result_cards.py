@@ -1,4 +1,4 @@
-"""Write result cards from finished runs, and the tables in README.md and docs/ from result cards."""
+"""Create result cards from finished runs, and fill the tables in README.md and docs/ from result cards."""
 
 import json
 import re
@@ -13,11 +13,11 @@ from pplmodels.training import cli
 
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "results"
-OF_ONE_RUN = ("seed", "command", "directory", "data_dir")  # in a configuration: without influence, or what is compared
+OF_ONE_RUN = ("seed", "command", "directory", "data_dir")  # configuration entries that may differ between runs
 
 
 def write_card(name: str, runs: list[Path], note: str) -> Path:
-    """results/<name>.json from run folders that differ in their seed only; later evaluations of them count too."""
+    """Write results/<name>.json from run folders that only differ in their seed, including evaluation.json if any."""
     results, configs, lines = [], [], []
     for run in map(newest_run, runs):
         try:
@@ -62,29 +62,29 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
 
 
 def published(command: str) -> str:
-    """A run's command as somebody types it whose data are in the default folder: where they lie changes no figure."""
+    """A run's command with the data in the default folder, because their location does not affect the results."""
     command = re.sub(r" --data-dir[ =]\S+", "", command)
     return re.sub(r"(?<= --data[ =])\S+", lambda data: _in_default_folder(data[0]), command)
 
 
 def _in_default_folder(data: str) -> str:
-    """What --data names, if it is a path with folders: the file or folder of that name in ``data/``."""
+    """The value of --data, with the folders of a path replaced by ``data/``."""
     return f"data/{Path(data).name}" if Path(data).name != data.rstrip("/") else data
 
 
 def seconds_to(accuracy: float, curve: list[dict]) -> float | None:
-    """Seconds of training until the first evaluation with that count accuracy, if there is one."""
+    """Seconds of training until the first evaluation that reaches a count accuracy, or None."""
     return next((line["seconds"] for line in curve if line["count_accuracy"] >= accuracy), None)
 
 
 def picture(names: list[str], path: Path) -> None:
-    """Count accuracy against the seconds of training, a line a run, a colour a card."""
+    """Plot count accuracy against seconds of training, with one line per run and one color per card."""
     curves = {name: json.loads((CARDS / f"{name}.json").read_text("utf-8"))["curve"] for name in names}
     plotting.save(plotting.curves_by_run(curves, "count_accuracy"), path)
 
 
 def table(cards: list[dict], metrics: list[str]) -> str:
-    """A Markdown table, a row a card and seed that has any of the metrics; commands without their seed and folder."""
+    """A Markdown table with one row per card and seed that has any of the metrics. Commands omit seed and folder."""
     head = ["command", "seed", *metrics, "seconds", "device"]
     rows = [
         [
@@ -112,11 +112,11 @@ def _figure(value: float | None) -> str:
 
 
 def update_tables(path: Path) -> None:
-    """Rewrite what stands between a marker and ``<!-- end -->`` in a page.
+    """Rewrite the text between each marker and ``<!-- end -->`` in a page.
 
-    ``<!-- results: CARD CARD | METRIC METRIC -->`` is a table, ``<!-- figure: CARD METRIC -->`` in a line the median
-    over the card's seeds, ``<!-- benchmark -->`` what the benchmark measured, ``<!-- rows: NAME -->`` the rows of
-    results/NAME.json.
+    ``<!-- results: CARD CARD | METRIC METRIC -->`` inserts a table, ``<!-- figure: CARD METRIC -->`` the median over
+    the card's seeds within a line, ``<!-- benchmark -->`` the tables of the benchmark, and ``<!-- rows: NAME -->`` the
+    rows of results/NAME.json.
     """
 
     def card(name: str) -> dict:
@@ -150,9 +150,9 @@ def update_tables(path: Path) -> None:
 
 
 def step_table(rows: list[dict]) -> str:
-    """A Markdown table of the measurements.
+    """A Markdown table of the step times.
 
-    "images/s, times one by one" is the rate of the compiled step over that of steps by hand on one image each.
+    "images/s, times one by one" is the throughput of the compiled step relative to handwritten steps on single images.
     """
     names = ["stock", "uncompiled", "compiled", "handwritten", "numpyro"]
     head = ["pair", "batch", *(f"{name}, ms" for name in names), "stock / compiled", "compiled / by hand", "floor, ms"]
@@ -168,7 +168,7 @@ def step_table(rows: list[dict]) -> str:
 
 
 def parts_table(rows: list[dict]) -> str:
-    """A Markdown table of where a compiled step's time goes."""
+    """A Markdown table of the time spent in each part of a compiled step."""
     head = ["pair", "batch", *(f"{part}, ms" for part in rows[0]["parts_ms"]), "peak memory"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
@@ -179,7 +179,7 @@ def parts_table(rows: list[dict]) -> str:
 
 
 def benchmark_tables(measured: dict) -> str:
-    """What benchmarks/step_time.py measured, in Markdown."""
+    """The results of benchmarks/step_time.py in Markdown."""
     paragraphs = [
         step_table(measured["rows"]),
         f"On {measured['device']}, torch {measured['versions']['torch']}.",
@@ -206,14 +206,14 @@ def benchmark_tables(measured: dict) -> str:
 
 
 def main() -> None:
-    """``results.py card NAME RUN...`` or ``results.py tables``."""
+    """Run ``result_cards.py card NAME RUN...``, ``picture FILE.png NAME...`` or ``tables``."""
     parser = cli.Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    card = commands.add_parser("card", help="write results/NAME.json from runs that differ in their seed")
+    card = commands.add_parser("card", help="write results/NAME.json from runs that only differ in their seed")
     card.add_argument("name", metavar="NAME", help="<model>-<data>[-<variant>]")
     card.add_argument("runs", metavar="RUN", nargs="+", type=Path)
-    card.add_argument("--note", default="", help="the protocol, and what to know about the machine")
-    drawn = commands.add_parser("picture", help="draw the count accuracy against the seconds of training")
+    card.add_argument("--note", default="", help="description of the protocol and the machine")
+    drawn = commands.add_parser("picture", help="plot count accuracy against seconds of training")
     drawn.add_argument("file", metavar="FILE.png", type=Path)
     drawn.add_argument("cards", metavar="NAME", nargs="+")
     commands.add_parser("tables", help="rewrite the tables in README.md and docs/ from the cards")

@@ -1,4 +1,4 @@
-"""Images, and scenes made of them, as 8-bit tensors that live on the training device."""
+"""Datasets of images and scenes, stored as 8-bit tensors on the training device."""
 
 from pplmodels.data.datasets import load_images
 from pplmodels.data.images import Images, ImageSet

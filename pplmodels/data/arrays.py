@@ -1,4 +1,4 @@
-"""Arrays from .npz and .npy files that strangers may have written."""
+"""Reading arrays from untrusted .npz and .npy files."""
 
 import math
 import zipfile
@@ -12,18 +12,19 @@ from pplmodels.data.levels import AT_ONCE, ArrayFormat, Decoding, array_format, 
 from pplmodels.errors import InputError, as_input_error
 from pplmodels.messages import say
 
-# What an archive may unpack to. Black canvases as float64 shrink to about 1/200 of their bytes, real images to 1/10.
-RATIO = 256  # times the archive's own bytes,
-SMALL = 2**28  # or so many bytes, whatever the ratio
-DEEP = 2**14  # white of 14 bits: 16-bit levels that end below it may be of fewer bits
-DEFLATE = 1032  # times its bytes is the most that a deflated stream can unpack to (two bits for each 258 bytes)
+# Limits of the unpacked size of an archive. Black float64 canvases compress to about 1/200, real images to 1/10.
+RATIO = 256  # largest ratio to the archive's size
+SMALL = 2**28  # number of bytes that is always allowed
+DEEP = 2**14  # 14-bit white: 16-bit arrays with a smaller maximum may have fewer bits
+DEFLATE = 1032  # largest compression ratio of a deflate stream (two bits per 258 bytes)
 
 
 def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file, read without pickle; :class:`InputError` says what is wrong with it.
+    """The named arrays of an .npz file, read without pickle. Raises :class:`InputError` if the file is invalid.
 
-    Nothing is allocated before the sizes agree: an array has exactly the bytes that its entry says, an entry no more
-    than its compressed bytes can give, and all arrays together at most 256 times the file's bytes, or 256 MiB.
+    Sizes are checked before memory is allocated: an array must have exactly the size of its entry, an entry at most
+    the size that its compressed bytes can unpack to, and all arrays together at most 256 times the size of the file or
+    256 MiB.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,7 +37,7 @@ def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[s
         if missing:
             raise InputError(f"{path} has no array named {missing[0]}; it holds {', '.join(held)}.")
         entries = {name: held[name] for name in (*required, *optional) if name in held}
-        if sum(entry.compress_size for entry in entries.values()) > path.stat().st_size:  # zipfile would ask for them
+        if sum(entry.compress_size for entry in entries.values()) > path.stat().st_size:  # zipfile would allocate them
             raise ValueError("more bytes than the file has")
         size = sum(entry.file_size for entry in entries.values())
         if size > max(SMALL, RATIO * path.stat().st_size):
@@ -45,13 +46,13 @@ def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[s
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    # what numpy writes
+    # the methods that numpy writes
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not entry.filename.endswith(".npy"):
         raise ValueError("an entry of another kind")
     if entry.file_size > DEFLATE * entry.compress_size:
         raise ValueError("more bytes than its compressed bytes can give")
     with archive.open(entry) as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):  # later versions are for tables
+        if np.lib.format.read_magic(stream) != (1, 0):  # later versions are for structured arrays
             raise ValueError("not a plain array")
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0:
@@ -63,7 +64,7 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
 
 
 def pixels_of(arrays: dict[str, np.ndarray], source: str, decoding: Decoding) -> dict[str, Tensor]:
-    """Images of the named arrays of one file as uint8 ``(N, C, H, W)``, read as :mod:`pplmodels.data.levels` says."""
+    """The named arrays of one file as images, uint8 ``(N, C, H, W)``, converted by :mod:`pplmodels.data.levels`."""
     chunks = {name: (array,) for name, array in arrays.items()}
     formats = array_formats({n: (a.shape, a.dtype) for n, a in arrays.items()}, chunks, source, decoding)
     return {name: formats[name](array) for name, array in arrays.items()}
@@ -75,7 +76,7 @@ def array_formats(
     source: str,
     decoding: Decoding,
 ) -> dict[str, ArrayFormat]:
-    """The format of each named array, from its shape and type and one look at its values; says what was decided."""
+    """The format of each named array, from its shape, dtype and values. Prints the formats."""
     names = {name: f"{name} in {source}" for name in kinds}
     for name, (shape, dtype) in kinds.items():
         channel_axis(shape, names[name])
@@ -102,9 +103,10 @@ def array_formats(
 
 
 class NpyFile:
-    """Images in a .npy file that stay there: a source of :class:`pplmodels.data.streams.DiskPixels`.
+    """Images that are read from a .npy file on demand: a source of :class:`pplmodels.data.streams.DiskPixels`.
 
-    The header is read without pickle, and the file has exactly the bytes that it says. Raises :class:`InputError`.
+    The header is read without pickle, and the file must have exactly the size given by its header. Raises
+    :class:`InputError`.
     """
 
     def __init__(self, path: Path):
@@ -135,11 +137,11 @@ class NpyFile:
         return tuple(self.format(np.zeros((1, *self.stored[1:]), self.dtype)).shape[1:])
 
     def rows(self, indices: Iterable[int]) -> np.ndarray:
-        """The rows of the array at ``indices``, as they are stored."""
+        """The rows of the array at ``indices``, unconverted."""
         indices = list(indices)
         rows = np.empty((len(indices), *self.stored[1:]), self.dtype)
         data = rows.view(np.uint8).reshape(len(indices), -1)
-        # read, not mapped: mapped pages count as this process's memory for as long as the system likes
+        # read instead of mapped: the system may count mapped pages as this process's memory for long
         with as_input_error(f"{self.path} has changed, or cannot be read."), open(self.path, "rb", buffering=0) as file:
             for row, index in zip(data, indices, strict=True):
                 file.seek(self.start + index * row.nbytes)
@@ -148,7 +150,7 @@ class NpyFile:
         return rows
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """All rows in order, some at a time."""
+        """All rows in order, in chunks."""
         size = max(1, AT_ONCE // math.prod(self.stored[1:]))
         return (self.rows(range(i, min(i + size, len(self)))) for i in range(0, len(self), size))
 

@@ -1,4 +1,4 @@
-"""Sets of images, for training and held out: built in, from public archives, from a file, from a folder."""
+"""Image datasets with training and held-out parts: built-in, from public archives, from files or from folders."""
 
 import itertools
 import warnings
@@ -24,7 +24,7 @@ from pplmodels.messages import say
 BINARISED = "binarised-mnist"
 BINARISED_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
 PARTS = ("train", "valid", "test")
-# what training, held-out and validation images are called in people's files
+# common names of training, held-out and validation images in files
 NAMES = (
     ("x_train", "x_test", "x_valid"),
     ("train", "test", "valid"),
@@ -44,32 +44,32 @@ def load_images(
     memory: int | None = None,
     workers: int | None = None,
 ) -> ImageSet:
-    """Images to train on and to measure on; a line on stderr says what was read, and how.
+    """Load a dataset of training and held-out images. Prints a line to stderr about what was read and how.
 
     ``data`` is one of
 
-    - ``digits``: scikit-learn's 8x8 digits, built in;
-    - ``mnist``, ``cifar10``, ``svhn``: torchvision's, under ``data_dir``, downloaded where that is possible;
-    - ``binarised-mnist``: MNIST binarised for good (Larochelle & Murray 2011), with a validation part of its own, under
-      ``data_dir``, downloaded where that is possible;
-    - an .npz file with training and held-out images, named as one of :data:`NAMES`, or with ``train``, ``valid`` and
-      ``test``, binarised MNIST as rows of packed bits (:func:`numpy.packbits`);
-    - one of two neighbouring .npy files whose names differ in ``train`` and ``test`` (and ``valid``);
-    - a folder of such .npy files named as one of :data:`NAMES`, or of pictures (PNG, JPEG, TIFF, BMP, WebP; grey or
-      colour, at most 2**24 pixels each), of which every tenth is held out, or those in its subfolder ``test``.
+    - ``digits``: scikit-learn's built-in 8x8 digits;
+    - ``mnist``, ``cifar10``, ``svhn``: torchvision's datasets under ``data_dir``, downloaded if possible;
+    - ``binarised-mnist``: statically binarized MNIST (Larochelle & Murray 2011) with its own validation images, under
+      ``data_dir``, downloaded if possible;
+    - an .npz file with training and held-out images, named as in :data:`NAMES`, or with ``train``, ``valid`` and
+      ``test``, which contain binarized MNIST as rows of packed bits (:func:`numpy.packbits`);
+    - one of two .npy files in the same folder whose names differ in ``train`` and ``test`` (and ``valid``);
+    - a folder of .npy files named as in :data:`NAMES`, or of image files (PNG, JPEG, TIFF, BMP, WebP; gray or color, at
+      most 2**24 pixels each). The held-out images are those in its subfolder ``test`` or else every tenth image.
 
-    Whatever the files hold becomes 8 bits a channel (:mod:`pplmodels.data.levels`). A set that does not fit into
-    ``memory`` is read from disk batch by batch; only .npy files and folders of pictures can be.
+    All images are converted to 8 bits per channel (:mod:`pplmodels.data.levels`). Datasets that do not fit into
+    ``memory`` are read from disk in batches, which is only supported for .npy files and folders of image files.
 
     Arguments:
-        background: the colour under transparent pixels.
-        image_size: resize images, and crop them to squares of this side.
-        white_level: the value of full intensity, where type and file format do not say it.
-        memory: bytes that the images may take (default: half of what is available).
-        workers: processes that read from disk (default: from 1 to 4).
+        background: color under transparent pixels.
+        image_size: resize images and center-crop them to squares of this side.
+        white_level: pixel value of full intensity, if it is not determined by dtype and file format.
+        memory: maximum memory for the images in bytes (default: half of the available memory).
+        workers: number of data-loading processes (default: 1 to 4).
 
     Raises:
-        InputError: for what cannot be read as images, in one sentence.
+        InputError: if the data cannot be read as images.
     """
     decoding = Decoding(background, image_size, white_level)
     path, data = Path(data), str(data)
@@ -97,12 +97,12 @@ def _built_in(data: str, data_dir: Path) -> ImageSet:
 
 
 def _digits() -> ImageSet:
-    """1,797 real handwritten digits (UCI, Alpaydin & Kaynak 1998), in the order of their 13 writers."""
+    """1,797 handwritten digits (UCI, Alpaydin & Kaynak 1998), in the order of their 13 writers."""
     from sklearn.datasets import load_digits
 
-    images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)  # 17 grey levels
+    images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)  # 17 gray levels
     pixels = torch.from_numpy(images)[:, None]
-    return ImageSet(Images(pixels[:1400]), Images(pixels[1400:]))  # whole writers are held out
+    return ImageSet(Images(pixels[:1400]), Images(pixels[1400:]))  # the split is by writer
 
 
 def _from_npz(path: Path, decoding: Decoding) -> ImageSet:
@@ -112,7 +112,7 @@ def _from_npz(path: Path, decoding: Decoding) -> ImageSet:
             raise InputError(f"{path} holds binarised MNIST: --image-size and --white-level do not apply to it.")
         return _of_parts({name: _unpacked(array, f"{name} in {path}") for name, array in found.items()})
     names = _names(found) or NAMES[0][:2]
-    arrays = read_npz(path, required=names)  # which says what is missing
+    arrays = read_npz(path, required=names)  # raises an error if arrays are missing
     pixels = pixels_of(arrays, str(path), decoding)
     _refuse_sizes(pixels, str(path))
     _say_shared([digests(part) for part in pixels.values()], str(path))
@@ -134,7 +134,7 @@ def _from_npy(paths: list[Path], decoding: Decoding, storage: Storage) -> ImageS
 
 
 def _npy_files(path: Path) -> list[Path]:
-    """The .npy files of training, held-out and perhaps validation images: those in a folder, or a file's neighbours."""
+    """The .npy files of training, held-out and optional validation images: in a folder, or next to a given file."""
     if path.is_dir():
         names = _names({file.stem for file in path.glob("*.npy")}) or ()
         return [path / f"{name}.npy" for name in names]
@@ -147,7 +147,7 @@ def _npy_files(path: Path) -> list[Path]:
 
 
 def _names(found: Collection[str]) -> tuple[str, ...] | None:
-    """The names among ``found`` of training, held-out and perhaps validation images."""
+    """The names in ``found`` of training, held-out and optional validation images."""
     for train, test, valid in NAMES:
         if train in found and test in found:
             used = [name for name in (valid, valid.replace("valid", "val")) if name in found]
@@ -164,7 +164,7 @@ def _refuse_sizes(parts: Mapping[str, Tensor | NpyFile], source: str) -> None:
 
 
 def _say_shared(parts: Sequence[list[bytes]], source: str) -> None:
-    """Say how many held-out images are training images too, which their files decide."""
+    """Print how many held-out images are also training images, as given by the files."""
     known = set(parts[0])
     if shared := sum(digest in known for part in parts[1:] for digest in part):
         say(
@@ -182,7 +182,7 @@ def _is_packed(array: np.ndarray) -> bool:
 
 
 def _unpacked(rows: np.ndarray, name: str) -> Tensor:
-    """Rows of packed bits as images of 0 and 1."""
+    """Unpack rows of bits to images of 0 and 1."""
     if not _is_packed(rows):
         raise InputError(f"{name} is not binarised MNIST: rows of {28 * 28 // 8} bytes of packed bits.")
     return torch.from_numpy(np.unpackbits(rows, axis=1)).view(-1, 1, 28, 28)
@@ -206,10 +206,10 @@ def _binarised_mnist(data_dir: Path) -> ImageSet:
 
 
 def _read_amat(path: Path) -> Tensor:
-    """Images of 0 and 1 from lines of 784 numbers."""
+    """Read images of 0 and 1 from lines of 784 numbers."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy only warns of text that is no number
+            warnings.simplefilter("error")  # numpy only warns about text that is not a number
             pixels = np.fromfile(path, dtype=np.float32, sep=" ")
         images = pixels.reshape(-1, 1, 28, 28)
     except (OSError, ValueError, DeprecationWarning) as error:
@@ -226,7 +226,7 @@ def _mnist(root: Path, train: bool, download: bool) -> Tensor:
 
 
 def _cifar10(root: Path, train: bool, download: bool) -> Tensor:
-    from torchvision.datasets import CIFAR10  # which compares checksums before it unpickles
+    from torchvision.datasets import CIFAR10  # it verifies checksums before unpickling
 
     return torch.from_numpy(CIFAR10(root, train, download=download).data).permute(0, 3, 1, 2).contiguous()
 
@@ -243,7 +243,7 @@ MNIST_FILES = tuple(
 CIFAR10_FILES = tuple(
     f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 )
-# a loader, and the files that it reads under the data folder
+# a loader, and the files in the data folder that it reads
 TORCHVISION: dict[str, tuple[Callable[[Path, bool, bool], Tensor], tuple[str, ...]]] = {
     "mnist": (_mnist, MNIST_FILES),
     "cifar10": (_cifar10, CIFAR10_FILES),
@@ -257,7 +257,7 @@ BUILT_IN = ("digits", *TORCHVISION, BINARISED)
 def _from_torchvision(name: str, data_dir: Path) -> ImageSet:
     load, files = TORCHVISION[name]
     there = all((data_dir / file).exists() for file in files)
-    broken = (RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, AssertionError)  # torchvision's answers
+    broken = (RuntimeError, OSError, EOFError, ValueError, TypeError, KeyError, AssertionError)  # raised by torchvision
     try:
         with _no_empty_folders((data_dir / files[0]).parent):
             return ImageSet(*(Images(load(data_dir, train, not there)) for train in (True, False)))
@@ -274,7 +274,7 @@ def _from_torchvision(name: str, data_dir: Path) -> ImageSet:
 
 @contextmanager
 def _no_empty_folders(folder: Path) -> Iterator[None]:
-    """Remove again what is made within of ``folder`` and its parents, if nothing is put there."""
+    """Remove ``folder`` and its parents on exit if they were created inside this context and are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield

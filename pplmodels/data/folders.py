@@ -1,4 +1,4 @@
-"""A folder of picture files as a set of images."""
+"""Loading a folder of image files as a dataset."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,18 +17,18 @@ from pplmodels.data.streams import DiskPixels, Storage
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 
-DARK = 64  # the highest level of 14 bits where white is that of 16
-HELD_OUT = 10  # every tenth image of a folder
-# besides those whose names begin with a dot, in lower case: of macOS's archives, of network and Windows' disks
+DARK = 64  # the 8-bit level of 14-bit white in a 16-bit image
+HELD_OUT = 10  # every tenth image of a folder is held out
+# ignored names in lower case, besides those that begin with a dot: from macOS archives, network and Windows drives
 NO_DATA = ("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "lost+found")
 NO_DATA += ("$recycle.bin", "recycler", "system volume information")
-# names of subfolders that say what their images are for
+# names of subfolders for training, validation and held-out images
 PARTS = (("train", "training"), ("test", "testing"), ("valid", "val", "validation"))
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Picture files of one size as a source of :class:`pplmodels.data.streams.DiskPixels`."""
+    """Image files of the same size as a source of :class:`pplmodels.data.streams.DiskPixels`."""
 
     paths: list[str]
     shape: tuple[int, int, int]
@@ -46,17 +46,17 @@ class Pictures:
         levels = read_picture(path, self.decoding)
         levels = np.atleast_3d(levels).transpose(2, 0, 1)
         pixels = self.decoding.fitted(torch.from_numpy(np.ascontiguousarray(levels)))
-        pixels = pixels.expand(self.shape[0], *pixels.shape[1:])  # a grey one among colours
+        pixels = pixels.expand(self.shape[0], *pixels.shape[1:])  # a gray image in a color dataset
         if pixels.shape != self.shape:
             raise InputError(f"{path} has changed: it was of another size before.")
         return pixels
 
 
 def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
-    """The pictures in a folder and its subfolders, of which every tenth is held out.
+    """Load the image files in a folder and its subfolders, of which every tenth is held out.
 
-    If all of them are in subfolders ``train`` and ``test`` (and ``valid``), these are the parts. A picture and its
-    copies, which are found by content, are never both trained on and held out. Raises :class:`InputError`.
+    If all images are in subfolders ``train`` and ``test`` (and ``valid``), these are the parts instead. Copies of an
+    image, which are detected by content, are never in different parts. Raises :class:`InputError`.
     """
     paths = _find(folder)
     if len(paths) < HELD_OUT:
@@ -78,7 +78,7 @@ def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
 
 
 def _find(folder: Path) -> list[Path]:
-    """The picture files, in the order of their paths; says what else there is."""
+    """The image files, sorted by path. Prints a line about other files."""
     found, skipped = [], Counter()
     for path in sorted(_files(folder)):
         if not path.is_file():
@@ -101,9 +101,9 @@ def _find(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """What is in a folder and its subfolders, or behind links to folders; folders only if they cannot be read."""
+    """All files in a folder, its subfolders and linked folders. Folders are only included if they cannot be read."""
     here = folder.resolve()
-    if here in above:  # a link leads back
+    if here in above:  # a link forms a cycle
         return
     try:
         within = list(folder.iterdir())
@@ -118,7 +118,7 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def _common_shape(folder: Path, paths: list[Path], headers: list[Header], decoding: Decoding) -> tuple[int, int, int]:
-    """(C, H, W) of every image as it will be read; :class:`InputError` if their sizes differ."""
+    """The shape (C, H, W) of all images after conversion. Raises :class:`InputError` if their sizes differ."""
     channels = 3 if any(header.colour for header in headers) else 1
     if decoding.image_size is not None:
         return channels, decoding.image_size, decoding.image_size
@@ -133,7 +133,7 @@ def _common_shape(folder: Path, paths: list[Path], headers: list[Header], decodi
 
 
 def _report(folder: Path, pictures: Pictures, headers: list[Header]) -> None:
-    """Say how the files were read."""
+    """Print how the files were read."""
     channels, height, width = pictures.shape
     say(f"read {len(pictures):,} images {height}x{width}x{channels}, 8 bits: {folder}")
     decoding = pictures.decoding
@@ -153,7 +153,7 @@ def _report(folder: Path, pictures: Pictures, headers: list[Header]) -> None:
 
 
 def _refuse_blank(folder: Path, headers: list[Header], pixels: Tensor | DiskPixels, decoding: Decoding) -> None:
-    """Refuse drawings of which nothing is left over the background, since they have its colour."""
+    """Reject transparent drawings that are invisible because they have the color of the background."""
     transparent = [index for index, header in enumerate(headers) if header.transparent]
     blank = (bool((image == image[:, :1, :1]).all()) for image in map(pixels.__getitem__, transparent))
     if transparent and all(blank):
@@ -164,9 +164,9 @@ def _refuse_blank(folder: Path, headers: list[Header], pixels: Tensor | DiskPixe
 
 
 def _parts(folder: Path, paths: list[Path], pixels: Tensor | DiskPixels, numbers: np.ndarray) -> list[Images]:
-    """Training, held-out and perhaps validation images, of which no two parts share a picture.
+    """Training, held-out and optional validation images, without copies of an image in different parts.
 
-    ``numbers`` counts distinct pictures in their order; copies have the same number.
+    ``numbers`` numbers distinct images in order; copies have the same number.
     """
     uses = _uses(folder, paths)
     distinct = numbers.max() + 1
@@ -180,7 +180,7 @@ def _parts(folder: Path, paths: list[Path], pixels: Tensor | DiskPixels, numbers
             say(f"{copies:,} images are copies of others: they are held out, or trained on, with them")
         uses = last_ones.astype(int)
     elif copies:
-        for use in (2, 0):  # what is held out stays so
+        for use in (2, 0):  # held-out images stay held out
             mine, others = uses == use, (uses != use) & (uses > 0)
             uses = np.where(mine & np.isin(numbers, numbers[others]), -1, uses)
             if mine.any() and not (uses == use).any():
@@ -191,11 +191,11 @@ def _parts(folder: Path, paths: list[Path], pixels: Tensor | DiskPixels, numbers
 
 
 def _uses(folder: Path, paths: list[Path]) -> np.ndarray | None:
-    """What subfolders say each image is for, the index of its :data:`PARTS`; None if they do not."""
+    """The index in :data:`PARTS` of each image's part, from its subfolder; None if not all subfolders name a part."""
     top = [path.relative_to(folder).parts[0].lower() for path in paths]
     known = {name: use for use, names in enumerate(PARTS) for name in names}
     uses = np.array([known.get(name, -1) for name in top])
-    if set(uses) == {0, 2}:  # train and val alone: val is what is held out
+    if set(uses) == {0, 2}:  # only train and val: val is held out
         uses = np.minimum(uses, 1)
     if uses.min() >= 0 and {0, 1} <= set(uses):
         return uses

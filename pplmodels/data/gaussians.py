@@ -1,4 +1,4 @@
-"""Two-dimensional Gaussian sets, whose entropy is known."""
+"""Two-dimensional Gaussian datasets with known entropy."""
 
 import math
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from pplmodels.defaults import float32_on_cpu
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, covariance) in the plane: drawn afresh whenever it is asked, so that no test row is a training row."""
+    """N(mean, covariance) in the plane. Every split is a fresh draw, so test points are not training points."""
 
     mean: tuple[float, float]
     covariance: tuple[tuple[float, float], tuple[float, float]]
 
     @float32_on_cpu()
     def distribution(self) -> torch.distributions.MultivariateNormal:
-        """The set's distribution: its truth."""
+        """The true distribution of the dataset."""
         return torch.distributions.MultivariateNormal(torch.tensor(self.mean), torch.tensor(self.covariance))
 
     @float32_on_cpu()
@@ -30,11 +30,11 @@ class Gaussian:
 
     @float32_on_cpu()
     def entropy(self) -> float:
-        """In nats: no model has less mean -log p on fresh data than this."""
+        """The entropy in nats, a lower bound of any model's expected -log p on fresh data."""
         return math.log(2 * math.pi * math.e) + 0.5 * float(torch.tensor(self.covariance).logdet())
 
 
-# standard deviations 5 and 1, along the diagonals or along the axes
+# standard deviations of 5 and 1, along the diagonals or along the axes
 GAUSSIANS = {
     "rotated": Gaussian((1.0, 2.0), ((13.0, 12.0), (12.0, 13.0))),
     "rotated-2": Gaussian((-1.0, 2.0), ((13.0, -12.0), (-12.0, 13.0))),

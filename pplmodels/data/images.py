@@ -1,4 +1,4 @@
-"""The container of every image data set here."""
+"""The containers of image datasets."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,18 +12,19 @@ from pplmodels.data.transforms import Transform, threshold, to_float
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 
-BATCH = 500  # images measured at a time
-LARGE = 3 * 32 * 32  # values of an image; of larger ones fewer are measured at a time
+BATCH = 500  # batch size of evaluation
+LARGE = 3 * 32 * 32  # values per image above which evaluation uses smaller batches
 
 
 @dataclass(frozen=True)
 class Images:
-    """A set of 8-bit images and, where it is known, how many objects each shows.
+    """A set of 8-bit images with optional object counts.
 
-    ``pixels`` is uint8 ``(N, C, H, W)``, a quarter of the memory of floats, or what reads such pixels from disk;
-    indexing gives what ``reading`` makes of them, intensities in [0, 1] unless told otherwise. ``counts`` is int64
-    ``(N)`` or None. ``copies_of``, int64 ``(N)``, has one number for all copies of a picture; None if there are none.
-    ``boxes`` are those of the objects, float32 ``(N, K, 4)``, or None (:func:`pplmodels.data.load_scenes`).
+    ``pixels`` is uint8 ``(N, C, H, W)``, which needs a quarter of the memory of floats, or an object that reads such
+    pixels from disk. Indexing applies the transform ``reading``, by default to intensities in [0, 1]. ``counts`` is
+    int64 ``(N)`` or None. ``copies_of``, int64 ``(N)``, has the same number for all copies of an image, or is None if
+    there are no copies. ``boxes`` are the objects' bounding boxes, float32 ``(N, K, 4)``, or None
+    (:func:`pplmodels.data.load_scenes`).
     """
 
     pixels: Tensor | DiskPixels
@@ -37,7 +38,7 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, index) -> Tensor:
-        """Images as floats: ``(C, H, W)`` for a number, ``(B, C, H, W)`` for a slice or indices."""
+        """Images as floats: ``(C, H, W)`` for an integer, ``(B, C, H, W)`` for a slice or indices."""
         return self.reading(self.pixels[index])
 
     @property
@@ -50,7 +51,7 @@ class Images:
         return self._each(lambda rows: rows.to(device))
 
     def part(self, indices: slice | Tensor) -> "Images":
-        """Some of the images."""
+        """A subset of the images."""
         return self._each(lambda rows: rows.part(indices) if isinstance(rows, DiskPixels) else rows[indices])
 
     def _each(self, change: Callable) -> "Images":
@@ -63,12 +64,12 @@ class Images:
         return self.part(slice(n))
 
     def read_as(self, reading: Transform) -> "Images":
-        """The same images, read in another way."""
+        """The same images with another transform."""
         return replace(self, reading=reading)
 
     @float32_on_cpu()
     def frozen(self, seed: int = 0) -> "Images":
-        """The same images with one drawing of a random binarisation (:func:`bernoulli`) for good."""
+        """The same images, with random binarization sampled once and then fixed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(self.pixels, DiskPixels):
@@ -79,11 +80,11 @@ class Images:
         return replace(self, pixels=pixels, reading=threshold)
 
     def levels(self) -> Iterator[Tensor]:
-        """All 8-bit levels in order, uint8 ``(B, C, H, W)``, some images at a time."""
+        """All 8-bit levels in order, in batches uint8 ``(B, C, H, W)``."""
         return self._rows(torch.arange(len(self), device="cpu").split(SOME))
 
     def batched(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The images at each of ``batches`` of indices; those on disk are read ahead."""
+        """The images at each of ``batches`` of indices. Images on disk are prefetched."""
         return map(self.reading, self._rows(batches))
 
     def _rows(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -92,12 +93,12 @@ class Images:
         return (self.pixels[indices] for indices in batches)
 
     def at_once(self, most: int) -> int:
-        """How many images to look at together: ``most``, but fewer of large ones, which take more memory."""
+        """A batch size: ``most``, or less for large images, which need more memory."""
         values = math.prod(self.shape)
         return most if values <= LARGE else min(most, max(64, 2**19 // values))
 
     def batches(self, size: int | None = None) -> Iterator[Tensor]:
-        """All images once, in order, as float batches (by default of :data:`BATCH`); the last may be smaller."""
+        """All images in order, in float batches of ``size`` (default: :data:`BATCH`). The last may be smaller."""
         size = size or self.at_once(BATCH)
         if isinstance(self.pixels, DiskPixels):
             return self.batched(torch.arange(len(self), device="cpu").split(size))
@@ -111,14 +112,17 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to train on, to measure on at the end, and to choose by, which is None where a source has no such part."""
+    """Training, test and validation images. ``valid`` is None if a source has no validation images."""
 
     train: Images
     test: Images
     valid: Images | None = None
 
     def with_validation(self, number: int | None = None) -> "ImageSet":
-        """The set's own validation images, or ``number`` of the training images (a tenth), the same ones every time."""
+        """The dataset with its own validation images, or with ``number`` (default: a tenth) of the training images.
+
+        The same training images are selected each time.
+        """
         if self.valid is not None:
             return self
         number = number or max(1, len(self.train) // 10)
@@ -126,13 +130,13 @@ class ImageSet:
             raise InputError(f"{number} validation images leave none of the {len(self.train)} to train on.")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0), device="cpu")
         chosen, others = order[:number], order[number:]
-        if (copies_of := self.train.copies_of) is not None:  # which would be trained on
+        if (copies_of := self.train.copies_of) is not None:  # copies must not stay in the training set
             others = others[~torch.isin(copies_of[others], copies_of[chosen])]
             if not len(others):
                 raise InputError(f"{number} validation images and their copies leave none to train on.")
         return replace(self, train=self.train.part(others), valid=self.train.part(chosen))
 
     def map(self, change: Callable[[Images], Images]) -> "ImageSet":
-        """The set with each of its parts changed."""
+        """The dataset with ``change`` applied to each part."""
         parts = (self.train, self.test, self.valid)
         return ImageSet(*(None if part is None else change(part) for part in parts))

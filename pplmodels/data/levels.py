@@ -1,4 +1,4 @@
-"""How the numbers in people's files become the 8-bit levels that images have here."""
+"""Conversion of the values in image files and arrays to 8-bit levels."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from pplmodels.errors import InputError, as_input_error
 
-AT_ONCE = 2**24  # values converted at a time
-WHITE = {"uint8": 255.0, "uint16": 65535.0, "bool": 1.0}  # the values of full intensity; of floats 1
+AT_ONCE = 2**24  # number of values converted at once
+WHITE = {"uint8": 255.0, "uint16": 65535.0, "bool": 1.0}  # values of full intensity; 1 for floats
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What the user decides about files that leave it open.
+    """The user's options for converting files.
 
     Arguments:
-        background: the colour under transparent pixels, as CSS writes it (``white``, ``#ff8800``).
-        image_size: resize images so that the shorter side has so many pixels, and crop the middle square. None keeps
-            images as they are; they must then have one size.
-        white_level: the value of full intensity. None: 255 of 8 bits, 65,535 of 16 bits, 1 of floats and truth values.
+        background: color under transparent pixels in CSS notation (``white``, ``#ff8800``).
+        image_size: resize images so that the shorter side has this many pixels, and crop the central square. None does
+            not resize; all images must then have the same size.
+        white_level: value of full intensity. None: 255 for 8 bits, 65,535 for 16 bits, 1 for floats and booleans.
     """
 
     background: str = "white"
@@ -30,7 +30,7 @@ class Decoding:
     white_level: float | None = None
 
     def __post_init__(self):
-        """Refuse what is no colour, and images of one pixel."""
+        """Reject invalid colors and images of one pixel."""
         _ = self.ground
         if self.image_size is not None and self.image_size < 2:
             raise InputError(f"--image-size {self.image_size}: images have a side of 2 pixels at least.")
@@ -43,35 +43,35 @@ class Decoding:
 
     @property
     def grey(self) -> bool:
-        """Whether the background is grey."""
+        """Whether the background is gray."""
         return len(set(self.ground)) == 1
 
     def fitted(self, pixels: Tensor) -> Tensor:
-        """Images ``(..., C, H, W)`` at the size that they shall have."""
+        """Images ``(..., C, H, W)`` resized and cropped to the requested size."""
         if self.image_size is None:
             return pixels
-        from torchvision.transforms.v2 import functional  # slow to import, and rarely needed
+        from torchvision.transforms.v2 import functional  # slow to import and rarely needed
 
         resized = functional.resize(pixels, [self.image_size], antialias=True)
         return functional.center_crop(resized, [self.image_size])
 
 
 def laid_over(levels: np.ndarray, ground: tuple[int, int, int]) -> np.ndarray:
-    """Red, green and blue of ``levels``, uint8 ``(..., 4)`` with alpha, over a ground: uint8 ``(..., 3)``."""
+    """Composite ``levels`` with alpha, uint8 ``(..., 4)``, over a background color: uint8 ``(..., 3)``."""
     alpha = levels[..., 3:].astype(np.uint16)
     mixed = levels[..., :3] * alpha + np.array(ground, np.uint16) * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
 def to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
-    """Values from 0 to ``white`` as 8-bit levels; :class:`InputError` names what has others."""
+    """Convert values from 0 to ``white`` to 8-bit levels. Other values raise an :class:`InputError` with ``name``."""
     if values.dtype == np.uint8 and white == 255:
         return values
     if values.dtype == bool:
         return values * np.uint8(255)
     precise = np.promote_types(values.dtype, np.float32)
     scaled = (values.astype(precise, copy=False) * precise.type(255 / white)).round()
-    if not (scaled.min() >= 0 and scaled.max() <= 255):  # also of NaN
+    if not (scaled.min() >= 0 and scaled.max() <= 255):  # also true for NaN
         raise InputError(
             f"{name} has values from {values.min():g} to {values.max():g}; {white:g} is the level of white there, and "
             "0 that of black. Say which value is white with --white-level, or scale the values."
@@ -81,9 +81,10 @@ def to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ArrayFormat:
-    """How arrays of one kind become pixels: made by :func:`array_format`, a function of arrays ``(B, ...)``.
+    """Converts arrays ``(B, ...)`` of one format to pixels; created by :func:`array_format`.
 
-    ``channels`` is the axis of the channels, or None; ``white`` the value of full intensity; ``name`` is for messages.
+    ``channels`` is the axis of the channels or None, ``white`` the value of full intensity, and ``name`` is used in
+    messages.
     """
 
     name: str
@@ -99,7 +100,7 @@ class ArrayFormat:
         return torch.cat([self._converted(array[start : start + rows]) for start in range(0, len(array), rows)])
 
     def _plain(self, array: np.ndarray) -> bool:
-        """Whether the values stay as they are."""
+        """Whether values are not changed by the conversion."""
         alpha = self.channels is not None and array.shape[self.channels] == 4
         return self.white == 255 and not alpha and self.decoding.image_size is None
 
@@ -112,13 +113,13 @@ class ArrayFormat:
 
     @property
     def words(self) -> str:
-        """What to say of the format beside shape and type."""
+        """A description of the format in addition to shape and dtype."""
         white = "" if self.white in (255.0, 65535.0) else f", {self.white:g} is white"
         return white + {None: "", 1: ", channels first", 3: ", channels last"}[self.channels]
 
 
 def channel_axis(shape: tuple[int, ...], name: str) -> int | None:
-    """The axis of the channels in arrays of images: the last one if it has 1, 3 or 4 entries, else the second one."""
+    """The channel axis in arrays of images: the last axis if it has 1, 3 or 4 entries, otherwise the second axis."""
     if len(shape) == 3 and 0 not in shape:
         return None
     if len(shape) == 4 and 0 not in shape:
@@ -131,7 +132,7 @@ def channel_axis(shape: tuple[int, ...], name: str) -> int | None:
 
 
 def extremes(chunks: Iterable[np.ndarray], name: str) -> tuple[float, float]:
-    """The least and the largest value; :class:`InputError` where one is NaN or infinite."""
+    """The smallest and the largest value. Raises :class:`InputError` if any value is NaN or infinite."""
     low, high = np.inf, -np.inf
     for chunk in chunks:
         ends = float(chunk.min()), float(chunk.max())
@@ -144,10 +145,10 @@ def extremes(chunks: Iterable[np.ndarray], name: str) -> tuple[float, float]:
 def array_format(
     name: str, shape: tuple[int, ...], dtype: np.dtype, high: float, binary: bool, decoding: Decoding
 ) -> ArrayFormat:
-    """The format of images in an array, decided by rule; :class:`InputError` where the rule does not say.
+    """The format of images in an array, determined by rules. Raises :class:`InputError` if it is ambiguous.
 
-    ``high`` is the array's largest value; ``binary`` says that this array and those that belong to it hold whole
-    numbers, 0 and 1.
+    ``high`` is the largest value of the array. ``binary`` is true if this array and all related arrays only contain
+    the integers 0 and 1.
     """
     axis = channel_axis(shape, name)
     white = decoding.white_level

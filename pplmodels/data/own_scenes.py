@@ -1,4 +1,4 @@
-"""Scenes that users bring: their file, and how large the objects in them are."""
+"""Loading user-provided scenes, and estimating the size of their objects."""
 
 from pathlib import Path
 
@@ -14,29 +14,29 @@ from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 
-INK = 25  # levels by which a pixel of an object differs from the ground: a tenth of full
-LOOKED_AT = 2000  # scenes
-ENOUGH = 20  # objects whose sides say how large objects are
-SPECK = 4  # pixels; what is smaller is noise
-WHOLE = 0.9  # of the canvas: what is larger is no object
+INK = 25  # smallest difference of an object's pixels from the background, a tenth of full intensity
+LOOKED_AT = 2000  # maximum number of scenes for the estimate
+ENOUGH = 20  # minimum number of objects for the estimate
+SPECK = 4  # smaller components, in pixels, are noise
+WHOLE = 0.9  # components above this fraction of the canvas are not objects
 
 
 @float32_on_cpu()
 def load_scenes(
     path: str | Path, *, background: str = "black", white_level: float | None = None
 ) -> tuple[Images, Images]:
-    """(train, test) scenes from an .npz file.
+    """Load training and test scenes from an .npz file.
 
     =======================  ==============================================================================
-    x_train, x_test          the scenes, as images in other files (:func:`pplmodels.data.load_images`)
-    n_train, n_test          if known, whole numbers ``(N)``: how many objects each scene has
-    boxes_train, boxes_test  if known, floats ``(N, K, 4)``: left, top, right and bottom edges of the objects'
-                             bounding boxes in pixels, 0 at the outer edge of the first pixel; a scene with
-                             fewer than K objects has rows of NaN
+    x_train, x_test          scenes, in the same formats as images (:func:`pplmodels.data.load_images`)
+    n_train, n_test          optional, integers ``(N)``: the number of objects in each scene
+    boxes_train, boxes_test  optional, floats ``(N, K, 4)``: left, top, right and bottom edges of the objects'
+                             bounding boxes in pixels, with 0 at the outer edge of the first pixel; scenes with
+                             fewer than K objects have rows of NaN
     =======================  ==============================================================================
 
-    Boxes alone say the counts. A count is at most the number of pixels. ``background`` and ``white_level`` are those of
-    :func:`pplmodels.data.load_images`. Raises :class:`InputError`.
+    If only boxes are given, they determine the counts. A count is at most the number of pixels. ``background`` and
+    ``white_level`` are as for :func:`pplmodels.data.load_images`. Raises :class:`InputError`.
     """
     halves = ("train", "test")
     known = tuple(f"{kind}_{half}" for half in halves for kind in ("n", "boxes"))
@@ -57,7 +57,7 @@ def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], half: str, path: 
         if counts is None:
             counts = used
     if counts is not None:
-        most = pixels[0, 0].numel()  # an object has a pixel: what is measured has a row for each count
+        most = pixels[0, 0].numel()  # bounds the confusion matrix, which has a row per count
         if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
             raise InputError(f"n_{half} in {path} must hold one whole number from 0 for each image of x_{half}.")
         if counts.max() > most:
@@ -72,14 +72,14 @@ def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], half: str, path: 
 
 
 def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
-    """The boxes, if they can be such; :class:`InputError` says why not."""
+    """The boxes. Raises :class:`InputError` if they are not valid."""
     if boxes.ndim != 3 or boxes.shape[2] != 4 or len(boxes) != len(pixels) or boxes.dtype.kind not in "iuf":
         raise InputError(f"{name} has shape {boxes.shape} and type {boxes.dtype}, not ({len(pixels)}, K, 4) of floats.")
     unused = np.isnan(boxes).all(-1)
     left, top, right, bottom = np.moveaxis(boxes[~unused], -1, 0)
     height, width = pixels.shape[2:]
     inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
-    if not (inside & (left < right) & (top < bottom)).all():  # also of single values that are NaN
+    if not (inside & (left < right) & (top < bottom)).all():  # also true if only some values of a box are NaN
         raise InputError(
             f"{name} must hold left < right and top < bottom in pixels, within images of {height}x{width}, or rows of "
             "NaN."
@@ -91,14 +91,14 @@ def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
 
 @float32_on_cpu()
 def ink_extent(objects: Images) -> float:
-    """The mean longer side of the objects' bounding boxes as a fraction of the frame (pixels over a tenth of full)."""
+    """The mean longer side of bounding boxes of pixels above a tenth of full intensity, as a fraction of the frame."""
     ink = torch.cat([pixels.amax(1) > INK for pixels in objects.levels()])  # (N, h, w)
     sides = [_extent(ink.any(dim)) for dim in (1, 2)]
     return float(torch.stack(sides).amax(0).mean())
 
 
 def _extent(occupied: Tensor) -> Tensor:
-    """Length from the first to the last True of each row of ``(N, size)``, as a fraction of the size."""
+    """The length from the first to the last True of each row of ``(N, size)``, as a fraction of the size."""
     size = occupied.shape[1]
     positions = torch.arange(size, device=occupied.device)
     first = torch.where(occupied, positions, size).amin(1)
@@ -108,11 +108,12 @@ def _extent(occupied: Tensor) -> Tensor:
 
 @float32_on_cpu()
 def object_sides(scenes: Images) -> Tensor | None:
-    """The longer sides in pixels of objects' bounding boxes, ``(M)``, as far as the scenes show them; else None.
+    """The longer sides of objects' bounding boxes in pixels, ``(M)``, or None if they cannot be determined.
 
-    They are the true boxes, if the scenes have them; else those of what differs from the ground, the most common colour
-    of the scenes' borders: of all of it where the count is known to be 1, else of its connected parts, in scenes
-    that have as many parts as objects if that is known.
+    True boxes are used if the scenes have them. Otherwise boxes are computed from the pixels that differ from the
+    background, the most common color of the scenes' borders. If the count is known to be 1, there is one box around all
+    of them. Otherwise there is one per connected component; if counts are known, only scenes with as many components as
+    objects are used.
     """
     if scenes.boxes is not None:
         used = scenes.boxes[scenes.boxes.isfinite().all(-1)]
@@ -136,7 +137,7 @@ def object_sides(scenes: Images) -> Tensor | None:
 
 
 def _differing(scenes: Images) -> np.ndarray:
-    """Where pixels differ from the ground, bool ``(N, H, W)``; says so if the ground is not black."""
+    """The pixels that differ from the background, bool ``(N, H, W)``. Prints the background if it is not black."""
     pixels = torch.cat(list(scenes.levels())).cpu().numpy().astype(np.int16)
     rows = np.concatenate([pixels[:, :, side, :] for side in (0, -1)] + [pixels[..., side] for side in (0, -1)], -1)
     ground = np.median(rows, axis=(0, 2))  # (C)

@@ -1,4 +1,4 @@
-"""One picture file as 8-bit levels: whatever its depth, its transparency, its orientation."""
+"""Reading an image file of any depth, transparency and orientation as 8-bit levels."""
 
 import io
 import warnings
@@ -14,22 +14,22 @@ from pplmodels.data.levels import Decoding, laid_over, to_levels
 from pplmodels.errors import InputError, as_input_error
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
-# whatever a file is called: other readers are little used, and that of EPS starts a program
+# allowed formats, independent of file names: other readers are rarely used, and the EPS reader starts a program
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-PIXELS = 2**24  # of an image, such as 4096 x 4096: about 200 MB while it is read, and a file of 1 KB can claim more
+PIXELS = 2**24  # maximum per image, e.g. 4096 x 4096, which takes about 200 MB to read; a 1 KB file can claim more
 GREY = ("1", "L", "LA", "La")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 ORIENTATION = 0x0112  # the EXIF tag
-# TIFF tags, and values of theirs
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # where the lowest level is white
+# TIFF tags and their values
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the lowest level is white
 BITS, COLOURS, SAMPLE, SIGNED = 258, 320, 339, 2
-SIDEWAYS = (5, 6, 7, 8)  # its values that exchange rows and columns
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap rows and columns
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its picture before its pixels are decoded; height and width as a viewer shows them."""
+    """The properties of an image that are known before decoding. Height and width are those of the upright image."""
 
     height: int
     width: int
@@ -37,30 +37,30 @@ class Header:
     transparent: bool
     turned: bool
     deep: bool  # more than 8 bits per channel
-    several: bool  # pages or frames, of which the first counts
+    several: bool  # several pages or frames, of which the first is used
 
 
 def read_header(path: Path, decoding: Decoding) -> Header:
-    """The header of a picture file. Raises :class:`InputError`."""
+    """The header of an image file. Raises :class:`InputError`."""
     with _opened(path) as image:
-        deep = _is_deep(image) or _is_cut(image)  # before the orientation, for which Pillow may decode the picture
+        deep = _is_deep(image) or _is_cut(image)  # before the orientation, for which Pillow may decode the image
         orientation = _orientation(image)
         size = image.size if orientation in SIDEWAYS else image.size[::-1]
-        if orientation in SIDEWAYS and image.format == "TIFF":  # Pillow's versions differ in whether that is turned
+        if orientation in SIDEWAYS and image.format == "TIFF":  # Pillow versions differ in whether they rotate it
             size = ImageOps.exif_transpose(image).size[::-1]
         transparent = _is_transparent(image)
         colour = not _is_grey(image) or (transparent and not decoding.grey)
-        several = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # a JPEG with a preview is one picture
+        several = image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # a JPEG with a preview is one image
         return Header(*size, colour, transparent, orientation != 1, deep, several)
 
 
 def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
-    """A picture as uint8, ``(H, W)`` if it is grey and ``(H, W, 3)`` else, upright. Raises :class:`InputError`."""
+    """The upright image as uint8, ``(H, W)`` if it is gray, otherwise ``(H, W, 3)``. Raises :class:`InputError`."""
     with _opened(path) as image:
         transparent, grey, deep = _is_transparent(image), _is_grey(image), _is_deep(image)
         depth = _depth(image)
         inverted = deep and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
-        white = None if image.mode == "1" else decoding.white_level  # one bit is black or white
+        white = None if image.mode == "1" else decoding.white_level  # 1-bit images have no other levels
         if white is not None and _is_cut(image):
             raise InputError(
                 f"{path} has 16 bits per colour, of which the upper 8 are read: --white-level does not apply to it."
@@ -69,7 +69,7 @@ def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
             image = ImageOps.exif_transpose(image)
         if deep:
             levels = _deep_levels(image, path, white, *depth)
-            levels = 255 - levels if inverted else levels  # which Pillow does where there are fewer bits
+            levels = 255 - levels if inverted else levels  # Pillow inverts images with fewer bits itself
         else:
             colours = "L" if grey else "RGB"
             levels = np.array(image.convert("RGBA" if transparent else colours))
@@ -83,9 +83,9 @@ def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
 
 
 def _deep_levels(image: Image.Image, path: Path, white: float | None, bits: int, signed: bool) -> np.ndarray:
-    """The levels of a grey picture of other than 8 bits; with alpha, ``(H, W, 4)``, where one value is transparent."""
+    """The levels of a gray image without 8 bits; ``(H, W, 4)`` with alpha if one value is marked as transparent."""
     values = np.asarray(image)
-    if values.dtype.itemsize * 8 == bits and values.dtype.kind in "iu":  # Pillow's types differ from the file's in sign
+    if values.dtype.itemsize * 8 == bits and values.dtype.kind in "iu":  # Pillow's sign may differ from the file's
         values = values.view(f"{'i' if signed else 'u'}{values.dtype.itemsize}")
     if white is None and image.mode == "F":
         white = 1.0
@@ -105,12 +105,12 @@ def _deep_levels(image: Image.Image, path: Path, white: float | None, bits: int,
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The file as Pillow opens it; whatever goes wrong within is one sentence."""
+    """Open the file with Pillow. Any error inside this context becomes an error of one sentence."""
     with as_input_error(f"{path} is not a readable image."), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow's: the bound here is lower than the one it warns of
-        if path.stat().st_size > 8 * PIXELS:  # bytes a pixel, of 16 bits in four channels
+        warnings.simplefilter("ignore")  # the limit here is below the one that Pillow warns about
+        if path.stat().st_size > 8 * PIXELS:  # bytes per pixel of four 16-bit channels
             raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, which are the most.")
-        # from memory: of a file Pillow asks for as many bytes as a part of it claims to have, there or not
+        # from memory: for a file, Pillow allocates as many bytes as a chunk claims to have
         with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
                 raise InputError(f"{path} has {image.height}x{image.width} pixels; {PIXELS:,} are the most.")
@@ -122,35 +122,35 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF is ignored by viewers too
+    except Exception:  # damaged EXIF data is ignored, as in viewers
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _is_cut(image: Image.Image) -> bool:
-    """Whether the file has 16 bits per channel of several, of which Pillow reads the upper 8."""
+    """Whether the file has several channels of 16 bits, of which Pillow only reads the upper 8."""
     return not _is_deep(image) and ";16" in str(image.tile)
 
 
 def _scale_key(image: Image.Image) -> None:
-    """Give the transparent level of a PNG of 2 or 4 bits the scale of its pixels, which Pillow reads as 8 bits."""
+    """Scale the transparent level of a 2-bit or 4-bit PNG like its pixels, which Pillow reads as 8 bits."""
     factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3])) if image.tile else None
     if factor and isinstance(image.info.get("transparency"), int):
         image.info["transparency"] *= factor
 
 
 def _scale_palette(image: Image.Image) -> None:
-    """Take the colours of a TIFF whose map has 8 bits as they are; Pillow takes the upper 8 of 16."""
+    """Use the colors of a TIFF with an 8-bit color map unchanged, because Pillow takes the upper 8 of 16 bits."""
     colours = np.array(image.tag_v2.get(COLOURS, ())) if image.format == "TIFF" and image.mode == "P" else ()
     if len(colours) and colours.max() <= 255:
         image.putpalette(colours.reshape(3, -1).T.astype(np.uint8).tobytes())
 
 
 def _depth(image: Image.Image) -> tuple[int, bool]:
-    """The bits of a value of a picture with one channel, and whether it has a sign."""
+    """The number of bits per value of a single-channel image, and whether values are signed."""
     if image.format == "TIFF":
         return image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(SAMPLE, (1,))[0] == SIGNED
-    return (8 if image.mode in GREY else 16), False  # of a PNG; an old Pillow reads its 16 bits as I
+    return (8 if image.mode in GREY else 16), False  # for a PNG; old Pillow versions read 16 bits as I
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -165,5 +165,5 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether there is one channel whose levels are not those from 0 to 255."""
+    """Whether there is a single channel whose levels are not in 0 to 255."""
     return image.mode in ("I", "F", *SIXTEEN_BITS) or (image.mode == "L" and _depth(image)[1])

@@ -1,4 +1,4 @@
-"""Scenes of a few objects on a black canvas, with known counts."""
+"""Composing scenes of a few objects on a black canvas, with known counts."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from pplmodels.errors import InputError
 from pplmodels.messages import say
 from pplmodels.nn import write_window
 
-CHUNK = 4096  # scenes rendered at a time: the canvases of a chunk stay in the cache
-TRIES = 100  # places tried for one object before its scene is begun anew
-RESTARTS = 20  # times a scene is begun anew before the objects are said not to fit
-SHARED = 0.1  # intensity that two objects may both have in a pixel: their blurred edges may touch
-SPREADS = 0.05, 0.3  # the least and the largest deviation of sides that is taken from scenes
-JITTER = 0.1 / 1.3  # relative deviation of an object's size, as in Pyro's multi-MNIST scenes
+CHUNK = 4096  # number of scenes composed at once, whose canvases fit into the cache
+TRIES = 100  # positions tried for one object before its scene is restarted
+RESTARTS = 20  # restarts of a scene before an error is raised
+SHARED = 0.1  # intensity up to which two objects may overlap in a pixel, so that blurred edges may touch
+SPREADS = 0.05, 0.3  # limits of the standard deviation of sides estimated from scenes
+JITTER = 0.1 / 1.3  # relative standard deviation of an object's size, as in Pyro's multi-MNIST scenes
 
 
 @float32_on_cpu()
@@ -34,11 +34,11 @@ def make_scenes(
     object_size: float = 28 / 1.3,
     seed: int = 0,
 ) -> Images:
-    """Scenes ``(num_scenes, C, canvas, canvas)`` whose counts are drawn evenly from ``counts``.
+    """Scenes ``(num_scenes, C, canvas, canvas)`` with counts sampled uniformly from ``counts``.
 
-    Objects are drawn with replacement, scaled to ``object_size`` pixels (with a jitter of 8 %), and placed anywhere
-    inside the canvas where no ink is shared and no pixel becomes brighter than full. Deterministic in ``seed``.
-    The defaults are the scenes of the AIR literature (28-pixel digits at scale 1/1.3 on 50x50).
+    Objects are sampled with replacement, scaled to ``object_size`` pixels (with a jitter of 8 %), and placed randomly
+    inside the canvas such that they do not overlap and no pixel exceeds full intensity. The result is deterministic in
+    ``seed``. The defaults give the scenes of the AIR literature (28-pixel digits at scale 1/1.3 on 50x50).
     """
     largest = max(counts)
     if object_size * (1 + 2 * JITTER) > canvas:
@@ -60,7 +60,7 @@ def make_scenes(
 def _compose(
     objects: Images, counts: Tensor, largest: int, canvas: int, object_size: float, generator: torch.Generator
 ) -> Tensor:
-    """Scenes with the given counts, ``(len(counts), C, canvas, canvas)`` in [0, 1]."""
+    """Compose scenes with the given counts, ``(len(counts), C, canvas, canvas)`` in [0, 1]."""
     scenes = torch.zeros(len(counts), objects.shape[0], canvas, canvas)
     todo = torch.arange(len(counts))
     for _ in range(RESTARTS):
@@ -76,7 +76,7 @@ def _compose(
 
 
 def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float, generator: torch.Generator) -> Tensor:
-    """Add one object to each scene in ``waiting``; returns those where no free place was found."""
+    """Add one object to each scene in ``waiting``; returns the scenes in which no free position was found."""
     canvas = scenes.shape[-1]
     chosen = torch.randint(len(objects), (len(waiting),), generator=generator)
     for _ in range(TRIES):
@@ -96,10 +96,10 @@ def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float,
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Training and held-out scenes, and the side of their objects' bounding boxes in pixels (on average).
+    """Training and held-out scenes, and the average side of their objects' bounding boxes in pixels.
 
-    ``spread`` is the relative deviation of the windows' sides that :meth:`window_prior` allows; ``unseen`` are further
-    held-out scenes, with numbers of objects that no training scene has, where asked for.
+    ``spread`` is the relative standard deviation of the windows' sides in :meth:`window_prior`. ``unseen`` are optional
+    further held-out scenes with object counts that do not occur in training.
     """
 
     train: Images
@@ -114,9 +114,9 @@ class SceneSet:
         return replace(self, train=self.train.to(device), test=self.test.to(device), unseen=unseen)
 
     def window_prior(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation of (log s, x, y) for windows a little wider than the objects, anywhere on the canvas."""
+        """Mean and standard deviation of (log s, x, y) for windows slightly larger than objects, on all the canvas."""
         side = self.object_side / min(self.train.shape[1:])
-        reach = max(0.1, (1 - side) / math.sqrt(3))  # the deviation of an even spread over the places inside
+        reach = max(0.1, (1 - side) / math.sqrt(3))  # the standard deviation of a uniform position inside the canvas
         return [math.log(min(1.0, 1.2 * side)), 0.0, 0.0], [self.spread, reach, reach]
 
 
@@ -136,21 +136,21 @@ def scene_set(
     background: str = "black",
     **reading,
 ) -> SceneSet:
-    """Scenes from a data set that :func:`pplmodels.data.load_images` knows, each of ``counts`` equally often.
+    """Scenes composed from a dataset of :func:`pplmodels.data.load_images`, with each of ``counts`` equally likely.
 
-    Held-out scenes are made of held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels, for
-    the small built-in digits to 40 and 13. With ``ready_made``, the .npz file holds whole scenes
-    (:func:`pplmodels.data.load_scenes`); then ``object_size`` is the side of their objects' bounding boxes in pixels
-    and ``object_spread`` its relative deviation, both estimated from the scenes by default. ``background`` is the
-    colour under transparent pixels; objects are put on black. ``reading`` are further options of
-    :func:`pplmodels.data.load_images`.
+    Held-out scenes are composed from held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels,
+    or to 40 and 13 for the built-in digits. With ``ready_made``, the .npz file contains complete scenes
+    (:func:`pplmodels.data.load_scenes`). Then ``object_size`` is the side of their objects' bounding boxes in pixels,
+    and ``object_spread`` its relative standard deviation; by default, both are estimated from the scenes.
+    ``background`` is the color under transparent pixels; composed scenes are on black. ``reading`` are further options
+    of :func:`pplmodels.data.load_images`.
     """
     if ready_made:
         train, test = _ready_made(Path(data), background, reading.get("white_level"))
         side, spread = _object_size(train, object_size, object_spread)
         return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread)
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
-    # two of the small digits fit into a window that is little larger than it should be
+    # two of the small digits would fit into a slightly larger window
     spread = object_spread or (0.05 if data == "digits" else 0.07)
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
     images = load_images(data, data_dir, background=background, **reading)
@@ -174,14 +174,14 @@ def _ready_made(path: Path, background: str, white_level: float | None) -> tuple
 
 
 def _object_size(scenes: Images, side: float | None, spread: float | None) -> tuple[float, float]:
-    """The side of objects in pixels and its relative deviation: as given, or as the scenes show it."""
+    """The side of objects in pixels and its relative standard deviation, as given or estimated from the scenes."""
     sides = object_sides(scenes)
     if side is None and sides is None:
         side = 0.4 * min(scenes.shape[1:])
         say(f"the size of the objects cannot be told from the scenes: {side:.3g} pixels are assumed (--object-size)")
     elif sides is not None and (side is None or spread is None):
-        # medians and quantiles: two objects that touch, or parts of one, count as one object each
-        low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # a deviation below and above
+        # robust statistics, because touching objects and fragments each count as one object
+        low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # one standard deviation below and above
         side, spread = side or float(sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
         say(
             f"the sides of {len(sides):,} objects were measured; {side:.3g} pixels, with a deviation of {spread:.0%}, "

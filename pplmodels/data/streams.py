@@ -1,4 +1,4 @@
-"""Images that stay on disk and are read batch by batch, by the worker processes of torch's DataLoader."""
+"""Images on disk that are read in batches by the worker processes of torch's DataLoader."""
 
 import math
 import signal
@@ -17,14 +17,14 @@ from pplmodels.errors import InputError
 from pplmodels.machine import available_memory, processors
 from pplmodels.messages import say
 
-AHEAD = 4  # batches that each worker reads in advance
-SOME = 256  # images read at a time where all are read in order
-GRACE = 30  # seconds that a worker goes on after SIGTERM
-FEW = 4096  # images that are read sooner than processes are started
+AHEAD = 4  # batches that each worker prefetches
+SOME = 256  # batch size for reading all images in order
+GRACE = 30  # seconds that a worker continues after SIGTERM
+FEW = 4096  # number of images below which starting processes does not pay off
 
 
 class Source(Protocol):
-    """Images on disk; it can be sent to another process."""
+    """Images on disk. Sources can be sent to other processes."""
 
     shape: tuple[int, int, int]
 
@@ -32,17 +32,17 @@ class Source(Protocol):
         """The number of images."""
 
     def read(self, indices: Iterable[int]) -> Tensor:
-        """The images at ``indices``, uint8 ``(B, C, H, W)``; the same ones each time. Raises :class:`InputError`."""
+        """The images at ``indices``, uint8 ``(B, C, H, W)``, deterministically. Raises :class:`InputError`."""
 
 
 @dataclass(frozen=True)
 class DiskPixels:
-    """Pixels ``(N, C, H, W)`` on disk that are indexed like a tensor; what is read goes to ``device``.
+    """Pixels ``(N, C, H, W)`` on disk that are indexed like a tensor. Results are tensors on ``device``.
 
     Arguments:
-        source: where they are.
-        order: which of the source's images these are, int64 ``(N)``.
-        workers: processes that read ahead in :meth:`batched`; 0 reads in this process.
+        source: the images on disk.
+        order: indices of these images in the source, int64 ``(N)``.
+        workers: number of processes that prefetch in :meth:`batched`; 0 reads in this process.
     """
 
     source: Source
@@ -53,7 +53,7 @@ class DiskPixels:
 
     @classmethod
     def all_of(cls, source: Source, workers: int, device: torch.device | str = "cpu") -> "DiskPixels":
-        """All images of a source in its order."""
+        """All images of a source in order."""
         return cls(source, torch.arange(len(source), device="cpu"), workers, torch.device(device))
 
     def __len__(self) -> int:
@@ -66,31 +66,31 @@ class DiskPixels:
         return torch.Size((len(self), *self.source.shape))
 
     def __getitem__(self, index) -> Tensor:
-        """The pixels at an index, a slice or indices, read now."""
+        """Read the pixels at an index, a slice or indices."""
         chosen = self.order[_on_cpu(index)]
         pixels = self.source.read(chosen.flatten().tolist())
         return pixels.view(*chosen.shape, *self.source.shape).to(self.device)
 
     def part(self, index: slice | Tensor) -> "DiskPixels":
-        """Some of the pixels, not yet read."""
+        """A subset of the pixels, which is not read yet."""
         return replace(self, order=self.order[_on_cpu(index)])
 
     def to(self, device: torch.device | str) -> "DiskPixels":
-        """The same pixels, to be sent to another device."""
+        """The same pixels with results on another device."""
         return replace(self, device=torch.device(device))
 
     def batched(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The pixels at each of ``batches`` of indices, read ahead; ``batches`` may have no end."""
+        """The pixels at each of ``batches`` of indices, prefetched. ``batches`` may be infinite."""
         pinned = self.device.type == "cuda"
         loader = DataLoader(
             _Batches(self.source),
-            batch_size=None,  # an index is that of a whole batch
+            batch_size=None,  # each index refers to a whole batch
             sampler=(self.order[_on_cpu(indices)].tolist() for indices in batches),
             num_workers=self.workers,
             prefetch_factor=AHEAD if self.workers else None,
             pin_memory=pinned,
             worker_init_fn=_leave_signals_alone,
-            generator=torch.Generator(),  # of seeds for workers, which draw nothing: torch's own stays as it is
+            generator=torch.Generator(),  # for worker seeds, so that torch's global generator does not change
         )
         for pixels in loader:
             if isinstance(pixels, InputError):
@@ -100,7 +100,7 @@ class DiskPixels:
 
 @dataclass(frozen=True)
 class Read:
-    """The pixels of a source, and of each of its images the :func:`digests` and the highest level."""
+    """The pixels of a source, and the :func:`digests` and the maximum level of each image."""
 
     pixels: Tensor | DiskPixels
     contents: list[bytes]
@@ -109,18 +109,18 @@ class Read:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where images are kept: in memory if they are small enough, else on disk.
+    """Keeps images in memory if they fit, otherwise on disk.
 
     Arguments:
-        memory: bytes that a data set may take (default: half of what is available).
-        workers: processes that read from disk (default: one for each processor but one, from 1 to 4).
+        memory: maximum memory of a dataset in bytes (default: half of the available memory).
+        workers: number of processes that read from disk (default: number of processors minus one, from 1 to 4).
     """
 
     memory: int | None = None
     workers: int | None = None
 
     def holds(self, *sources: Source) -> bool:
-        """Whether the images of all these sources fit into memory together; says so if they do not."""
+        """Whether the images of all sources together fit into memory. Prints a line if they do not."""
         size = sum(len(source) * math.prod(source.shape) for source in sources)
         memory = available_memory() // 2 if self.memory is None else self.memory
         if size > memory:
@@ -128,7 +128,7 @@ class Storage:
         return size <= memory
 
     def read(self, source: Source, resident: bool) -> "Read":
-        """Read every image once, so that what cannot be read is refused; keep the pixels if ``resident``."""
+        """Read every image once, so that unreadable images raise an error. Keep the pixels if ``resident``."""
         workers = min(4, max(1, processors() - 1)) if self.workers is None else self.workers
         on_disk = DiskPixels.all_of(source, workers)
         pixels = torch.empty(on_disk.shape, dtype=torch.uint8, device="cpu") if resident else on_disk
@@ -146,9 +146,9 @@ class Storage:
 
 
 class PackedBits:
-    """Images of 0 and 255 in memory, a bit a pixel: what is drawn once of images on disk.
+    """Images of 0 and 255 in memory with one bit per pixel, for fixed binarizations of images on disk.
 
-    ``parts`` are truth values ``(B, C, H, W)`` of all images in order; ``shape`` is (C, H, W).
+    ``parts`` are booleans ``(B, C, H, W)`` of all images in order; ``shape`` is (C, H, W).
     """
 
     def __init__(self, parts: Iterable[np.ndarray], shape: tuple[int, int, int]):
@@ -166,12 +166,12 @@ class PackedBits:
 
 
 def digests(pixels: Tensor) -> list[bytes]:
-    """What tells images ``(N, ...)`` apart by their content."""
+    """Digests of the contents of images ``(N, ...)``."""
     return [blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.cpu().numpy()]
 
 
 class _Batches(Dataset):
-    """Batches by their indices; an error is a value, since the loader would change its message."""
+    """A dataset of batches. Errors are returned as values, because the loader would change their messages."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -184,9 +184,9 @@ class _Batches(Dataset):
 
 
 def _leave_signals_alone(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach all processes of a group; the training finishes its step and ends workers.
+    """Ignore Ctrl-C and SIGTERM in workers: they reach all processes of a group, but the training ends its workers.
 
-    A SIGTERM may also come from it, where it cannot end them otherwise: then they end after some seconds.
+    The training may also send a SIGTERM if a worker does not end otherwise, so workers end after :data:`GRACE` seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))

@@ -1,4 +1,4 @@
-"""Pictures of a few solids on a table, with all that there is to know of them."""
+"""Rendered images of a few solids on a table, with their true latents."""
 
 import math
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.nn.renderer import KINDS, Renderer
 
-CHUNK = 500  # pictures rendered at a time
-TRIES = 2000  # times that the places of a scene are drawn before its solids are said not to fit
-SPREAD = 0.45  # deviation of a place from the middle of the table, in halves of its side
-EDGE = 0.9  # no solid's middle is further out
-APART = 0.7  # least distance of two solids' middles
-LIGHT, STRENGTH = 0.1, 0.1  # deviations of the light's direction, and relative of its strength
-NOISE = 0.03  # deviation of a pixel's intensity
+CHUNK = 500  # number of images rendered at once
+TRIES = 2000  # attempts to sample the places of a scene before an error is raised
+SPREAD = 0.45  # standard deviation of places, in halves of the table's side
+EDGE = 0.9  # largest absolute coordinate of a solid's center
+APART = 0.7  # smallest distance between the centers of two solids
+LIGHT, STRENGTH = 0.1, 0.1  # standard deviations of the light's direction and of its relative strength
+NOISE = 0.03  # standard deviation of the pixel noise
 
 
 @dataclass(frozen=True)
 class TabletopScenes(Images):
-    """Pictures ``(N, 3, H, W)``, and what they show.
+    """Images ``(N, 3, H, W)`` with the true latents of their solids.
 
-    ``kind (N, T)`` indices into :data:`pplmodels.nn.renderer.KINDS`, ``place (N, T, 2)``, ``yaw (N, T)``: of the first
-    ``counts`` solids; the rest is meaningless.
+    ``kind (N, T)`` are indices into :data:`pplmodels.nn.renderer.KINDS`; ``place`` has shape ``(N, T, 2)`` and ``yaw``
+    ``(N, T)``. Only the first ``counts`` entries of each image are valid.
     """
 
     kind: Tensor | None = None
@@ -38,11 +38,11 @@ class TabletopScenes(Images):
 def make_tabletop_scenes(
     number: int, *, counts: Sequence[int] = (0, 1, 2, 3), size: Sequence[int] = (32, 32), seed: int = 0
 ) -> TabletopScenes:
-    """``number`` pictures whose counts are drawn evenly from ``counts``; deterministic in ``seed``.
+    """``number`` images with counts sampled uniformly from ``counts``; deterministic in ``seed``.
 
-    Kinds and turns are even, places normal within the table and apart, as under
-    :class:`pplmodels.models.air3d.AIR3D` but for these two conditions. Direction and strength of the light jitter by a
-    tenth, each channel of each pixel by 0.03.
+    Kinds and yaws are uniform and places are normal, as in :class:`pplmodels.models.air3d.AIR3D`, except that places
+    are restricted to the table and to a minimum distance. Direction and strength of the light have a jitter of 0.1, and
+    each channel of each pixel has noise of 0.03.
     """
     generator = torch.Generator().manual_seed(seed)
     most = max(1, *counts)
@@ -65,7 +65,7 @@ def make_tabletop_scenes(
 
 
 def _places(counts: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Places ``(N, most, 2)`` on the table, those of the first ``counts`` solids apart."""
+    """Places ``(N, most, 2)`` on the table, with the minimum distance between the first ``counts`` solids."""
     place = torch.zeros(len(counts), most, 2)
     waiting = torch.arange(len(counts))
     for _ in range(TRIES):

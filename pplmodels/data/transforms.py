@@ -1,4 +1,4 @@
-"""Transforms of 8-bit images, uint8 ``(..., C, H, W)``, to the values that a likelihood is a distribution of."""
+"""Transforms of 8-bit images, uint8 ``(..., C, H, W)``, to the values that are modeled by a likelihood."""
 
 from collections.abc import Callable
 from functools import update_wrapper
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class Transform:
-    """A function of tensors that says what a likelihood of its values is.
+    """A function of tensors together with the kind of likelihood of its values.
 
     Arguments:
-        function: from uint8 to what the model sees.
-        kind: ``"binary"`` for values 0 and 1; ``"mass"`` where log p(x) is a log-probability of the 8-bit levels;
-            ``"density"`` where it is a log-density on [0, 1] that bounds one (Theis et al. 2016, arXiv 1511.01844,
-            section 3.1); None for what is no image.
-        random: whether each call draws anew.
+        function: a function from uint8 to the model's input.
+        kind: ``"binary"`` for values 0 and 1; ``"mass"`` if log p(x) is a log-probability of the 8-bit levels;
+            ``"density"`` if it is a log-density on [0, 1], which bounds such a log-probability (Theis et al. 2016,
+            arXiv 1511.01844, section 3.1); None for other data.
+        random: whether each call samples new values.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ def _transform(kind: str | None = None, random: bool = False) -> Callable[[Calla
 
 @_transform()
 def identity(values: Tensor) -> Tensor:
-    """Vectors of floats in torch's default type of floats."""
+    """Vectors of floats, converted to torch's default dtype."""
     return values.to(torch.get_default_dtype())
 
 
@@ -57,31 +57,31 @@ def dequantize(pixels: Tensor) -> Tensor:
 
 @_transform("binary", random=True)
 def dynamic_binarize(pixels: Tensor) -> Tensor:
-    """1 with a probability that is the intensity, else 0."""
+    """1 with the intensity as probability, otherwise 0."""
     return torch.bernoulli(to_float(pixels))
 
 
 @_transform("binary")
 def threshold(pixels: Tensor) -> Tensor:
-    """1 where the intensity is above a half, else 0."""
+    """1 where the intensity is above a half, otherwise 0."""
     return (pixels > 127).to(torch.get_default_dtype())
 
 
 @_transform()
 def to_long(values: Tensor) -> Tensor:
-    """Whole numbers as int64."""
+    """Integers as int64."""
     return values.long()
 
 
 @_transform()
 def binary_grid(pixels: Tensor) -> Tensor:
-    """Grids of 0 and 1, int64 ``(..., H, W)``: 1 where a grey pixel is above a half."""
+    """Grids of 0 and 1, int64 ``(..., H, W)``, which are 1 where a gray pixel is above a half."""
     return (pixels > 127).long().squeeze(-3)
 
 
 @_transform()
 def level_grid(pixels: Tensor) -> Tensor:
-    """Grids of 0..255, int64 ``(..., H, W)``, of grey pixels."""
+    """Grids of the levels 0..255 of gray pixels, int64 ``(..., H, W)``."""
     return pixels.long().squeeze(-3)
 
 
@@ -90,7 +90,7 @@ TRANSFORMS = {
     "dequantised": dequantize,
     "dynamic": dynamic_binarize,
     "threshold": threshold,
-    "static": threshold,  # of images that are black and white already
+    "static": threshold,  # for images that are already binary
 }
-DEFAULT_TRANSFORMS = {"binary": "dynamic", "density": "dequantised", "mass": "levels"}  # by what a likelihood is
-GRID_TRANSFORMS = {"codes": to_long, "bits": binary_grid, "levels": level_grid}  # of whole numbers
+DEFAULT_TRANSFORMS = {"binary": "dynamic", "density": "dequantised", "mass": "levels"}  # by kind of likelihood
+GRID_TRANSFORMS = {"codes": to_long, "bits": binary_grid, "levels": level_grid}  # transforms to integer grids

@@ -1,4 +1,4 @@
-"""Distributions that torch and Pyro lack."""
+"""Distributions that are missing in torch and Pyro."""
 
 from pplmodels.distributions.autoregressive_categorical import AutoregressiveCategorical
 from pplmodels.distributions.discretized_logistic import DiscretizedLogisticMixture

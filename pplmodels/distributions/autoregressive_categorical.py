@@ -1,4 +1,4 @@
-"""Maps of discrete values, each given those before it."""
+"""Autoregressive distributions over maps of discrete values."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -12,14 +12,16 @@ from torch.nn.functional import cross_entropy
 class AutoregressiveCategorical(TorchDistribution):
     """p(k) = prod_ij p(k_ij | the positions before it in raster order), event shape ``(H, W)``, int64.
 
-    ``log_prob`` is one pass through the network, a sample one pass bit by bit (:mod:`pplmodels.nn.masked_conv`).
+    ``log_prob`` takes one pass through the network. Sampling takes one pass in total, position by position
+    (:mod:`pplmodels.nn.masked_conv`).
 
     Arguments:
-        network: from maps ``(B, H, W)``, and their labels if there are any, to logits ``(B, K, H, W)``, with ``steps``.
+        network: a module from maps ``(B, H, W)``, and labels if any, to logits ``(B, K, H, W)``, with ``steps``.
         shape: (H, W).
         levels: K.
-        temperature: of samples, no part of ``log_prob``: logits are divided by it; at 0 the likeliest value is taken.
-        label: int64, the class of each map, if the network is conditioned on classes.
+        temperature: divisor of the logits in sampling; 0 takes the most probable value. It does not affect
+            ``log_prob``.
+        label: int64, the class of each map, if the network is class-conditional.
     """
 
     arg_constraints: ClassVar[dict] = {}
@@ -51,7 +53,7 @@ class AutoregressiveCategorical(TorchDistribution):
         return AutoregressiveCategorical(*settings, batch_shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """``(...)`` of ``value (..., H, W)``, once for each map whatever the batch shape is."""
+        """log p ``(...)`` of ``value (..., H, W)``, computed once per map, independent of the batch shape."""
         if self._validate_args:
             self._validate_sample(value)
         if self.label is not None:

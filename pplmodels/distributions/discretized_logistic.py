@@ -1,4 +1,4 @@
-"""Honest likelihoods of 8-bit images."""
+"""A mixture of discretized logistics for 8-bit images."""
 
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 LEVELS = 256
-LEAST_LOG_SCALE = -7.0  # of intensities in [-1, 1]: a component much narrower than one level
+LEAST_LOG_SCALE = -7.0  # for intensities in [-1, 1], much narrower than one level
 
 
 class DiscretizedLogisticMixture(TorchDistribution):
@@ -19,8 +19,8 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
         p(x) = prod over pixels sum_k w_k prod_c [F((v_c + h - m_kc) / s_kc) - F((v_c - h - m_kc) / s_kc)]
 
-    with v = 2 x - 1, h = 1/255, F the logistic sigmoid, and the first and last level reaching to -inf and +inf. The
-    mean of a later channel is moved by the earlier channels' values: m_kc = loc_kc + sum_{c' < c} coef_kcc' v_c'.
+    where v = 2 x - 1, h = 1/255, F is the logistic sigmoid, and the first and last levels extend to -inf and +inf. The
+    mean of a channel depends on the values of earlier channels: m_kc = loc_kc + sum_{c' < c} coef_kcc' v_c'.
     Source: PixelCNN++ (Salimans et al. 2017, arXiv 1701.05517, section 2.1 and 2.2).
 
     Values are intensities x in {0, 1/255, ..., 1}, event shape ``(C, H, W)``.
@@ -35,7 +35,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     @staticmethod
     def per_component(channels: int) -> int:
-        """Numbers a component and pixel: a weight, C means, C log-scales and C (C - 1) / 2 coefficients."""
+        """Parameters per mixture component and pixel: a weight, C means, C log-scales, C (C - 1) / 2 coefficients."""
         return 1 + 2 * channels + channels * (channels - 1) // 2
 
     def __init__(self, parameters: Tensor, channels: int, validate_args: bool | None = None):
@@ -51,7 +51,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     @classmethod
     def independent(cls, loc: Tensor, log_scale: Tensor) -> "DiscretizedLogisticMixture":
-        """One component whose channels do not move each other: means ``(..., C, H, W)``, log-scales that broadcast."""
+        """A single component with independent channels: means ``(..., C, H, W)`` and broadcastable log-scales."""
         channels = loc.shape[-3]
         zeros = torch.zeros_like(loc[..., :1, :, :])
         coefficients = zeros.expand(*zeros.shape[:-3], channels * (channels - 1) // 2, *zeros.shape[-2:])
@@ -73,7 +73,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         return new
 
     def _means(self, loc: Tensor, coefficients: Tensor, value_of: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Means of the channels ``(..., C, H, W)``, each moved by the values, in [-1, 1], of the earlier channels."""
+        """Means of the channels ``(..., C, H, W)``, given the values, in [-1, 1], of earlier channels."""
         means, values, used = [], [], 0
         for channel in range(self.channels):
             mean = loc[..., channel, :, :]
@@ -93,7 +93,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         inverse_scale = (-self.log_scale).exp()
         half = 1 / (LEVELS - 1)
         upper, lower = inverse_scale * (centred + half), inverse_scale * (centred - half)
-        # log of F(upper) - F(lower), which are so close where the component is far that they cancel
+        # log of F(upper) - F(lower), which would cancel far from the component's mean
         width = 2 * half * inverse_scale
         inside = logsigmoid(upper) + logsigmoid(-lower) + torch.log(-torch.expm1(-width))
         first, last = (value < half / 2)[..., None, :, :, :], (value > 1 - half / 2)[..., None, :, :, :]
@@ -103,7 +103,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Images drawn channel by channel, rounded to levels."""
+        """Images sampled channel by channel and rounded to levels."""
         shape = self._extended_shape(torch.Size(sample_shape))
         component = torch.distributions.Categorical(logits=self.logits.movedim(-3, -1)).sample(torch.Size(sample_shape))
         chosen = component[..., None, None, :, :]  # (..., 1, 1, H, W): an index along K
@@ -126,7 +126,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Where the components' means, moved by each other, average: for pictures, as it ignores the clipping."""
+        """The weighted average of the components' means. It ignores clipping and is intended for figures."""
         means = self._means(self.loc, self.coefficients, lambda channel, mean: mean)
         mixed = (self.logits.softmax(-3)[..., None, :, :] * means).sum(-4)
         return ((mixed + 1) / 2).clamp(0, 1)

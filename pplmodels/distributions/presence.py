@@ -1,4 +1,4 @@
-"""Whether a scene has another object: Bernoulli distributions that stop for good."""
+"""Distributions of a scene's presence variables: Bernoullis for which 0 is absorbing."""
 
 import pyro.distributions as dist
 import torch
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from pplmodels.nn import projected_clamp
 
-# Its sigmoid is exactly 0 in float32, and the log-probability of no object is exactly 0.
+# Its sigmoid is exactly 0 in float32, and the log-probability of 0 is exactly 0.
 IMPOSSIBLE_LOGIT = -200.0
 
 
 def masked_bernoulli(logits: Tensor, present: Tensor) -> dist.Bernoulli:
-    """Bern(sigmoid(logits)) where the last step found an object, certainly 0 after the stop.
+    """Bernoulli(sigmoid(logits)) if the previous step found an object, and 0 with certainty after the stop.
 
-    After the stop the site adds nothing to any log-probability and no gradient reaches ``logits``.
+    After the stop, the log-probability is 0, and ``logits`` get no gradient.
     """
     return dist.Bernoulli(logits=torch.where(present > 0, logits, IMPOSSIBLE_LOGIT))
 

@@ -1,4 +1,4 @@
-"""Discrete sites that are not always there."""
+"""Masks for discrete sites that also mask the score function."""
 
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.score_parts import ScoreParts
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 class Masked(MaskedDistribution):
-    """What ``base_dist.mask(mask)`` is, but where it is masked it has no score function either.
+    """Like ``base_dist.mask(mask)``, but the score function is also masked.
 
-    Pyro masks the log-probability only. The mean gradient is right, as the score's mean is zero, but each masked value
-    adds its score times all costs downstream of it: of a picture, thousands of nats.
+    Pyro only masks the log-probability. The gradient is unbiased, because the score has zero mean, but each masked
+    value adds variance: its score multiplies all downstream costs, which are thousands of nats for an image.
 
     Arguments:
-        base_dist: a distribution without reparameterised samples.
-        mask: bool, to be broadcast to its batch shape; where it is False the site adds nothing, nor a gradient.
+        base_dist: a distribution without reparameterized samples.
+        mask: bool, broadcastable to the batch shape. Where it is False, log-probability and gradient are 0.
     """
 
     def score_parts(self, value: Tensor) -> ScoreParts:
-        """The ingredients of a gradient estimator, all masked."""
+        """The masked parts of the gradient estimator."""
         parts = super().score_parts(value)
         return parts._replace(score_function=scale_and_mask(parts.score_function, mask=self._mask))

@@ -1,4 +1,4 @@
-"""Angles."""
+"""A distribution of angles with reparameterized samples."""
 
 import math
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-EVEN = 8.0  # radians: a normal of this deviation is even round the circle to 1e-13
-WIDE = 1.5  # from this deviation on the Fourier series is the shorter of two sums
+EVEN = 8.0  # scale in radians at which the distribution is uniform up to 1e-13
+WIDE = 1.5  # scale from which the Fourier series needs fewer terms
 
 
 class WrappedNormal(TorchDistribution):
-    """A normal wrapped round the circle: an angle in [-pi, pi], reparameterised.
+    """A normal wrapped around the circle: an angle in [-pi, pi] with reparameterized samples.
 
     .. code-block:: text
 
         p(a) = sum_k N(a + 2 pi k; loc, scale^2) = (1 + 2 sum_{n>=1} exp(-n^2 scale^2 / 2) cos n (a - loc)) / (2 pi)
 
-    Both sums are used, each where a few terms give float32's precision. ``scale`` of :data:`EVEN` or more is the even
-    distribution. Source: Mardia & Jupp, Directional Statistics (2000), section 3.5.7. (torch's and Pyro's von Mises
-    has no reparameterised samples.)
+    Of the two sums, the one that needs only a few terms for float32 precision is used. With a ``scale`` of at least
+    :data:`EVEN`, the distribution is uniform. Source: Mardia & Jupp, Directional Statistics (2000), section 3.5.7.
+    (The von Mises distributions of torch and Pyro have no reparameterized samples.)
 
     Arguments:
-        loc: in radians, any real number.
-        scale: deviation before wrapping, in radians.
+        loc: mean in radians, any real number.
+        scale: standard deviation before wrapping, in radians.
     """
 
     arg_constraints: ClassVar[dict] = {"loc": constraints.real, "scale": constraints.positive}
@@ -47,16 +47,16 @@ class WrappedNormal(TorchDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """The likeliest angle."""
+        """The most probable angle."""
         return wrapped(self.loc)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """A sample, ``(*sample_shape, *batch_shape)``, whose slope in ``loc`` is 1."""
+        """A sample, ``(*sample_shape, *batch_shape)``, with derivative 1 with respect to ``loc``."""
         zeros = self.loc.new_zeros(self._extended_shape(torch.Size(sample_shape)))
         return wrapped(self.loc + self.scale.clamp(max=EVEN) * torch.normal(zeros, zeros + 1))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Nats a radian."""
+        """The log-density in nats per radian."""
         if self._validate_args:
             self._validate_sample(value)
         off = wrapped(value - self.loc)
@@ -71,5 +71,5 @@ class WrappedNormal(TorchDistribution):
 
 
 def wrapped(angle: Tensor) -> Tensor:
-    """The angle in [-pi, pi] that is the same up to whole turns."""
+    """The equivalent angle in [-pi, pi]."""
     return angle - 2 * math.pi * (angle / (2 * math.pi)).round()

@@ -1,4 +1,4 @@
-"""Training any model/guide pair with stochastic variational inference; nothing here imports a model."""
+"""Stochastic variational inference for any model/guide pair. This package does not import any model."""
 
 from pplmodels.infer.compile.tracing import CompileError
 from pplmodels.infer.elbos.baseline import NeuralBaseline, ScoreNormalizer

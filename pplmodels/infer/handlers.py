@@ -1,4 +1,4 @@
-"""What changes a pair's bound from outside: the model and the guide need not know."""
+"""Wrappers and effect handlers that change a pair's bound without changing its model and guide."""
 
 import torch
 from pyro.distributions import Independent, MaskedDistribution
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class ScaledKL(nn.Module):
-    """A half of a pair whose latent sites' log-probabilities are multiplied by ``beta``, a buffer.
+    """Wraps a model or a guide and multiplies the log-probabilities of its latent sites by the buffer ``beta``.
 
-    With both halves wrapped the bound is E log p(x | z) - beta KL (beta-VAE, Higgins et al. 2017; deterministic
-    warm-up, Soenderby et al. 2016, arXiv 1602.02282, section 2.3). Train the wrapped halves, anneal both buffers
-    (:class:`pplmodels.infer.Annealed`), and measure and save the halves themselves, whose beta is 1.
+    If both halves of a pair are wrapped, the bound is E log p(x | z) - beta KL (beta-VAE, Higgins et al. 2017;
+    deterministic warm-up, Soenderby et al. 2016, arXiv 1602.02282, section 2.3). Train the wrapped halves and anneal
+    both buffers (:class:`pplmodels.infer.Annealed`), but evaluate and save the unwrapped halves.
     """
 
     def __init__(self, half: nn.Module, beta: float = 1.0):
@@ -38,7 +38,7 @@ class _LatentScale(Messenger):
 
 
 class Likeliest(Messenger):
-    """Gives every latent site of a program the mode of its distribution."""
+    """Sets every latent site of a program to the mode of its distribution."""
 
     def _pyro_sample(self, msg) -> None:
         if msg["is_observed"] or msg["done"] or site_is_subsample(msg):

@@ -1,4 +1,4 @@
-"""Looking at a pair without changing it."""
+"""Running a pair without changing its state."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from pplmodels.memo import is_memoising
 
 @contextmanager
 def unchanged(*programs) -> Iterator[None]:
-    """Inside, programs use their own parameters; at the end everything they can reach is what it was, in place.
+    """Inside this context, programs use their own parameters. On exit, their state is restored in place.
 
-    See :func:`put_back`. Within a training step that calls it, what the step writes stays.
+    See :func:`put_back`. If a training step enters this context, the changes made by the step are kept.
     """
     with local_params(), Stated():
         if is_memoising():
@@ -30,12 +30,12 @@ def unchanged(*programs) -> Iterator[None]:
 
 @contextmanager
 def put_back(*programs) -> Iterator[State]:
-    """Gives all that programs can reach; at the end, also after an error, it is what it was, in place.
+    """Yields the state of everything that can be reached from programs, and restores it in place on exit.
 
-    That are the values of tensors (batch statistics, a codebook's running means), what attributes, variables, lists
-    and dicts hold (:class:`pplmodels.infer.compile.state.State`), and what is in Pyro's parameter store. Random
-    generators go on, and what hooks write stays. A first run that makes parameters (lazy layers, an AutoGuide) sets a
-    program up: what it has made stays.
+    The state includes the values of tensors (batch statistics, a codebook's running means), the contents of
+    attributes, variables, lists and dicts (:class:`pplmodels.infer.compile.state.State`), and Pyro's parameter store.
+    It is also restored after an error. Random generators and changes by hooks are not restored. Parameters that a
+    first run creates (lazy layers, an AutoGuide) are kept.
     """
     roots = {str(number): program for number, program in enumerate(programs)}
     state = State(roots, hooks=False)
@@ -49,7 +49,7 @@ def put_back(*programs) -> Iterator[State]:
 
 
 def _device(state: State) -> torch.device | None:
-    """Where the programs' parameters are, or the first tensor of programs that have none."""
+    """The device of the programs' parameters, or of the first tensor if there are no parameters."""
     of_parameters = [tensor.device for tensor in state.tensors if isinstance(tensor, nn.Parameter)]
     return next(iter([*of_parameters, *(tensor.device for tensor in state.tensors)]), None)
 
@@ -60,7 +60,7 @@ def _learned(state: State) -> int:
 
 
 def looking(function: Callable) -> Callable:
-    """Let a function look at pairs: without gradients, and those among its arguments stay :func:`unchanged`."""
+    """Decorate a function so that it runs without gradients and leaves the pairs in its arguments :func:`unchanged`."""
 
     @wraps(function)
     def look(*args, **kwargs):

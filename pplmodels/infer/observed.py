@@ -1,4 +1,4 @@
-"""Whether what is observed has the shape of the distribution that is to explain it."""
+"""Checks that observed values have the shapes of their distributions."""
 
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.infer.util import is_validation_enabled
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Fitting(Messenger):
-    """While Pyro's validation is on, raises ValueError at a site whose value is larger than its distribution.
+    """Raises ValueError at an observed site whose value is larger than its distribution, if Pyro's validation is on.
 
-    Distributions check the shapes of their events, but not ``.to_event()``: a value that broadcasts against these
-    dimensions would be scored several times over, without a word.
+    Distributions check the shapes of their own events, but not the dimensions added by ``.to_event()``: a value that
+    broadcasts against these dimensions would silently be scored several times.
     """
 
     def _pyro_post_sample(self, msg) -> None:
@@ -20,10 +20,10 @@ class Fitting(Messenger):
 
 
 def too_large(site: dict) -> str:
-    """Why an observed value does not broadcast to its distribution's shape, in a sentence; "" if it does.
+    """A sentence about why an observed value does not broadcast to its distribution's shape, or "" if it does.
 
-    Sizes are free where nothing says what they are: in plates without a size, outside of plates, and in the
-    dimensions of a distribution's own events, which it checks itself.
+    Sizes are not checked in plates without a size, outside of plates, and in the dimensions of a distribution's own
+    events, which it checks itself.
     """
     if not isinstance(site["value"], Tensor) or site_is_subsample(site):
         return ""
@@ -38,7 +38,7 @@ def too_large(site: dict) -> str:
 
 
 def other_event(site: dict) -> str:
-    """Where an observed value's event shape is not the distribution's, in a sentence; "" if it is."""
+    """A sentence about an observed value whose event shape differs from its distribution's, or "" if they agree."""
     found, expected = tuple(site["value"].shape), tuple(site["fn"].shape())
     if all(_size(found, dim) == _size(expected, dim) for dim in _repeated(site["fn"])):
         return ""
@@ -50,7 +50,7 @@ def other_event(site: dict) -> str:
 
 
 def _repeated(distribution) -> range:
-    """The event dimensions, counted from the right, that ``.to_event()`` has made of batch dimensions."""
+    """The event dimensions, counted from the right, that were added by ``.to_event()``."""
     own = distribution
     while isinstance(own, (Independent, MaskedDistribution, ExpandedDistribution)):
         own = own.base_dist
@@ -62,7 +62,7 @@ def _size(shape: tuple[int, ...], dim: int) -> int:
 
 
 def _remedy(site: dict) -> str:
-    """The end of the sentence: what to do where the channels are last."""
+    """The end of the sentence: the fix if the channels are last, otherwise a period."""
     shape, event = tuple(site["value"].shape), tuple(site["fn"].event_shape)
     first = len(shape) - len(event)
     if len(event) > 1 and first >= 0 and (shape[-1], *shape[first:-1]) == event:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 def adam(
     model: nn.Module, guide: nn.Module, lr: float, lr_of: Mapping[nn.Module, float] | None = None, **options
 ) -> torch.optim.Adam:
-    """One fused Adam over a pair: a group for what ``lr_of`` does not name, then one for each module it names.
+    """A fused Adam optimizer for the parameters of a pair.
 
-    Learning rates are tensors on the parameters' device, so that a schedule can write to them in place
-    (:class:`pplmodels.infer.Annealed`). ``options`` go to :class:`torch.optim.Adam`.
+    ``lr_of`` maps modules to their learning rates. The first parameter group holds all other parameters, and it is
+    followed by one group per module in ``lr_of``. Learning rates are tensors on the parameters' device, so that a
+    schedule can modify them in place (:class:`pplmodels.infer.Annealed`). ``options`` are passed to
+    :class:`torch.optim.Adam`.
     """
     for half in (model, guide):
         if not isinstance(half, nn.Module):
@@ -31,5 +33,5 @@ def adam(
 
 
 def learning_rates(optim: torch.optim.Optimizer) -> list[Tensor]:
-    """The learning-rate tensors of the groups of :func:`adam`, in their order."""
+    """The learning-rate tensors of an optimizer's parameter groups, in the order of :func:`adam`."""
     return [group["lr"] for group in optim.param_groups]

@@ -1,4 +1,4 @@
-"""Annealed quantities: a tensor that a program reads, and a function of the step that says its value."""
+"""Annealing: schedules, which are functions of the step, and tensors that follow them."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """A function of the step, and the step from which on its value stays; None if it never does."""
+    """A function of the step. ``finish`` is the step from which it is constant, or None if it never is."""
 
     value: Callable[[int], float]
     finish: int | None
@@ -20,12 +20,12 @@ class Schedule:
 
 
 def linear(start: float, end: float, begin: int, finish: int) -> Schedule:
-    """``start`` until step ``begin``, along a line to ``end`` at step ``finish``, then ``end``."""
+    """``start`` until step ``begin``, then linear to ``end`` at step ``finish``, then ``end``."""
     return Schedule(lambda step: start + (end - start) * _progress(step, begin, finish), finish)
 
 
 def cosine(start: float, end: float, begin: int, finish: int) -> Schedule:
-    """``start`` until step ``begin``, half a cosine wave to ``end`` at step ``finish``, then ``end``."""
+    """``start`` until step ``begin``, then half a cosine wave to ``end`` at step ``finish``, then ``end``."""
 
     def value(step: int) -> float:
         return end + (start - end) * (1 + math.cos(math.pi * _progress(step, begin, finish))) / 2
@@ -34,9 +34,10 @@ def cosine(start: float, end: float, begin: int, finish: int) -> Schedule:
 
 
 def cyclical(start: float, end: float, period: int, ramp: float = 0.5) -> Schedule:
-    """From ``start`` along a line to ``end`` in the first ``ramp`` of each period, then ``end`` until the next begins.
+    """Cyclical annealing (Fu et al. 2019, arXiv 1903.10145).
 
-    Cyclical annealing (Fu et al. 2019, arXiv 1903.10145).
+    Linear from ``start`` to ``end`` during the first fraction ``ramp`` of each period, then ``end`` until the next
+    period.
     """
     return Schedule(lambda step: start + (end - start) * min(1.0, (step % period) / (ramp * period)), None)
 
@@ -53,20 +54,20 @@ def _progress(step: int, begin: int, finish: int) -> float:
 
 
 def schedules_end(annealed: Iterable["Annealed"]) -> int:
-    """The step at which the last of the schedules that end has ended."""
+    """The step from which all finite schedules are constant."""
     return max((getattr(quantity.schedule, "finish", None) or 0 for quantity in annealed), default=0)
 
 
 @dataclass(frozen=True)
 class Annealed:
-    """A tensor (a buffer of a model, a learning rate) that follows a schedule.
+    """A tensor, such as a buffer of a model or a learning rate, that follows a schedule.
 
-    It is written in place, so whoever holds the tensor, a traced program too, sees the new value.
+    The tensor is modified in place, so all its users, including traced programs, see the new value.
     """
 
     tensor: Tensor
     schedule: Callable[[int], float]
 
     def set(self, step: int) -> None:
-        """Give the tensor its value for ``step``, counted from 0."""
+        """Set the tensor to its value at ``step``, counted from 0."""
         self.tensor.fill_(self.schedule(step))

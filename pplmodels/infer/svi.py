@@ -37,34 +37,36 @@ RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 class SVI(pyro.infer.SVI):
     """:class:`pyro.infer.SVI` with the same constructor and methods, for pairs that own their parameters.
 
-    It takes a :class:`torch.optim.Optimizer` over the pair's parameters (:func:`pplmodels.infer.adam` builds one):
+    It takes a :class:`torch.optim.Optimizer` over the pair's parameters (:func:`pplmodels.infer.adam` builds one) and
+    differs from the stock class as follows:
 
-    - the parameters stay in the modules and nothing enters Pyro's global param store, so two pairs live
-      in one process and a notebook cell can be run again;
-    - the gradients are those of the stock class; with ``clip_norm`` each parameter group's gradient of the loss *per
-      image* is scaled down to that norm;
-    - losses are returned per image (over the plate named "data", of its full size where it subsamples; in total where a
-      pair has none), in nats, as tensors on the device: the device is waited for only where a number is read with
-      ``float``;
-    - after a loss (with ``clip_norm`` also a gradient) that is not finite the parameters stop moving and
-      :attr:`failed` is true, so the weights that led there can be looked at and the last good ones are not lost;
-    - the arguments of distributions, and the shapes of what is observed, are validated in the first step only: the
-      checks read values back;
-    - a parameter that has an influence on the loss and that the optimizer does not have is an error of the first step;
-    - with ``compile`` the loss and all gradients are traced once into a flat graph and replayed
-      (:class:`pplmodels.infer.compile.program.CompiledProgram`, docs/engine.md): the same numbers without Pyro's and
-      autograd's Python.
+    - Parameters stay in their modules and are not added to Pyro's global param store, so several pairs can be trained
+      in one process, and notebook cells can be run repeatedly.
+    - Gradients are those of the stock class. With ``clip_norm``, each parameter group's gradient of the loss *per
+      image* is clipped to that norm.
+    - Losses are returned in nats per image, as tensors on the device. Only reading a value with ``float`` synchronizes
+      with the device. The number of images is the full size of the plate named "data"; without that plate, losses are
+      totals.
+    - After a non-finite loss (or, with ``clip_norm``, a non-finite gradient), :attr:`failed` is true and parameters are
+      no longer updated, so that the last finite weights are kept and can be inspected.
+    - Arguments of distributions and shapes of observations are only validated in the first step, because these checks
+      synchronize with the device.
+    - The first step raises an error if the loss depends on a parameter that the optimizer does not have.
+    - With ``compile``, the loss and all gradients are traced once into a flat graph, which is then replayed
+      (:class:`pplmodels.infer.compile.program.CompiledProgram`, docs/engine.md). This gives the same results without
+      the Python overhead of Pyro and autograd.
 
     Arguments:
         model, guide: modules with Pyro primitives.
-        optim: a torch optimizer; for a :class:`pyro.optim.PyroOptim` there is the stock class.
-        loss: an ELBO, by default ``TraceGraph_ELBO()``, or as for the stock class a function of model, guide and
-            arguments that returns a loss with gradients. One that has its own ``loss_and_grads`` or
-            ``differentiable_loss`` is trained with these, uncompiled.
-        clip_norm: largest gradient norm a parameter group, in nats per image per unit; None for no limit.
-        compile: replay a traced graph; True raises where that cannot be done, "auto" warns once and goes on without.
-        precision: bfloat16 for the operations that can be as rough in a step (:class:`torch.autocast`; on a CPU without
-            recurrent layers); parameters, gradients and :meth:`evaluate_loss` keep theirs.
+        optim: a torch optimizer. Use the stock class with a :class:`pyro.optim.PyroOptim`.
+        loss: an ELBO, by default ``TraceGraph_ELBO()``, or, as for the stock class, a function of model, guide and
+            arguments that returns a differentiable loss. An ELBO with its own ``loss_and_grads`` or
+            ``differentiable_loss`` is trained with these methods, uncompiled.
+        clip_norm: maximum gradient norm per parameter group, in nats per image per unit; None for no limit.
+        compile: replay a traced graph. If this is not possible, True raises an error, and "auto" warns once and runs
+            uncompiled.
+        precision: bfloat16 for autocast of the step (:class:`torch.autocast`, on a CPU except for recurrent layers).
+            Parameters, gradients and :meth:`evaluate_loss` keep their precision.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class SVI(pyro.infer.SVI):
                 raise ValueError(refusal)
             warnings.warn(f"{refusal} It runs uncompiled.", stacklevel=2)
             compile = False
-        super(pyro.infer.SVI, self).__init__()  # the stock constructor wants a PyroOptim
+        super(pyro.infer.SVI, self).__init__()  # the stock constructor requires a PyroOptim
         self.model, self.guide, self.optim = model, guide, optim
         self.elbo = loss
         self.loss = getattr(loss, "loss", loss)
@@ -107,43 +109,43 @@ class SVI(pyro.infer.SVI):
             self._run = CompiledProgram(self._differentiate, self._read, compile == "auto", tolerance)
 
     def step(self, *args, **kwargs) -> Tensor:
-        """Take one gradient step; returns the loss per image in nats (the arguments go to model and guide)."""
-        # before the run, so that it finds the last gradients' memory free and still in the cache
+        """Take one gradient step; returns the loss in nats per image. The arguments are passed to model and guide."""
+        # before the run, which can then reuse the memory of the last gradients while it is still in the cache
         self.optim.zero_grad(set_to_none=True)
         loss, images, gradients = self.gradients(*args, **kwargs)
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
             parameter.grad = gradient
         with default_device(self.failed.device):
             self._update(loss, images)
-        return loss.clone()  # a replay on CUDA writes its next loss to the same place
+        return loss.clone()  # on CUDA the next replay overwrites the loss
 
     def gradients(self, *args, **kwargs) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
-        """One estimate: the loss per image, the number of images, and for each of :meth:`parameters` the gradient of
-        the images' total loss (None where it has no influence). On CUDA a compiled pair's next estimate overwrites it.
-        Where several ranks train together, all of this is of the images of all ranks.
+        """One estimate of the loss per image, the number of images, and the gradient of the total loss with respect to
+        each of :meth:`parameters` (None if the loss does not depend on it). On CUDA, the next estimate of a compiled
+        pair overwrites the result. In distributed training, all results refer to the images of all ranks.
         """
         run = self._run
-        if isinstance(run, CompiledProgram) and (refusal := why_uncompiled(self.elbo)):  # another one than at first
+        if isinstance(run, CompiledProgram) and (refusal := why_uncompiled(self.elbo)):  # the ELBO was replaced
             if not run.fallback:
                 raise ValueError(refusal)
             run = self._differentiate
         with default_device(self.failed.device):
             loss, images, gradients = _of_all_ranks(*run(*args, **kwargs), self.parameters())
-        # here and not in the run, where the traced kernels' memory orders are not those of the replayed ones
+        # not part of the traced run, because replayed kernels may have other memory orders than traced ones
         return loss, images, tuple(map(_laid_out_like, gradients, self.parameters()))
 
     def evaluate_loss(self, *args, **kwargs) -> Tensor:
-        """The loss per image in nats, from one sample of the guide, without gradients; the pair stays as it is."""
+        """The loss in nats per image, from one sample of the guide, without gradients and without changing the pair."""
         with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), Fitting(), memoise(), _Images() as counted:
             loss = value_of(self.elbo, self.model, self.guide, args, kwargs)
         return torch.as_tensor(loss, device=self.failed.device) / counted.number
 
     def parameters(self) -> list[Tensor]:
-        """What a step moves: the optimizer's parameters that are not frozen."""
+        """The parameters that a step updates: those of the optimizer that are not frozen."""
         return [p for group in self.optim.param_groups for p in group["params"] if p.requires_grad]
 
     def _read(self) -> dict[str, object]:
-        """What a step depends on besides its arguments."""
+        """The objects that a step depends on besides its arguments."""
         learned = {f"parameter {number}": p for number, p in enumerate(self.parameters())}
         pair = {"model": self.model, "guide": self.guide, "loss": self.elbo, "precision": self.precision}
         return {**pair, **learned}
@@ -159,9 +161,9 @@ class SVI(pyro.infer.SVI):
             raise
 
     def _validate(self, args: tuple, kwargs: dict) -> None:
-        """Run the programs once with all of Pyro's checks, in full precision, and undo what that changes.
+        """Run the pair once with all of Pyro's checks, in full precision, and restore its state.
 
-        A rougher precision fails the checks: probabilities do not add up to 1.
+        In lower precision the checks fail, e.g. because probabilities do not sum to 1.
         """
         state = State(self._read())
         before = Snapshot(state.tensors, state.generators)
@@ -171,7 +173,7 @@ class SVI(pyro.infer.SVI):
         before.restore()
 
     def _estimate(self, args: tuple, kwargs: dict, first: bool) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
-        """Loss, images and gradients; of a first step checked: what distributions are given, and who has parameters."""
+        """Loss, images and gradients. The first step also checks distributions, observations and parameters."""
         rough = _autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
         validation = nullcontext() if first and not self.precision else _unvalidated()
         parameters = self.parameters()
@@ -208,7 +210,7 @@ class SVI(pyro.infer.SVI):
         return torch.as_tensor(loss, device=self.failed.device), gradients, counted.number
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
-        """The loss, a scalar with the estimator's gradients, and the number of images both are summed over."""
+        """The loss, a surrogate with the estimator's gradients, and the number of images over which both are summed."""
         with local_params(), memoise(), _Images() as counted:
             loss, surrogate = loss_and_surrogate(self.elbo, self.model, self.guide, args, kwargs)
         return torch.as_tensor(loss), surrogate, counted.number
@@ -217,7 +219,9 @@ class SVI(pyro.infer.SVI):
         known = {id(p) for p in parameters}
         left = [leaf for leaf in _leaves(surrogate) if id(leaf) not in known]
         names = self._names(stated) if left else {}
-        if found := sorted(names[id(leaf)] for leaf in left if id(leaf) in names):  # others are the program's own
+        if found := sorted(
+            names[id(leaf)] for leaf in left if id(leaf) in names
+        ):  # other leaves were created by the program
             raise ValueError(
                 f"the optimizer does not have {', '.join(found)}: they would never move. Give it all parameters (an "
                 "AutoGuide has none before it is called once; a pyro.param has to be a PyroParam of the module), or "
@@ -231,7 +235,7 @@ class SVI(pyro.infer.SVI):
                 raise ValueError(f"{name} has a sparse gradient, which cannot be clipped or replayed: use sparse=False")
 
     def _names(self, stated: dict[int, str]) -> dict[int, str]:
-        """Names of parameters by their identity."""
+        """The names of parameters by their ids."""
         state = State({"model": self.model, "guide": self.guide})
         return stated | {id(tensor): state.tensor_name(index) for index, tensor in enumerate(state.tensors)}
 
@@ -245,7 +249,7 @@ class SVI(pyro.infer.SVI):
                     torch.nn.utils.clip_grads_with_norm_(group["params"], self.clip_norm * images, finite[-1])
         self.failed |= ~torch.stack(finite).isfinite().all()
         if getattr(self.optim, "_step_supports_amp_scaling", False):
-            # Fused optimizers skip a step by a flag on the device, as torch.amp.GradScaler asks them to.
+            # Fused optimizers skip a step if this flag on the device is set, as torch.amp.GradScaler does.
             self.optim.found_inf = self.failed.float()
             self.optim.grad_scale = None
         elif self.failed:
@@ -256,19 +260,19 @@ class SVI(pyro.infer.SVI):
 def _of_all_ranks(
     loss: Tensor, images: int, gradients: tuple[Tensor | None, ...], parameters: list[Tensor]
 ) -> tuple[Tensor, int, tuple[Tensor | None, ...]]:
-    """The estimates of all ranks as one, by one exchange; a gradient is None nowhere then, so that its parts match."""
+    """Combine the estimates of all ranks by a single reduction. Gradients that are None become 0 on all ranks."""
     if distributed.world_size() == 1:
         return loss, images, gradients
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
-    images *= distributed.world_size()  # each rank has as many
+    images *= distributed.world_size()  # all ranks have equally many
     total, *summed = distributed.all_reduce_list([loss, *filled])
     return total / distributed.world_size(), images, tuple(summed)
 
 
 def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """The gradient in the parameter's memory order, in which fused optimizers go through both.
+    """The gradient in the parameter's memory layout, which fused optimizers expect.
 
-    Convolutions of inputs whose channels come last in memory give the gradients of their weights in that order.
+    Convolutions of channels-last inputs return weight gradients in the channels-last layout.
     """
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
@@ -277,7 +281,7 @@ def _laid_out_like(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
 
 @contextmanager
 def _autocast(device: str, precision: torch.dtype) -> Iterator[None]:
-    """Autocast whose recurrent layers compute in float32 on a CPU: not every processor has other kernels for them."""
+    """Autocast that keeps recurrent layers on a CPU in float32, because not every processor has other kernels."""
     with torch.autocast(device, precision), ExitStack() as stack:
         for name in RECURRENT if device == "cpu" else ():
             stack.enter_context(patch.object(torch._VF, name, _in_float32(getattr(torch._VF, name))))
@@ -293,10 +297,10 @@ def _in_float32(function: Callable) -> Callable:
 
 
 class _Images(Messenger):
-    """Notes how many images a bound is of: the length of the plate named "data"; 1 where there is none.
+    """Records the number of images in a bound: the size of the plate named "data", or 1 if there is none.
 
-    A plate that subsamples counts as a whole, because the bound is scaled up to all of it; one without a size is as
-    long as what is drawn inside.
+    A plate with subsampling counts with its full size, because the bound is scaled up to it. For a plate without a
+    size, the batch shape of the sites inside is used.
     """
 
     number = 1
@@ -313,13 +317,13 @@ class _Images(Messenger):
 
 @contextmanager
 def _unvalidated() -> Iterator[None]:
-    """No argument of a distribution is checked inside, also of one that was made outside and expanded there."""
+    """Disable validation of distributions, including those created outside of this context."""
     with pyro.validation_enabled(False), patch.object(Distribution, "_validate_sample", lambda self, value: None):
         yield
 
 
 def _leaves(surrogate: Tensor) -> list[Tensor]:
-    """The tensors at which the gradients of a scalar end."""
+    """The leaf tensors of a scalar's autograd graph."""
     waiting, seen, leaves = [surrogate.grad_fn], set(), []
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Traces of a pair, their sites, and the parameters of its modules."""
+"""Traces of a pair, their sites, and local parameters."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 def pair_traces(model, guide, x: Tensor) -> tuple[Trace, Trace]:
-    """One run of the guide on ``x (B, ...)`` and of the model at its values: the traces of both, the guide first."""
+    """The traces of the guide on ``x (B, ...)`` and of the model replayed with its values, in this order."""
     guide_trace = poutine.trace(guide).get_trace(x)
     return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
 
 
 def random_sites(trace: Trace) -> Iterator[tuple[str, dict]]:
-    """The sites of a trace that are random variables, by name, plates left out."""
+    """The names and sites of a trace's random variables, without plates."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not site_is_subsample(site):
             yield name, site
@@ -35,10 +35,10 @@ def steps(latents: Mapping[str, Tensor], name: str) -> list[Tensor]:
 
 @contextmanager
 def local_params() -> Iterator[None]:
-    """Inside, PyroModules use their own parameters and leave Pyro's global param store alone.
+    """Inside this context, PyroModules use their own parameters instead of Pyro's global param store.
 
-    This is Pyro's ``module_local_params`` setting, which by itself works only for modules that were constructed while
-    it was on; the fallback for the others' missing state lasts as long as this context.
+    This is Pyro's ``module_local_params`` setting, which by itself only works for modules that were constructed while
+    it was enabled. For other modules, this context provides the missing state.
     """
     outermost = "param_state" not in vars(_Context)
     with pyro.settings.context(module_local_params=True):
@@ -52,14 +52,14 @@ def local_params() -> Iterator[None]:
 
 
 class Stated(Messenger):
-    """Lets ``pyro.module`` state a module's own parameters, and notes what ``pyro.param`` calls parameters."""
+    """Makes ``pyro.module`` use a module's own parameters, and records the names given by ``pyro.param``."""
 
     def __init__(self):
         super().__init__()
         self.names: dict[int, str] = {}
 
     def _pyro_param(self, msg) -> None:
-        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):  # not one of that name in the store
+        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):  # instead of the store's
             msg["value"], msg["done"] = msg["args"][1], True
 
     def _pyro_post_param(self, msg) -> None:

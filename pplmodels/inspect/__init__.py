@@ -1,7 +1,7 @@
-"""Looking at what a pair believes: its own programs, traced, replayed and conditioned; arrays, for plotting to draw.
+"""Inspecting a pair by tracing, replaying and conditioning its model and guide. Results are arrays, e.g. for plotting.
 
-Looking never changes a pair, in training mode neither: parameters, batch statistics, running means of a codebook and
-whatever else its programs write are put back (:func:`pplmodels.infer.looking.unchanged`).
+Inspection never changes a pair, not even in training mode: parameters, batch statistics, running means of a codebook
+and all other state are restored (:func:`pplmodels.infer.looking.unchanged`).
 """
 
 from pplmodels.infer.traces import steps

@@ -1,4 +1,4 @@
-"""What AIR sees in a scene."""
+"""Inspecting AIR's inferred scenes and counts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pplmodels.infer.traces import pair_traces, steps
 
 @dataclass(frozen=True)
 class SceneView:
-    """One posterior sample of a batch of scenes, as a person would look at it.
+    """One posterior sample for a batch of scenes.
 
     scenes, reconstruction: (B, C, H, W); z_pres: (B, T) of 0 and 1; z_where: (B, T, 3), (log s, x, y).
     """
@@ -27,7 +27,7 @@ class SceneView:
 
 @looking
 def view_scenes(model, guide, scenes: Tensor) -> SceneView:
-    """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and let the model draw them."""
+    """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and reconstruct the scenes."""
     guide_trace, model_trace = pair_traces(model, guide, scenes)
     latents = {name: guide_trace.nodes[name]["value"] for name in guide_trace.stochastic_nodes}
     z_pres, z_where = steps(latents, "z_pres"), steps(latents, "z_where")
@@ -36,9 +36,9 @@ def view_scenes(model, guide, scenes: Tensor) -> SceneView:
 
 @looking
 def sample_scenes(model, n: int, count: int) -> Tensor:
-    """``n`` scenes of ``count`` objects each from the prior, without pixel noise, ``(n, C, H, W)``.
+    """``n`` scenes from the prior with ``count`` objects each, without pixel noise, ``(n, C, H, W)``.
 
-    A trained prior over counts is strict: unconditioned, nearly all its scenes are empty.
+    With the final prior over counts, almost all unconditional samples would be empty.
     """
     ones = next(model.parameters()).new_ones(n)
     z_pres = {f"z_pres_{t}": ones * (t <= count) for t in range(1, model.num_steps + 1)}
@@ -49,28 +49,28 @@ def sample_scenes(model, n: int, count: int) -> Tensor:
 
 @looking
 def count_posterior(guide, scenes: Tensor, num_samples: int = 1) -> Tensor:
-    """q(n | x) for n = 0..T objects, ``(B, T + 1)``: its mean over ``num_samples`` paths of the guide's chain of stops.
+    """q(n | x) for n = 0..T objects, ``(B, T + 1)``, averaged over ``num_samples`` paths of the guide.
 
-    Each path gives all n with their probabilities (:class:`pplmodels.infer.elbos.stopping_chain.StoppingChain`), so one
-    is a good estimate already, and the argmax is the most probable count.
+    Each path gives the probabilities of all n (:class:`pplmodels.infer.elbos.stopping_chain.StoppingChain`), so a
+    single path is already a good estimate. The argmax is the most probable count.
     """
     return sum(StoppingChain(trace_path(guide, scenes)).probs for _ in range(num_samples)).T / num_samples
 
 
 def decided_counts(posterior: Tensor) -> Tensor:
-    """The steps taken when going on wherever that is likelier than not, int64 ``(B)``, from q(n | x) ``(B, T + 1)``."""
+    """The number of steps that continue with probability above 0.5, int64 ``(B)``, from q(n | x) ``(B, T + 1)``."""
     reached = posterior.flip(1).cumsum(1).flip(1)  # P(n >= t)
     go_on = reached[:, 1:] > 0.5 * reached[:, :-1]
     return go_on.long().cumprod(1).sum(1)
 
 
 def count_objects(latents: Mapping[str, Tensor]) -> Tensor:
-    """How many objects a sample of the latents has, int64 ``(B)``."""
+    """The number of objects in a sample of the latents, int64 ``(B)``."""
     return torch.stack(steps(latents, "z_pres")).sum(0).long()
 
 
 def count_metrics(true: Tensor, inferred: Tensor, most_inferred: int) -> dict:
-    """``count_accuracy``, and ``confusion`` with a row a true count and a column an inferred count from 0."""
+    """``count_accuracy``, and ``confusion`` with a row per true count and a column per inferred count, from 0."""
     shape = int(true.max()) + 1, most_inferred + 1
     confusion = torch.bincount(true * shape[1] + inferred, minlength=shape[0] * shape[1]).view(shape)
     return {"count_accuracy": float((true == inferred).double().mean()), "confusion": confusion.tolist()}

@@ -1,4 +1,4 @@
-"""What AIR in three dimensions sees on a table."""
+"""Inspecting AIR3D: inferred solids, search without a guide, and accuracy."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -23,10 +23,10 @@ from pplmodels.nn.renderer import KINDS, PERIODS
 
 @dataclass(frozen=True)
 class Solids:
-    """The solids of a batch of scenes: of T places for each, the first ``count`` are taken.
+    """The solids of a batch of scenes. Of the T entries per scene, the first ``count`` are valid.
 
-    ``count (B)``; ``kind (B, T)`` indices into :data:`pplmodels.nn.renderer.KINDS`; ``place (B, T, 2)`` in halves of
-    the table's side; ``yaw (B, T)`` in radians.
+    ``count (B)``; ``kind (B, T)`` are indices into :data:`pplmodels.nn.renderer.KINDS`; ``place (B, T, 2)`` in halves
+    of the table's side; ``yaw (B, T)`` in radians.
     """
 
     count: Tensor
@@ -36,19 +36,19 @@ class Solids:
 
     @property
     def present(self) -> Tensor:
-        """Which places are taken, ``(B, T)`` of 0.0 and 1.0."""
+        """Which entries are valid, ``(B, T)`` of 0.0 and 1.0."""
         return (torch.arange(self.kind.shape[1], device=self.kind.device) < self.count[:, None]).to(self.place.dtype)
 
 
 def true_solids(tables: TabletopScenes) -> Solids:
-    """What the scenes of a data set show, in torch's default type of floats, as what is found in them."""
+    """The true solids of a dataset's scenes, in torch's default dtype."""
     dtype = torch.get_default_dtype()
     return Solids(tables.counts, tables.kind, tables.place.to(dtype), tables.yaw.to(dtype))
 
 
 @looking
 def find_solids(guide, x: Tensor) -> Solids:
-    """The likeliest solids of the pictures ``x (B, 3, H, W)`` under the guide: every site at its mode, step by step."""
+    """The most probable solids of images ``x (B, 3, H, W)`` under the guide: each site at its mode, step by step."""
     with Likeliest():
         path = trace_path(guide, x)
     values = {name: path.nodes[name]["value"] for name in path.stochastic_nodes}
@@ -65,13 +65,13 @@ def sample_yaws(model, guide, x: Tensor, num_samples: int = 500) -> Tensor:
 
 @looking
 def render_solids(model, solids: Solids, renderer=None) -> Tensor:
-    """Pictures of solids, ``(B, 3, H, W)``, by the model's renderer or another (that of another camera)."""
+    """Images of solids, ``(B, 3, H, W)``, by the model's renderer or another one (e.g. with another camera)."""
     renderer = renderer or model.renderer
     return renderer(solids.present, solids.kind, solids.place, solids.yaw)
 
 
 def log_joint(model, x: Tensor, solids: Solids) -> Tensor:
-    """log p(x, z) of pictures ``x (B, 3, H, W)`` and solids for them, ``(B)`` in nats."""
+    """log p(x, z) of images ``x (B, 3, H, W)`` and solids, ``(B)`` in nats."""
     number = range(1, model.num_steps + 1)
     columns = {"z_pres": solids.present, "z_kind": solids.kind, "z_place": solids.place, "z_yaw": solids.yaw}
     values = {f"{name}_{t}": value[:, t - 1] for name, value in columns.items() for t in number}
@@ -82,16 +82,16 @@ def log_joint(model, x: Tensor, solids: Solids) -> Tensor:
 
 
 def refine_solids(model, x: Tensor, solids: Solids, steps: int = 20, lr: float = 0.005) -> tuple[Solids, Tensor]:
-    """Solids whose places and turns have climbed log p(x, z), and its value ``(B)``; counts and kinds stay.
+    """Optimize places and yaws for log p(x, z); returns the solids and its value ``(B)``. Counts and kinds are fixed.
 
-    Adam, whose rate falls along half a cosine: of places ``lr`` in halves of the table's side, of turns three times
-    that in radians.
+    Uses Adam with a cosine schedule. The learning rate of places is ``lr`` in halves of the table's side, and that of
+    yaws is three times ``lr`` in radians.
     """
     place, yaw = (value.detach().clone().requires_grad_() for value in (solids.place, solids.yaw))
     moving = replace(solids, place=place, yaw=yaw)
     optim = torch.optim.Adam([{"params": [place], "lr": lr}, {"params": [yaw], "lr": 3 * lr}])
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-    with default_device(x.device), pyro.validation_enabled(False):  # turns leave the circle between steps
+    with default_device(x.device), pyro.validation_enabled(False):  # yaws may leave the circle between steps
         for _ in range(steps):
             place.grad, yaw.grad = torch.autograd.grad(-log_joint(model, x, moving).sum(), [place, yaw])
             optim.step()
@@ -101,9 +101,9 @@ def refine_solids(model, x: Tensor, solids: Solids, steps: int = 20, lr: float =
 
 
 def search_solids(model, x: Tensor, starts: int, steps: int, lr: float = 0.03) -> Solids:
-    """The best of ``starts`` refinements of each picture, begun at random: inference without a guide.
+    """Inference without a guide: the best of ``starts`` refinements of each image from random starts.
 
-    Counts are even over 0..T, or over 1 where T is 1, kinds and turns even, places drawn from the prior.
+    Counts are uniform over 0..T, or 1 if T is 1; kinds and yaws are uniform; places are sampled from the prior.
     """
     number, most, device = len(x) * starts, model.num_steps, x.device
     fewest = 1 if most == 1 else 0
@@ -117,25 +117,25 @@ def search_solids(model, x: Tensor, starts: int, steps: int, lr: float = 0.03) -
 
 
 def yaw_errors(found: Tensor, true: Tensor, kind: Tensor) -> Tensor:
-    """Radians between two turns that the symmetry of the ``kind`` does not explain; all ``(...)``, NaN for spheres.
+    """The difference of two yaws in radians, up to the symmetry of the ``kind``; all ``(...)``, NaN for spheres.
 
     >>> quarter = torch.tensor([math.pi / 2 + 0.1])
     >>> [round(float(yaw_errors(quarter, torch.zeros(1), torch.tensor([kind]))), 2) for kind in (1, 2)]
     [0.1, 1.67]
     """
     period = torch.tensor(PERIODS, device=found.device, dtype=found.dtype)[kind]
-    times = 2 * math.pi / period  # the error is stretched to the circle, wrapped, and shrunk again
+    times = 2 * math.pi / period  # scale a period to the full circle, wrap, and scale back
     return (wrapped((found - true) * times) / times).abs()
 
 
 def solid_metrics(true: Solids, found: Solids) -> dict:
-    """How well found solids match the true ones.
+    """Accuracy of inferred solids.
 
-    ``count_accuracy_argmax``; then of solids matched within a scene so that the distances add up to the least (as many
-    as the smaller count): ``kind_accuracy``, ``kind_confusion`` (a row a true kind), ``place_error_percent``, the
-    median distance in percent of the table's side, and ``yaw_error_degrees``, the median up to the kind's symmetry,
-    of all solids that have a turn and whose kind is right, and ``yaw_error_degrees/<kind>``. What there is none of is
-    left out.
+    ``count_accuracy_argmax`` is computed from counts. For the other metrics, the solids of a scene are matched (as many
+    as the smaller count) such that the sum of distances is minimal: ``kind_accuracy``, ``kind_confusion`` (with a row
+    per true kind), ``place_error_percent``, the median distance in percent of the table's side, and
+    ``yaw_error_degrees``, the median error up to the kind's symmetry of all non-symmetric solids of correct kind, and
+    ``yaw_error_degrees/<kind>``. Metrics without data are omitted.
     """
     true, found = (_on_cpu(solids) for solids in (true, found))
     metrics = {"count_accuracy_argmax": float((true.count == found.count).double().mean())}

@@ -1,4 +1,4 @@
-"""What a pair is made of, and what is wrong with it."""
+"""The sites and dependencies of a pair, and checks for problems."""
 
 import copy
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ Parents = dict[str, list[str]]
 
 @looking
 def site_table(model, guide, x: Tensor) -> pandas.DataFrame:
-    """A row a random site, in the model's order: distributions in both halves, support, shapes for ``x (B, ...)``.
+    """A table with a row per random site, in the model's order: distributions, support, shapes for ``x (B, ...)``.
 
-    ``kind`` is latent, observed, or auxiliary: sites of the guide alone, terms of its loss.
+    ``kind`` is latent, observed, or auxiliary (sites that only the guide has, such as additional losses).
     """
     traces = pair_traces(model, guide, x)
     rows = {}
@@ -45,9 +45,9 @@ def site_table(model, guide, x: Tensor) -> pandas.DataFrame:
 
 @dataclass(frozen=True)
 class Graph:
-    """Which sites each site's distribution is computed from, in the model and in the guide.
+    """The sites from which each site's distribution is computed, in the model and in the guide.
 
-    Sites whose value is certain are passed over: what depends on them depends on what they are computed from.
+    Deterministic sites are replaced by the sites from which they are computed.
     """
 
     model: Parents
@@ -56,7 +56,7 @@ class Graph:
 
 @looking
 def graph(model, guide, x: Tensor) -> Graph:
-    """The dependencies of a pair, as its programs show them for ``x``; :func:`pplmodels.plotting.graph` draws them."""
+    """The dependencies in a run of a pair on ``x``. :func:`pplmodels.plotting.graph` draws them."""
     return Graph(*(_parents(half, x) for half in (model, guide)))
 
 
@@ -69,12 +69,11 @@ def _parents(half, x: Tensor) -> Parents:
 
 
 def check_pair(model, guide, x: Tensor) -> list[str]:
-    """What would go wrong in training this pair on ``x (B, ...)``, each finding in a sentence; none is an empty list.
+    """Problems of training this pair on ``x (B, ...)``, each as a sentence; an empty list if there are none.
 
-    Looked at are the halves' names, sites that only one of them has, plates, shapes (of ``x`` too), supports,
-    log-probabilities that are not finite, scores of masked values, parameters that no step would move, and dependencies
-    on discrete values that Pyro has lost sight of, which would bias the gradient of TraceGraph_ELBO. The pair and the
-    random state stay as they are.
+    Checks names, sites that only one half has, plates, shapes (including ``x``), supports, non-finite
+    log-probabilities, scores of masked values, parameters without a gradient, and dependencies on discrete values that
+    Pyro does not track, which would bias the gradient of TraceGraph_ELBO. The pair and the random state are restored.
 
     >>> from guides import MLPGuide
     >>> from pplmodels import MLPVAE
@@ -89,14 +88,14 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
             running = "model"
             model_trace = poutine.trace(model).get_trace(x)
             findings = [*_names(model, guide), *_sites(guide_trace, model_trace, len(x))]
-            if findings:  # what follows needs halves that fit together
+            if findings:  # the following checks need compatible halves
                 return findings
             running = "model, given the guide's samples,"
             guide_trace, model_trace = pair_traces(model, guide, x)
             findings = [*_values(guide_trace, model_trace), *_scores(guide_trace)]
             running = "gradient"
             findings += _parameters(model, guide, x)
-        except Exception as error:  # whatever a user's program raises is the finding
+        except Exception as error:  # any exception of user code is a finding
             return [f"The {running} cannot be computed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
         return findings or list(_provenance(model, guide, x, guide_trace))
 
@@ -159,7 +158,7 @@ def _scores(guide_trace: Trace) -> Iterator[str]:
 def _is_in(distribution, value: Tensor) -> bool:
     try:
         support = _support(distribution)
-    except NotImplementedError:  # distributions need not say what it is
+    except NotImplementedError:  # not implemented by all distributions
         return True
     return constraints.is_dependent(support) or bool(support.check(value).all())
 
@@ -170,7 +169,7 @@ def _parameters(model, guide, x: Tensor) -> Iterator[str]:
     if not parameters:
         yield "Neither half has parameters."
         return
-    with pyro.validation_enabled(False):  # values outside of a support are a finding of their own
+    with pyro.validation_enabled(False):  # values outside of a support are found separately
         _, _, gradients = SVI(model, guide, torch.optim.SGD(parameters, lr=0.0)).gradients(x)
     found = {id(p): g for p, g in zip(parameters, gradients, strict=True)}
     for name, p in zip(names, parameters, strict=True):
@@ -189,7 +188,7 @@ def _named(half) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def _provenance(model, guide, x: Tensor, trace: Trace) -> Iterator[str]:
-    """Change one discrete value at a time: distributions that change with it must be known to depend on it."""
+    """Change one discrete value at a time, and report distributions that change without a tracked dependency."""
     values = {name: site["value"] for name, site in random_sites(trace)}
     scored = [(names, half, _log_probs(half, x, values)) for names, half in (("guide", guide), ("model", model))]
     for name, site in random_sites(trace):
@@ -213,7 +212,7 @@ def _log_probs(half, x: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _another(site) -> Tensor:
-    """A value of a discrete site that differs wherever there is another one."""
+    """A different value of a discrete site, wherever there is one."""
     if not site["fn"].has_enumerate_support:
         return site["fn"].sample()
     every = site["fn"].enumerate_support(expand=False)

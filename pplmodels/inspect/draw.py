@@ -1,4 +1,4 @@
-"""How DRAW paints."""
+"""Inspecting the steps of DRAW."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from pplmodels.nn.draw_attention import window_of
 
 @dataclass(frozen=True)
 class CanvasSteps:
-    """How DRAW paints a batch of images.
+    """The steps of DRAW for a batch of images.
 
-    canvases: ``(T + 1, B, C, H, W)``, what p(x | z) is centred at before the first step and after each. Where there is
-    attention, reading and writing: ``(T, B, 3)``, centre (x, y) and side of the square that the window's filters
-    divide, in pixels; else None.
+    canvases: ``(T + 1, B, C, H, W)``, the mean of p(x | z) before the first step and after each step. reading, writing:
+    ``(T, B, 3)``, center (x, y) and side in pixels of the square covered by the window's filters, or None without
+    attention.
     """
 
     canvases: Tensor
@@ -29,18 +29,18 @@ class CanvasSteps:
 
 @looking
 def generation_steps(model, n: int) -> CanvasSteps:
-    """``n`` images painted from the prior, step by step."""
+    """The steps of ``n`` samples from the prior."""
     return _follow(model, None, poutine.trace(model).get_trace(n=n))
 
 
 @looking
 def reconstruction_steps(model, guide, x: Tensor) -> CanvasSteps:
-    """The images ``x (B, C, H, W)`` painted again, step by step, from one sample of the guide an image."""
+    """The steps of reconstructions of the images ``x (B, C, H, W)``, from one sample of the guide per image."""
     return _follow(model, guide, poutine.trace(guide).get_trace(x))
 
 
 def _follow(model, guide, trace: Trace) -> CanvasSteps:
-    """The model's own steps at the codes of a trace."""
+    """The model's steps at the latents of a trace."""
     state, canvas = model.start()
     codes = steps({name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}, "z")
     canvases, reading, writing = [canvas.expand(len(codes[0]), *canvas.shape)], [], []
@@ -57,7 +57,7 @@ def _follow(model, guide, trace: Trace) -> CanvasSteps:
 
 
 def _square(part, h: Tensor) -> Tensor | None:
-    """Centre and side ``(B, 3)`` of a reader's or a writer's window."""
+    """The center and side ``(B, 3)`` of a reader's or a writer's window."""
     if (window := window_of(part, h)) is None:
         return None
     return torch.stack([window.x, window.y, window.stride * part.attention.size], -1)

@@ -1,4 +1,4 @@
-"""Images of what a pair believes: reconstructions, samples, ways through its codes."""
+"""Reconstructions, samples, and traversals of the latents of a pair, as images."""
 
 from collections.abc import Collection
 
@@ -14,29 +14,29 @@ from pplmodels.metrics.latents import posterior_mean_variances
 
 @looking
 def reconstruct(model, guide, x: Tensor) -> Tensor:
-    """The centre of p(x | z) at one sample of the guide an image, ``(B, C, H, W)``."""
+    """The mean of p(x | z) at one sample of the guide per image, ``(B, C, H, W)``; see :func:`mean_image`."""
     _, trace = pair_traces(model, guide, x)
     return mean_image(trace.nodes["x"]["fn"])
 
 
 @looking
 def sample(model, n: int) -> Tensor:
-    """``n`` draws of x from the model, noise of p(x | z) included."""
+    """``n`` samples of x from the model, including the noise of p(x | z)."""
     return model(n=n)
 
 
 @looking
 def sample_means(model, n: int) -> Tensor:
-    """The centre of p(x | z) at ``n`` codes from the prior, ``(n, C, H, W)``."""
+    """The mean of p(x | z) at ``n`` latents from the prior, ``(n, C, H, W)``."""
     trace = poutine.trace(model).get_trace(n=n)
     return mean_image(trace.nodes["x"]["fn"])
 
 
 @looking
 def resample(model, guide, x: Tensor, keep: Collection[str]) -> Tensor:
-    """The centre of p(x | z) where only the sites in ``keep`` come from the guide, ``(B, C, H, W)``.
+    """The mean of p(x | z) if only the sites in ``keep`` are from the guide, ``(B, C, H, W)``.
 
-    The others are drawn from the model, given those that are kept: what of an image the kept ones hold.
+    The other sites are sampled from the model given these. This shows which information is in the kept sites.
     """
     values = poutine.trace(guide).get_trace(x).nodes
     kept = poutine.condition(model, data={site: values[site]["value"] for site in keep})
@@ -52,7 +52,7 @@ def infer_codes(guide, x: Tensor, site: str = "codes") -> Tensor:
 
 @looking
 def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str = "z") -> Tensor:
-    """What the model draws along straight lines between the codes of pairs of images, ``(B, steps, C, H, W)``."""
+    """Images along straight lines between the latents of pairs of images, ``(B, steps, C, H, W)``."""
     ends = [poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last)]
     weights = torch.linspace(0, 1, steps, dtype=ends[0].dtype, device=first.device)
     weights = weights.view(-1, 1, *[1] * (ends[0].dim() - 1))
@@ -62,10 +62,10 @@ def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str
 
 @looking
 def manifold(model, guide, x: Tensor, side: int = 15, site: str = "z") -> tuple[Tensor, tuple[int, int]]:
-    """What the model draws as its code moves over a plane, ``(side, side, C, H, W)``, and the plane's coordinates.
+    """Images over a plane of latents, ``(side, side, C, H, W)``, and the indices of the plane's dimensions.
 
-    They are the two (down, right) that tell the images ``x`` apart most, at evenly spaced quantiles of the codes of
-    ``x`` from 2.5 % to 97.5 %; the others stay at their medians.
+    These are the two dimensions (down, right) that vary most between the images ``x``, at evenly spaced quantiles of
+    the latents of ``x`` from 2.5 % to 97.5 %. The other dimensions are at their medians.
     """
     first, second = posterior_mean_variances(guide, [x])[site].topk(2).indices.tolist()
     codes = poutine.trace(guide).get_trace(x).nodes[site]["value"]
@@ -78,10 +78,10 @@ def manifold(model, guide, x: Tensor, side: int = 15, site: str = "z") -> tuple[
 
 @looking
 def traverse(model, guide, x: Tensor, site: str = "z", units: int = 6, steps: int = 9) -> tuple[Tensor, list[int]]:
-    """What the model draws as one coordinate of the first image's code moves, ``(units, steps, C, H, W)``.
+    """Images for a traversal of single dimensions of the first image's latent, ``(units, steps, C, H, W)``.
 
-    The coordinates, whose numbers are returned too, are those that tell the images ``x (B, C, H, W)`` apart most, the
-    most telling first; each moves through evenly spaced quantiles of the codes of ``x`` from 2.5 % to 97.5 %.
+    The dimensions, whose indices are also returned, are those that vary most between the images ``x (B, C, H, W)``, in
+    descending order. Each takes evenly spaced quantiles of the latents of ``x`` from 2.5 % to 97.5 %.
     """
     variances = posterior_mean_variances(guide, [x])[site]
     moving = variances.topk(min(units, len(variances))).indices
@@ -95,11 +95,11 @@ def traverse(model, guide, x: Tensor, site: str = "z", units: int = 6, steps: in
 
 @looking
 def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """Where the prior puts codes, and where the guide puts those of the images ``x``: points ``(B, 2)`` of each.
+    """Samples of the prior and posterior samples of the images ``x``: points ``(B, 2)`` of each.
 
-    Their two coordinates, whose numbers are returned too, are those that tell the images apart most. A prior that is
-    learned (VLAE's flow) comes to lie on the guide's cloud, the aggregate posterior; where it does not, samples of the
-    prior are no codes of images.
+    The two dimensions, whose indices are also returned, are those that vary most between the images. A learned prior
+    (VLAE's flow) should match the cloud of the posterior samples, the aggregate posterior. Otherwise its samples do not
+    decode to plausible images.
     """
     first, second = posterior_mean_variances(guide, [x])[site].topk(2).indices.tolist()
     clouds = {
@@ -110,13 +110,13 @@ def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Ten
 
 
 def _drawn(model, site: str, codes: Tensor) -> Tensor:
-    """The centre of p(x | z) at ``codes (N, ...)`` of one site, ``(N, C, H, W)``."""
+    """The mean of p(x | z) at ``codes (N, ...)`` of one site, ``(N, C, H, W)``."""
     trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
     return mean_image(trace.nodes["x"]["fn"])
 
 
 def mean_image(distribution: TorchDistribution) -> Tensor:
-    """What to show of p(x | z): its mean, or where the transforms of a transformed distribution take its base's."""
+    """The image to show for p(x | z): its mean or, for a transformed distribution, the transformed mean of its base."""
     base = distribution
     while isinstance(base, Independent):
         base = base.base_dist

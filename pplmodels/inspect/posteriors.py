@@ -1,4 +1,4 @@
-"""What a pair believes as arrays with named dimensions, for xarray and ArviZ."""
+"""Posterior, predictive and prior samples as arrays with named dimensions, for xarray and ArviZ."""
 
 import itertools
 import warnings
@@ -15,33 +15,32 @@ from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import random_sites, steps
 from pplmodels.metrics.bounds import log_probs, without_step
 
-AT_ONCE = 1024  # images times samples in one run of a pair
+AT_ONCE = 1024  # number of images times samples in one run of a pair
 
 
 @torch.no_grad()
 def posterior(
     model, guide, x: Tensor, num_samples: int = 100, sites: Collection[str] | None = None, at_once: int = AT_ONCE
 ):
-    """q(z | x) of the images ``x (B, C, H, W)`` as samples with names, and how the model weighs them.
+    """Samples of q(z | x) of the images ``x (B, C, H, W)`` with named dimensions, and their log-probabilities.
 
-    Groups, dimensions ``(chain, draw, image, ...)`` each:
+    The groups have dimensions ``(chain, draw, image, ...)``:
 
-    - ``posterior``: the guide's samples of each site. Sites that are steps of one (``z_what_1``, ``z_what_2``, ...) are
-      one variable with a dimension ``step``; the names of further dimensions are the halves' ``dims`` and ``coords``;
+    - ``posterior``: the guide's samples of each site. The steps of a site (``z_what_1``, ``z_what_2``, ...) are
+      one variable with a dimension ``step``; further dimensions are named by the halves' ``dims`` and ``coords``;
     - ``sample_stats``: ``lp``, log p(x, z), and ``log_weight``, log p(x, z) - log q(z | x), in nats;
     - ``log_likelihood``: log p(x | z) of each observed site and image;
     - ``observed_data``: the images, without chain and draw.
 
-    Samples are independent, so there is one chain. Memory is what is returned, and a run of the pair with ``at_once``
-    images times samples.
+    Samples are independent, so there is one chain. The memory use is that of the result and of one run of the pair.
 
     Arguments:
-        num_samples: draws of each image.
-        sites: those to keep, by the names of variables (all).
-        at_once: images times samples.
+        num_samples: samples per image.
+        sites: names of the variables to keep (default: all).
+        at_once: number of images times samples in one run of the pair.
 
     Returns:
-        What the installed ArviZ works on: its InferenceData before version 1.0, an :class:`xarray.DataTree` from then.
+        InferenceData if the installed ArviZ is older than version 1.0, otherwise an :class:`xarray.DataTree`.
 
     >>> from guides import MLPGuide
     >>> from pplmodels import MLPVAE
@@ -69,16 +68,17 @@ def posterior(
         groups.setdefault(group, {})[name] = np.concatenate(parts, 1)[None]
     leading = ("chain", "draw", "image")
     observed = {name: _array(x) for name in groups["log_likelihood"]}
-    named = {"posterior": (model, guide)}  # the other groups have a number an image
+    named = {"posterior": (model, guide)}  # the other groups have one number per image
     datasets = {group: _dataset(variables, leading, named.get(group, ())) for group, variables in groups.items()}
     return _for_arviz({**datasets, "observed_data": _dataset(observed, ("image",), (model, guide))})
 
 
 @looking
 def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = AT_ONCE):
-    """Draws of the observed sites from p(x' | z) at the guide's samples: group ``posterior_predictive``.
+    """Samples of the observed sites from p(x' | z) at the guide's samples, in the group ``posterior_predictive``.
 
-    Dimensions ``(chain, draw, image, ...)``, arguments and result as :func:`posterior`'s, with ``observed_data``.
+    Dimensions are ``(chain, draw, image, ...)``. Arguments and result are as for :func:`posterior`, with
+    ``observed_data``.
     """
     kept: dict[str, list] = {}
     for images in x.split(at_once):
@@ -100,9 +100,9 @@ def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = A
 
 @looking
 def prior(model, num_samples: int = 100, at_once: int = AT_ONCE):
-    """Draws from the model: groups ``prior``, its latents, and ``prior_predictive``, what would be observed.
+    """Samples from the model: its latents in the group ``prior`` and observations in ``prior_predictive``.
 
-    Dimensions ``(chain, draw, ...)``, arguments and result as :func:`posterior`'s.
+    Dimensions are ``(chain, draw, ...)``. Arguments and result are as for :func:`posterior`.
     """
     rows: dict[str, list] = {}
     for draws in _chunks(num_samples, at_once):
@@ -119,7 +119,7 @@ def prior(model, num_samples: int = 100, at_once: int = AT_ONCE):
 
 
 def _chunks(number: int, most: int) -> Iterator[int]:
-    """``number`` in parts of at most ``most``, and at least 1."""
+    """Split ``number`` into parts of at most ``most`` and at least 1."""
     most = max(1, most)
     return (min(most, number - start) for start in range(0, number, most))
 
@@ -135,7 +135,7 @@ def _wanted(site: str, sites: Collection[str] | None) -> bool:
 def _dataset(
     sites: Mapping[str, np.ndarray], leading: tuple[str, ...], halves: tuple[PyroModule, ...]
 ) -> xarray.Dataset:
-    """Arrays whose first dimensions are ``leading`` as variables; steps are put together."""
+    """A dataset of arrays whose first dimensions are ``leading``. The steps of a site are stacked."""
     variables = {}
     for name in dict.fromkeys(map(without_step, sites)):
         values = [sites[name]] if name in sites else steps(sites, name)
@@ -155,7 +155,7 @@ def _dataset(
 
 
 def _dims(name: str, number: int, halves: tuple[PyroModule, ...]) -> tuple[str, ...]:
-    """What the halves call a site's event dimensions; ArviZ's own names if they say nothing."""
+    """The names of a site's event dimensions in the halves, or ArviZ's default names."""
     for half in halves:
         dims = getattr(half, "dims", {}).get(name)
         if dims is not None:
@@ -167,7 +167,7 @@ def _dims(name: str, number: int, halves: tuple[PyroModule, ...]) -> tuple[str, 
 
 def _for_arviz(groups: dict[str, xarray.Dataset]):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0
-        import arviz  # takes seconds, and only these functions need it
+        warnings.simplefilter("ignore", FutureWarning)  # version 0.23 warns about 1.0
+        import arviz  # importing takes seconds, and only these functions need it
     tree = xarray.DataTree.from_dict({name: dataset for name, dataset in groups.items() if dataset})
     return arviz.from_datatree(tree) if hasattr(arviz, "from_datatree") else tree

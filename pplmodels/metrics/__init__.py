@@ -1,4 +1,4 @@
-"""Measuring any model/guide pair: bounds on log p(x), use of the latents, noise of gradient estimates."""
+"""Metrics of any model/guide pair: bounds on log p(x), latent usage, and noise of gradient estimates."""
 
 from pplmodels.metrics.bounds import bits_per_dim, compiled_log_probs, elbo_terms, importance_weighted, log_probs
 from pplmodels.metrics.gradient_noise import gradient_variance

@@ -1,4 +1,4 @@
-"""Bounds on log p(x), evaluated on a whole data set and split by site."""
+"""Bounds on log p(x), evaluated on a whole dataset and split by site."""
 
 import math
 import re
@@ -24,10 +24,10 @@ LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
-    """One run of guide and replayed model: per image and site log p, log q ``(B)``, and the latents' values.
+    """Run the guide and the replayed model once; returns log p and log q ``(B)`` of each site, and latent values.
 
-    With ``samples``, that many of the guide's samples at once in a leading dimension, ``(samples, B)``; what does not
-    depend on them, such as an encoder's work, is done once. The pair stays as it is
+    With ``samples``, that many samples of the guide are drawn at once in a leading dimension, ``(samples, B)``.
+    Computations that do not depend on them, such as the encoder, run only once. The pair is not changed
     (:func:`pplmodels.infer.looking.unchanged`).
     """
     with unchanged(model, guide), Fitting():
@@ -35,7 +35,7 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
 
 
 def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
-    """:func:`log_probs` with all that a run writes to the pair, such as batch statistics in training mode."""
+    """:func:`log_probs`, but changes to the pair by the run are kept, e.g. batch statistics in training mode."""
     at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
     with local_params(), memoise(), default_device(getattr(x, "device", None)):
         with at_once:
@@ -52,9 +52,9 @@ def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
 def compiled_log_probs(
     model, guide, samples: int | None = None, fallback: bool = False
 ) -> Callable[[Tensor], LogProbs]:
-    """:func:`log_probs` of a pair as a function of the images alone, traced once a batch size and replayed.
+    """:func:`log_probs` of a pair as a function of the images, which is traced once per batch size and replayed.
 
-    The pair stays as it is; modules in evaluation mode are taken to write nothing.
+    The pair is not changed. Modules in evaluation mode are assumed not to write to their buffers.
     """
 
     def program(x: Tensor) -> LogProbs:
@@ -76,7 +76,7 @@ def _may_write(half) -> bool:
 
 
 def without_step(site: str) -> str:
-    """A site's name without the number of its step.
+    """The name of a site without its step number.
 
     >>> without_step("z_where_2")
     'z_where'
@@ -90,14 +90,14 @@ def elbo_terms(
     batches: Iterable[Tensor],
     statistic: Callable[[dict[str, Tensor]], Tensor] | None = None,
 ) -> tuple[dict[str, float], Tensor | None]:
-    """The bound (K = 1) over all images of ``batches``, in nats per image, and where it comes from.
+    """The ELBO (K = 1) over all images of ``batches``, in nats per image, and its terms.
 
     ``run`` is :func:`log_probs` of a pair (``partial(log_probs, model, guide)``) or :func:`compiled_log_probs`. Returns
-    ``elbo``, ``reconstruction`` (log-probability of the observed sites), ``kl``, and ``kl/<site>`` with the steps of a
-    site added up ("z_where_1" and "z_where_2" count for "kl/z_where"); and ``statistic(latents)`` of all images.
-    Each KL is log q - log p at the guide's sample, so ``elbo = reconstruction - kl`` holds exactly. beta is 1, no image
-    is left out, and the sums are kept in float64. Of several ranks each brings batches of its own; the results are of
-    all of them.
+    a dict and ``statistic(latents)`` of all images. The dict contains ``elbo``, ``reconstruction`` (the log-probability
+    of observed sites), ``kl``, and ``kl/<site>`` summed over the steps of a site ("kl/z_where" is the sum of
+    "z_where_1" and "z_where_2"). Each KL is log q - log p at the guide's sample, so ``elbo = reconstruction - kl``
+    holds exactly. The KL weight is 1, all images are included, and sums use float64. In distributed training, each rank
+    passes its own batches, and results cover all ranks.
     """
     totals: dict[str, Tensor] = defaultdict(float)
     images, statistics = 0, []
@@ -122,9 +122,10 @@ def elbo_terms(
 
 
 class Weighted(NamedTuple):
-    """An importance-weighted bound, ``bound (N)`` in nats an image.
+    """An importance-weighted bound, ``bound (N)``, in nats per image.
 
-    ``sample_size (N)`` is the effective number of samples, (sum w)^2 / sum w^2: near 1, one sample carries the bound.
+    ``sample_size (N)`` is the effective sample size, (sum w)^2 / sum w^2. If it is close to 1, a single sample
+    dominates the bound.
     """
 
     bound: Tensor
@@ -135,9 +136,10 @@ class Weighted(NamedTuple):
 def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], num_samples: int) -> Weighted:
     """log (1/K) sum_{k=1..K} p(x, z_k) / q(z_k | x) of each image for K = ``num_samples`` samples of the guide.
 
-    A lower bound on log p(x) in expectation, tighter with every sample (Burda et al. 2016, arXiv 1509.00519). ``run``
-    is that of :func:`elbo_terms`, or one with some samples at once. Memory is that of one run on the largest batch,
-    whatever K is, and how the samples are divided into runs does not matter. Sums are kept in float64.
+    In expectation this is a lower bound on log p(x), which gets tighter with every sample (Burda et al. 2016, arXiv
+    1509.00519). ``run`` is as for :func:`elbo_terms`, or draws several samples at once. The memory use is that of one
+    run on the largest batch, independent of K, and the number of samples per run does not affect the bound. Sums use
+    float64.
     """
     if num_samples < 1:
         raise InputError(f"an importance-weighted bound needs at least one sample, not {num_samples}.")
@@ -159,7 +161,7 @@ def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Ten
 
 @torch.no_grad()
 def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
-    """The sites whose log-probability is infinite or NaN for some image of ``x``, guide sites first."""
+    """The sites whose log-probability is infinite or NaN for any image of ``x``, guide sites first."""
     with pyro.validation_enabled(False):
         log_p, log_q, _ = log_probs(model, guide, x)
     return [
@@ -171,9 +173,9 @@ def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
 
 
 def bits_per_dim(nats: float, shape: Sequence[int], is_density: bool) -> float:
-    """A log-probability of 8-bit images in nats an image, as minus bits a pixel and channel.
+    """Convert a log-probability of 8-bit images in nats per image to bits per pixel and channel (lower is better).
 
-    A density on [0, 1] (:func:`pplmodels.data.dequantised`) is one level's probability times 256 in each dimension.
+    A density on [0, 1] (:func:`pplmodels.data.dequantised`) is the probability of one level times 256 per dimension.
 
     >>> round(bits_per_dim(-1000.0, (3, 8, 8), is_density=False), 3)
     7.514

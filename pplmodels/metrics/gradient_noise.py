@@ -1,4 +1,4 @@
-"""How noisy the gradient estimates of a pair are."""
+"""The noise of the gradient estimates of a pair."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from pplmodels.infer.svi import SVI
 
 
 def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repeats: int = 16) -> float:
-    """Total variance of the gradient of some parameters over ``repeats`` estimates, in (nats per image per unit)^2.
+    """The total variance of the gradient of ``parameters`` over ``repeats`` estimates, in (nats per image per unit)^2.
 
-    Weights and batch are fixed, only the guide's samples differ: the noise of the estimator, not of the data. The pair,
-    its buffers and the random generators are left as they were. The estimates are those that :meth:`SVI.step` uses,
-    before clipping.
+    Weights and batch are fixed and only the guide's samples differ, so this is the noise of the estimator and not of
+    the data. The pair, its buffers and the random generators are restored. The estimates are those used by
+    :meth:`SVI.step`, before clipping.
     """
     learned = svi.parameters()
     chosen = [i for i, p in enumerate(learned) if any(p is q for q in parameters)]

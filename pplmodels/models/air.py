@@ -16,7 +16,7 @@ from pplmodels.nn import mlp, write_window
 
 
 class AIR(PairModule):
-    """A scene is a sum of a few objects, each with a place and an appearance.
+    """A scene is the sum of a few objects, each with a position and an appearance.
 
     .. code-block:: text
 
@@ -37,23 +37,23 @@ class AIR(PairModule):
     x           real          (B)          (C, H, W)    x
     ==========  ============  ===========  ===========  ==========================
 
-    Sites carry their step from 1, ``z_pres_1`` to ``z_pres_T``; after the stop z_pres is 0 and the other two
-    are masked: they have values, which count for nothing.
+    Sites are numbered by their step from 1, ``z_pres_1`` to ``z_pres_T``. After the stop, z_pres is 0 and the other
+    two sites are masked: their values do not affect log-probabilities.
 
-    Source: section 2 and 3.1 and the supplement. Deviations: the scale is stored as a logarithm
-    (:mod:`pplmodels.nn.spatial_transformer`), so that no window is empty; the prior over counts is truncated
-    at T, so that ``log_k`` has the same meaning for every T; object intensities end in a sigmoid whose bias
-    starts negative, so that an untrained object is dark and does not teach the guide to see nothing.
+    Source: sections 2 and 3.1 and the supplement. Deviations: the scale is stored as a logarithm
+    (:mod:`pplmodels.nn.spatial_transformer`), so that no window is empty. The prior over counts is truncated at T, so
+    that ``log_k`` has the same meaning for every T. Object intensities are the sigmoid of logits with a negative
+    initial bias. So objects are initially dark, and the guide does not learn to infer empty scenes.
 
     Arguments:
         canvas: (C, H, W) of the scenes; intensities are in [0, 1].
-        num_steps: T, the largest number of objects.
+        num_steps: T, the maximum number of objects.
         what_dim: D, the size of an object's appearance code.
-        window: side of an object's own image in pixels.
-        hidden_dims: hidden layers of the decoder.
+        window: side of an object's image in pixels.
+        hidden_dims: hidden layer widths of the decoder.
         where_loc, where_scale: mean and standard deviation of (log s, x, y).
         pixel_scale: standard deviation of a pixel around the canvas.
-        log_k: log of the prior's ratio p(n+1)/p(n). A buffer: training anneals it in place.
+        log_k: log of the prior's ratio p(n+1)/p(n), a buffer that is annealed in training.
         decoder_bias: initial bias of the object's logits.
     """
 
@@ -93,7 +93,7 @@ class AIR(PairModule):
 
     @pyro_method
     def p_z_pres(self, logits: Tensor, present: Tensor) -> dist.Distribution:
-        """p(z_pres_t | z_pres_{t-1}): ``logits ()`` of rho_t and ``present (B)``, the last step's z_pres."""
+        """p(z_pres_t | z_pres_{t-1}), from ``logits ()`` of rho_t and ``present (B)``, the previous z_pres."""
         return masked_bernoulli(logits, present)
 
     @pyro_method
@@ -114,18 +114,18 @@ class AIR(PairModule):
 
     @pyro_method
     def decode(self, z_what: Tensor) -> Tensor:
-        """Objects before they are placed: ``(..., D) -> (..., C, window, window)`` in [0, 1]."""
+        """The images of objects, ``(..., D) -> (..., C, window, window)`` in [0, 1]."""
         return self.decoder(z_what).sigmoid().unflatten(-1, (self.canvas[0], self.window, self.window))
 
     @pyro_method
     def render(self, z_pres: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor:
-        """The canvas of :meth:`p_x`, ``(..., B, C, H, W)``: exactly black where no object is."""
+        """The canvas of :meth:`p_x`, ``(..., B, C, H, W)``, which is exactly black outside of objects."""
         objects = write_window(self.decode(z_what), z_where, *self.canvas[1:])  # (..., B, T, C, H, W)
         return torch.einsum("...t,...tchw->...chw", z_pres, objects)
 
     @pyro_method
     def latents(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The latents of ``n`` scenes, inside their plate: z_pres (n, T), z_where (n, T, 3), z_what (n, T, D)."""
+        """Sample the latents of ``n`` scenes inside their plate: z_pres (n, T), z_where (n, T, 3), z_what (n, T, D)."""
         z_pres, z_where, z_what = [], [], []
         present = self.where_loc.new_ones(n)
         p_z_where, p_z_what = self.p_z_where(), self.p_z_what()
@@ -138,7 +138,7 @@ class AIR(PairModule):
         return torch.stack(z_pres, -1), torch.stack(z_where, -2), torch.stack(z_what, -2)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Score the scenes ``x (B, C, H, W)``, or draw ``n`` scenes; returns x."""
+        """Score the scenes ``x (B, C, H, W)`` or sample ``n`` scenes; returns x."""
         batch = n if x is None else len(x)
         with data_plate(batch):
             latents = self.latents(batch)

@@ -19,7 +19,7 @@ Latents = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class AIR3D(PairModule):
-    """A picture is a rendering of a few solids on a table; what is inferred are the scene's own coordinates.
+    """An image is a rendering of a few solids on a table. The latents are the coordinates of the scene.
 
     .. code-block:: text
 
@@ -28,8 +28,8 @@ class AIR3D(PairModule):
         p(n)        proportional to k^n for n = 0..T solids; log k is the buffer `log_k`
         z_pres_t    ~ Bern(rho_t z_pres_{t-1}), as in AIR
         z_kind_t    ~ Categorical(1/4): sphere, cube, cylinder, cup
-        z_place_t   ~ N(0, place_scale^2), the middle of the solid's foot; the table is [-1, 1]^2
-        z_yaw_t     ~ even on the circle
+        z_place_t   ~ N(0, place_scale^2), the center of the solid's base; the table is [-1, 1]^2
+        z_yaw_t     ~ uniform on the circle
         x           ~ N(render(z), pixel_scale^2)
 
     ==========  ============  ===========  ===========  ================================
@@ -37,22 +37,22 @@ class AIR3D(PairModule):
     ==========  ============  ===========  ===========  ================================
     z_pres_t    {0, 1}        (B)          ()           z_pres^t, the unary code of n
     z_kind_t    {0..3}        (B)          ()           z_what^t, the identity
-    z_place_t   real          (B)          (2)          z_where^t, the position; of the pose
-    z_yaw_t     [-pi, pi]     (B)          ()           z_where^t, the rotation; of the pose
+    z_place_t   real          (B)          (2)          z_where^t, the pose's position
+    z_yaw_t     [-pi, pi]     (B)          ()           z_where^t, the pose's rotation
     x           real          (B)          (3, H, W)    x
     ==========  ============  ===========  ===========  ================================
 
-    Sites carry their step from 1; after the stop z_pres is 0 and the others are masked. The decoder is not learnt: it
-    is :class:`pplmodels.nn.renderer.Renderer`, and this half has no parameters.
+    Sites are numbered by their step from 1. After the stop, z_pres is 0 and the other sites are masked. The decoder is
+    the fixed :class:`pplmodels.nn.renderer.Renderer`, so this half has no parameters.
 
-    Deviations: the paper renders with a graphics engine and takes finite differences; this renderer is soft and has
-    gradients. Its solids are ours.
+    Deviations: the paper uses a graphics engine with finite differences, while this renderer is soft and
+    differentiable. The solids are not those of the paper.
 
     Arguments:
-        image: (height, width) of the pictures in pixels.
-        num_steps: T, the largest number of solids.
+        image: (height, width) of the images in pixels.
+        num_steps: T, the maximum number of solids.
         place_scale: standard deviation of a place, in halves of the table's side.
-        pixel_scale: standard deviation of a channel of a pixel around the rendering. A buffer: training anneals it.
+        pixel_scale: standard deviation of a pixel's channels around the rendering, a buffer that is annealed.
         log_k: log of the prior's ratio p(n+1)/p(n); a buffer.
     """
 
@@ -77,7 +77,7 @@ class AIR3D(PairModule):
 
     @pyro_method
     def p_z_pres(self, logits: Tensor, present: Tensor) -> dist.Distribution:
-        """p(z_pres_t | z_pres_{t-1}): ``logits ()`` of rho_t and ``present (B)``, the last step's z_pres."""
+        """p(z_pres_t | z_pres_{t-1}), from ``logits ()`` of rho_t and ``present (B)``, the previous z_pres."""
         return masked_bernoulli(logits, present)
 
     @pyro_method
@@ -103,12 +103,12 @@ class AIR3D(PairModule):
 
     @pyro_method
     def render(self, z_pres: Tensor, z_kind: Tensor, z_place: Tensor, z_yaw: Tensor) -> Tensor:
-        """The picture without noise, ``(..., B, 3, H, W)``."""
+        """The image without noise, ``(..., B, 3, H, W)``."""
         return self.renderer(z_pres, z_kind, z_place, z_yaw)
 
     @pyro_method
     def latents(self, n: int) -> Latents:
-        """The latents of ``n`` scenes, inside their plate: z_pres, z_kind, z_yaw (n, T), z_place (n, T, 2)."""
+        """Sample the latents of ``n`` scenes inside their plate: z_pres, z_kind, z_yaw (n, T), z_place (n, T, 2)."""
         drawn = []
         present = self.log_k.new_ones(n)
         for t, logits in enumerate(presence_prior_logits(self.log_k, self.num_steps).unbind(), start=1):
@@ -122,7 +122,7 @@ class AIR3D(PairModule):
         return torch.stack(pres, -1), torch.stack(kind, -1), torch.stack(place, -2), torch.stack(yaw, -1)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Score the pictures ``x (B, 3, H, W)``, or draw ``n`` of them; returns x."""
+        """Score the images ``x (B, 3, H, W)`` or sample ``n`` images; returns x."""
         batch = n if x is None else len(x)
         with data_plate(batch):
             latents = self.latents(batch)

@@ -1,4 +1,4 @@
-"""DRAW, an image painted step by step: the generative half (Gregor et al. 2015, arXiv 1502.04623)."""
+"""DRAW, which generates an image step by step: the generative half (Gregor et al. 2015, arXiv 1502.04623)."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from pplmodels.nn.recurrent import LSTMCell
 
 
 class DRAW(PairModule):
-    """A recurrent painter that is told a little more at each step.
+    """A recurrent decoder that adds to a canvas at each step.
 
     .. code-block:: text
 
@@ -38,18 +38,18 @@ class DRAW(PairModule):
 
     h_t is the paper's h^dec_t. The first state and the first canvas are learned.
 
-    Deviations: log sigma^2, log stride and log intensity of a window are bounded, as is its centre
-    (:data:`pplmodels.nn.filterbank.LIMITS`), which makes them finite; each filter is normalised as a softmax, which is
-    equation 25 where that is defined.
+    Deviations: center, log sigma^2, log stride and log intensity of a window are bounded
+    (:data:`pplmodels.nn.filterbank.LIMITS`), so that they are finite. Filters are normalized by a softmax, which equals
+    equation 25 wherever that is defined.
 
     Arguments:
         image: (C, H, W).
         num_steps: T.
         z_dim: D.
         hidden_dim: size of h_t.
-        write_window: N of a window to paint through; None to paint all of the canvas at each step.
-        likelihood: a name in :data:`pplmodels.models.likelihoods.LIKELIHOODS` that needs a number a pixel and channel.
-        canvas_start: the value of the first canvas before training, a logit.
+        write_window: N of the write window; None to write to the whole canvas at each step.
+        likelihood: a name in :data:`pplmodels.models.likelihoods.LIKELIHOODS` with one parameter per pixel and channel.
+        canvas_start: initial value of the learned first canvas, a logit.
     """
 
     role = "model"
@@ -85,13 +85,13 @@ class DRAW(PairModule):
 
     @pyro_method
     def start(self) -> tuple[State, Tensor]:
-        """The painter's state and the canvas before the first step, the same for all images."""
+        """The decoder's state and the canvas before the first step, which are the same for all images."""
         return (self.h, self.c), self.canvas
 
     @pyro_method
     @memoised
     def paint(self, z: Tensor, state: State, canvas: Tensor) -> tuple[State, Tensor]:
-        """One step, from ``z (..., B, D)``: the painter's new state and the canvas ``(..., B, C, H, W)``."""
+        """One step from ``z (..., B, D)``; returns the decoder's new state and the canvas ``(..., B, C, H, W)``."""
         state = self.lstm(z, state)
         return state, canvas + self.writer(state[0])
 
@@ -102,7 +102,7 @@ class DRAW(PairModule):
 
     @pyro_method
     def draw(self) -> Tensor:
-        """All steps, inside their plate; returns the last canvas."""
+        """Run all steps inside their plate; returns the last canvas."""
         state, canvas = self.start()
         for t in pyro.markov(range(1, self.num_steps + 1)):
             z = pyro.sample(f"z_{t}", self.p_z())
@@ -110,6 +110,6 @@ class DRAW(PairModule):
         return canvas
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
+        """Score the images ``x (B, C, H, W)`` or sample ``n`` images; returns x."""
         with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(self.draw()), obs=x)

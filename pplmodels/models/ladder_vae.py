@@ -16,14 +16,14 @@ from pplmodels.nn.mlp import NormalHead, mlp
 
 
 class LadderVAE(PairModule):
-    """A hierarchy of codes: what an image is about at the top, what it looks like at the bottom.
+    """A hierarchy of latents, from abstract features at the top to the image at the bottom.
 
     .. code-block:: text
 
         p(x, z) = p(z_L) prod_{i=1..L-1} p(z_i | z_{i+1}) p(x | z_1)
 
         zL ~ N(0, I)
-        zi ~ N(loc_i(z_{i+1}), variance_i(z_{i+1}))     a network a layer
+        zi ~ N(loc_i(z_{i+1}), variance_i(z_{i+1}))     one network per layer
         x  ~ Bernoulli(decoder(z1))
 
     ====  ============  ===========  ===========  ===================
@@ -35,15 +35,15 @@ class LadderVAE(PairModule):
     x     0, 1          (B)          an image's   x
     ====  ============  ===========  ===========  ===================
 
-    Each network has two hidden layers of leaky rectifiers, normalised over the batch, as are the means and the
-    variances' inputs (sections 2.2 and 3). In evaluation mode the running statistics normalise, and images are
+    Each network has two hidden layers with leaky ReLUs. Batch norm is applied to the hidden layers, the means and the
+    inputs of the variances (sections 2.2 and 3). In evaluation mode, running statistics are used, and images are
     independent of each other.
 
     Arguments:
         image: (C, H, W).
-        z_dims: D_1..D_L, from the image upwards.
+        z_dims: D_1..D_L, bottom to top.
         hidden_dims: widths of the networks between the image and z_1, z_1 and z_2, ...
-        batch_norm: normalise.
+        batch_norm: whether to use batch norm.
     """
 
     role = "model"
@@ -74,7 +74,7 @@ class LadderVAE(PairModule):
     @pyro_method
     @memoised
     def p_z(self, layer: int, above: Tensor | None = None) -> dist.Distribution:
-        """p(z_layer | z_{layer+1}), event shape (D_layer), from ``above (..., B, D_{layer+1})``; p(z_L) without."""
+        """p(z_layer | z_{layer+1}), event shape (D_layer), from ``above (..., B, D_{layer+1})``, or p(z_L) if None."""
         if above is None:
             return self.top()
         loc, variance = self.layers[layer - 1](above)
@@ -87,13 +87,13 @@ class LadderVAE(PairModule):
 
     @pyro_method
     def codes(self) -> Tensor:
-        """All layers, inside their plate, from the top down; returns z_1."""
+        """Sample all layers inside their plate, top-down; returns z_1."""
         z = None
         for layer in pyro.markov(range(len(self.z_dims), 0, -1)):
             z = pyro.sample(f"z{layer}", self.p_z(layer, z))
         return z
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
+        """Score the images ``x (B, C, H, W)`` or sample ``n`` images; returns x."""
         with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(self.codes()), obs=x)

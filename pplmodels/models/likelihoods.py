@@ -1,4 +1,4 @@
-"""Likelihoods p(x | z): modules that turn a decoder's output into a distribution of images or vectors."""
+"""Likelihoods p(x | z): modules that map a decoder's output to a distribution over images or vectors."""
 
 import math
 from typing import Literal
@@ -15,9 +15,9 @@ from pplmodels.distributions import DiscretizedLogisticMixture
 class Likelihood(nn.Module):
     """Base class of likelihoods of images with ``channels`` channels.
 
-    ``kind`` says what log p(x | z) is, and so which transform of 8-bit images x is (:mod:`pplmodels.data.transforms`):
-    ``"binary"``, the probability of pixels 0 and 1; ``"mass"``, that of the 256 levels, given as x in [0, 1];
-    ``"density"``, a density of dequantised x in [0, 1]; None for what is no image.
+    ``kind`` is the kind of log p(x | z), which determines the transform of 8-bit images
+    (:mod:`pplmodels.data.transforms`): ``"binary"`` for the probability of pixels 0 and 1, ``"mass"`` for that of the
+    256 levels, given as x in [0, 1], ``"density"`` for a density of dequantized x in [0, 1], and None for other data.
     """
 
     kind: Literal["binary", "mass", "density"] | None = None
@@ -26,12 +26,12 @@ class Likelihood(nn.Module):
         super().__init__()
 
     def num_params(self, channels: int) -> int:
-        """How many numbers the decoder gives for each pixel: one for each channel."""
+        """The number of decoder outputs per pixel, by default one per channel."""
         return channels
 
 
 class Bernoulli(Likelihood):
-    """Pixels that are 0 or 1; the decoder gives their logits, ``(..., C, H, W)``."""
+    """Pixels that are 0 or 1. The decoder outputs their logits, ``(..., C, H, W)``."""
 
     kind = "binary"
 
@@ -41,10 +41,10 @@ class Bernoulli(Likelihood):
 
 
 class DiagonalNormal(Likelihood):
-    """Vectors; the decoder gives mean and scale of each coordinate, ``(..., 2 D)``."""
+    """Vectors. The decoder outputs mean and unconstrained scale of each dimension, ``(..., 2 D)``."""
 
     def num_params(self, channels: int) -> int:
-        """A mean and an unconstrained scale per coordinate."""
+        """A mean and an unconstrained scale per dimension."""
         return 2 * channels
 
     def forward(self, output: Tensor) -> dist.Distribution:
@@ -61,11 +61,11 @@ class LogitNormal(Likelihood):
         y = logit(squeeze / 2 + (1 - squeeze) x) ~ N(decoder's output, scale^2)
         log p(x) = log N(y) + log dy/dx
 
-    The Jacobian is counted, so bits per dimension are comparable with those of other likelihoods.
+    The Jacobian is included, so bits per dimension are comparable with those of other likelihoods.
 
     Arguments:
         channels: C; a learned scale has one value per channel.
-        learned_scale: learn it, instead of 1.
+        learned_scale: whether to learn the scale instead of using 1.
         squeeze: keeps y finite at 0 and 1 (RealNVP, Dinh et al. 2017, arXiv 1605.08803, section 4.1).
     """
 
@@ -86,17 +86,17 @@ class LogitNormal(Likelihood):
 
 
 class UnitLogitNormal(LogitNormal):
-    """:class:`LogitNormal` of scale 1."""
+    """:class:`LogitNormal` with scale 1."""
 
     def __init__(self, channels: int):
         super().__init__(channels, learned_scale=False)
 
 
 class UnitNormal(Likelihood):
-    """Normal noise of unit variance around the decoder's output, of images scaled to [-1, 1].
+    """Normal noise of unit variance around the decoder's output, for images scaled to [-1, 1].
 
-    As a density of the intensities x in [0, 1]: 2 x - 1 ~ N(decoder's output, 1). Its logarithm is minus half the
-    squared error and a constant: bits per dimension are finite but poor, as the noise is as wide as the images.
+    As a density of the intensities x in [0, 1]: 2 x - 1 ~ N(decoder's output, 1). The log-density is minus half the
+    squared error plus a constant. Bits per dimension are finite but poor, because the noise is as wide as the range.
     """
 
     kind = "density"
@@ -108,15 +108,15 @@ class UnitNormal(Likelihood):
 
 
 class DiscretizedLogistic(Likelihood):
-    """A discretised logistic over the 256 levels of each pixel and channel, by itself.
+    """Independent discretized logistics over the 256 levels of each pixel and channel.
 
-    The decoder gives the means, as intensities in [-1, 1]; the scale is learned, one per channel (as in Kingma et
-    al. 2016, arXiv 1606.04934). As all pixels share it, the decoder learns what it would of squared errors, whose
-    weight grows as they shrink.
+    The decoder outputs the means, as intensities in [-1, 1]. There is one learned scale per channel (as in Kingma et
+    al. 2016, arXiv 1606.04934). Because all pixels share it, training resembles that with squared errors, whose weight
+    grows as they decrease.
 
     Arguments:
         channels: C.
-        start: of the scale.
+        start: initial scale.
     """
 
     kind = "mass"
@@ -131,7 +131,7 @@ class DiscretizedLogistic(Likelihood):
 
 
 class LogisticMixture(Likelihood):
-    """A mixture of discretised logistics over the 256 levels (:class:`DiscretizedLogisticMixture`).
+    """A mixture of discretized logistics over the 256 levels (:class:`DiscretizedLogisticMixture`).
 
     Arguments:
         channels: C.
@@ -153,7 +153,7 @@ class LogisticMixture(Likelihood):
         return DiscretizedLogisticMixture(output, self.channels)
 
 
-LIKELIHOODS = {  # of images, by the number of their channels
+LIKELIHOODS = {  # likelihoods of images, constructed from the number of channels
     "bernoulli": Bernoulli,
     "logit-normal": UnitLogitNormal,
     "logit-normal-learned": LogitNormal,

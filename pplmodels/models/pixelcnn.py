@@ -1,4 +1,4 @@
-"""PixelCNN and Gated PixelCNN: maps of discrete values (van den Oord et al. 2016, arXiv 1601.06759, 1606.05328)."""
+"""PixelCNN and Gated PixelCNN for maps of discrete values (van den Oord et al. 2016, arXiv 1601.06759, 1606.05328)."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -14,9 +14,9 @@ from pplmodels.nn.masked_conv import GatedPixelCNNNetwork, PixelCNNNetwork
 
 
 class _RasterOrder(PairModule):
-    """What both have in common: one site, and no latent variable.
+    """Base class of both models, which have one observed site and no latents.
 
-    ``temperature`` is of samples: 1 draws from the model, 0 takes the likeliest value at each position.
+    ``temperature`` applies to samples: 1 samples from the model, 0 takes the most probable value at each position.
     """
 
     role = "model"
@@ -29,22 +29,22 @@ class _RasterOrder(PairModule):
 
     @pyro_method
     def p_x(self, label: Tensor | None = None) -> dist.Distribution:
-        """p(x), event shape (H, W), or p(x | label) of the classes ``label (B)``."""
+        """p(x), event shape (H, W), or p(x | label) given the classes ``label (B)``."""
         if (label is not None) != bool(self.classes):
             raise ValueError(f"a model of {self.classes} classes takes {'labels' if self.classes else 'no labels'}")
         return AutoregressiveCategorical(self.network, self.map, self.levels, self.temperature, label)
 
     def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> Tensor:
-        """Score the maps ``x (B, H, W)``, int64, or draw ``n`` maps; returns x.
+        """Score the maps ``x (B, H, W)``, int64, or sample ``n`` maps; returns x.
 
-        ``label (B)`` or ``(n)``, int64, are their classes, where the model is one of several classes.
+        ``label (B)`` or ``(n)``, int64, are their classes if the model is class-conditional.
         """
         with data_plate(n if x is None else len(x)):
             return pyro.sample("x", self.p_x(label), obs=x)
 
 
 class PixelCNN(_RasterOrder):
-    """Residual blocks of masked convolutions.
+    """A PixelCNN of residual blocks with masked convolutions.
 
     .. code-block:: text
 
@@ -56,13 +56,13 @@ class PixelCNN(_RasterOrder):
     x     0..K-1        (B)          (H, W)       x
     ====  ============  ===========  ===========  ===================
 
-    A wedge of positions to the upper right is out of sight, as in the paper; :class:`GatedPixelCNN` sees it.
+    As in the paper, it has a blind spot, a wedge of positions to the upper right. :class:`GatedPixelCNN` has none.
 
     Arguments:
         map: (H, W).
         levels: K.
-        channels, size, embedding, hidden: :class:`pplmodels.nn.masked_conv.PixelCNNNetwork`'s.
-        layers: its residual blocks.
+        channels, size, embedding, hidden: as for :class:`pplmodels.nn.masked_conv.PixelCNNNetwork`.
+        layers: number of residual blocks.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class PixelCNN(_RasterOrder):
 
 
 class GatedPixelCNN(_RasterOrder):
-    """Gated layers with a vertical and a horizontal stack.
+    """A Gated PixelCNN of gated layers with a vertical and a horizontal stack.
 
     .. code-block:: text
 
-        p(x) = prod_ij p(x_ij | all positions before it in raster order, and the class if there are classes)
+        p(x) = prod_ij p(x_ij | all earlier positions in raster order, and the class if there are classes)
 
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  symbol in the paper
@@ -94,8 +94,8 @@ class GatedPixelCNN(_RasterOrder):
     Arguments:
         map: (H, W).
         levels: K.
-        channels, layers, size, embedding, hidden: :class:`pplmodels.nn.masked_conv.GatedPixelCNNNetwork`'s.
-        classes: of maps; with them, ``label`` is asked for. 0 for none.
+        channels, layers, size, embedding, hidden: as for :class:`pplmodels.nn.masked_conv.GatedPixelCNNNetwork`.
+        classes: number of classes of maps, 0 for none. With classes, ``label`` is required.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""p(z): modules that return a distribution over codes, event shape (D)."""
+"""Priors p(z): modules that return a distribution over latents, event shape (D)."""
 
 from collections.abc import Sequence
 
@@ -22,14 +22,14 @@ class StandardNormal(nn.Module):
 
 
 class AutoregressiveFlow(nn.Module):
-    """A prior that is standard normal after one autoregressive step (VLAE: Chen et al. 2017, arXiv 1611.02731, 3.2).
+    """A prior that one autoregressive step maps to N(0, I) (VLAE: Chen et al. 2017, arXiv 1611.02731, section 3.2).
 
     .. code-block:: text
 
         eps_i = exp(a_i(z_{<i})) z_i + m_i(z_{<i}) ~ N(0, 1),   log p(z) = log N(eps) + sum_i a_i
 
-    m and a are one MADE (Germain et al. 2015, arXiv 1502.03509), Pyro's. log p takes one pass through it, a sample D
-    passes. Its last layer starts at 0: an untrained flow is N(0, I).
+    m and a are the outputs of Pyro's MADE (Germain et al. 2015, arXiv 1502.03509). log p takes one pass through it, and
+    a sample takes D passes. Its last layer is initialized to 0, so that an untrained flow is N(0, I).
 
     Arguments:
         dim: D.
@@ -47,15 +47,15 @@ class AutoregressiveFlow(nn.Module):
 
 
 def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
-    """The network of an :class:`AffineAutoregressive` step that is the identity at first.
+    """The network of an :class:`AffineAutoregressive` step that is initially the identity.
 
-    Make the step itself anew for each use: it remembers its last value, also when the network has changed since.
+    Create a new step for each use, because a step caches its last value, even if the network has changed since.
     """
     if min(hidden_dims) < dim:
         raise ValueError(
             f"hidden layers of {min(hidden_dims)} units cannot hold a MADE's {dim} degrees: make them wider"
         )
-    with torch.random.fork_rng(devices=[]):  # from one seed, a pair's other weights are those of a pair without it
+    with torch.random.fork_rng(devices=[]):  # so the pair's other weights do not depend on it
         network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
     for parameter in network.layers[-1].parameters():
         nn.init.zeros_(parameter)

@@ -16,7 +16,7 @@ from pplmodels.nn import conv_decoder, mlp
 
 
 class VAE(PairModule):
-    """One code an image.
+    """A VAE with one latent vector per image.
 
     .. code-block:: text
 
@@ -33,9 +33,9 @@ class VAE(PairModule):
     ====  ============  ===========  ===========  ===================
 
     Arguments:
-        prior: a module that returns a distribution over codes, such as those of :mod:`pplmodels.models.priors`.
-        decoder: a module from codes ``(..., D)`` to what the likelihood needs.
-        likelihood: a module that makes a distribution of that, such as those of :mod:`pplmodels.models.likelihoods`.
+        prior: a module that returns a distribution over latents, such as those of :mod:`pplmodels.models.priors`.
+        decoder: a module from latents ``(..., D)`` to the parameters of the likelihood.
+        likelihood: a module from these parameters to a distribution, as in :mod:`pplmodels.models.likelihoods`.
     """
 
     role = "model"
@@ -56,19 +56,19 @@ class VAE(PairModule):
         return self.likelihood(self.decoder(z))
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
+        """Score the images ``x (B, C, H, W)`` or sample ``n`` images; returns x."""
         with data_plate(n if x is None else len(x)):
             z = pyro.sample("z", self.p_z())
             return pyro.sample("x", self.p_x(z), obs=x)
 
 
 class MLPVAE(VAE):
-    """A VAE of black and white images with a fully connected decoder, mirror of :class:`guides.MLPGuide`.
+    """A VAE of binary images with a fully connected decoder, the mirror image of :class:`guides.MLPGuide`.
 
     Arguments:
         image: (C, H, W).
         z_dim: D.
-        hidden_dims: widths from the code to the image.
+        hidden_dims: hidden layer widths, from the latent to the image.
         activation: a name in :data:`pplmodels.nn.mlp.ACTIVATIONS`.
     """
 
@@ -87,12 +87,12 @@ class MLPVAE(VAE):
 
 
 class VectorVAE(VAE):
-    """A VAE of vectors: diagonal normal noise with a learned scale around a small fully connected decoder.
+    """A VAE of vectors with a small fully connected decoder, which outputs mean and scale of a diagonal normal.
 
     Arguments:
         x_dim: size of the vectors.
         z_dim: D.
-        hidden_dims: widths from the code to the vector.
+        hidden_dims: hidden layer widths, from the latent to the vector.
     """
 
     dims = VAE.dims | {"x": ("coordinate",)}
@@ -103,14 +103,14 @@ class VectorVAE(VAE):
 
 
 class ConvVAE(VAE):
-    """A VAE of images with a transposed-convolution decoder; with ``flow``, a VLAE without its local decoder.
+    """A VAE of images with a transposed-convolution decoder. With ``flow``, it is a VLAE without its local decoder.
 
     Arguments:
         image: (C, H, W).
         z_dim: D.
-        channels, refine: of the decoder (:func:`pplmodels.nn.conv_decoder`).
+        channels, refine: arguments of the decoder (:func:`pplmodels.nn.conv_decoder`).
         likelihood: a name in :data:`pplmodels.models.likelihoods.LIKELIHOODS`.
-        flow: widths of the MADE of an autoregressive prior
+        flow: hidden layer widths of the MADE of an autoregressive prior
             (:class:`pplmodels.models.priors.AutoregressiveFlow`); None for a standard normal.
     """
 

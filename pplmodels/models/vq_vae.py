@@ -18,14 +18,14 @@ MAP = ("map_row", "map_column")  # dimensions
 
 
 class VQVAE(PairModule):
-    """A map of discrete codes an image.
+    """A VAE with one map of discrete codes per image.
 
     .. code-block:: text
 
         p(x, codes) = p(codes) p(x | z = e(codes))
 
         codes ~ uniform over K at each position, or a PixelCNN
-        z     = e(codes)                                the codebook's vectors
+        z     = e(codes)                                codebook vectors
         x     ~ likelihood(decoder(z))
 
     =====  ============  ===========  ============  ===================
@@ -36,16 +36,16 @@ class VQVAE(PairModule):
     x      likelihood's  (B)          (C, H, W)     x
     =====  ============  ===========  ============  ===================
 
-    z has one possible value, given the codes. It is a site so that the guide can hand over the same value with the
-    encoder's gradient (straight-through); log p(z | codes) is 0 there.
+    z is determined by the codes. It is a site so that the guide can pass the same value with the encoder's gradient
+    (straight-through estimator). At this value, log p(z | codes) is 0.
 
     Arguments:
-        image: (C, H, W), sides multiples of 4.
+        image: (C, H, W); H and W are multiples of 4.
         codes: K.
         dim: D.
-        channels, blocks: of the decoder (:func:`pplmodels.nn.residual.residual_decoder`).
+        channels, blocks: arguments of the decoder (:func:`pplmodels.nn.residual.residual_decoder`).
         likelihood: a name in :data:`pplmodels.models.likelihoods.LIKELIHOODS`.
-        decay: of the codebook's running means; None to learn it by gradient.
+        decay: decay of the codebook's running means; None to learn it by gradient.
     """
 
     role = "model"
@@ -69,7 +69,7 @@ class VQVAE(PairModule):
         self.__dict__["prior"] = None
 
     def use_prior(self, prior: PixelCNN | GatedPixelCNN) -> None:
-        """Draw the codes from a trained prior, which is neither learned nor saved with this half."""
+        """Use a trained prior for the codes. It is neither trained nor saved with this half."""
         if (prior.map, prior.levels) != (self.map, len(self.codebook)):
             raise ValueError(
                 f"a prior of {prior.levels} values on {prior.map} maps is not one of "
@@ -96,7 +96,7 @@ class VQVAE(PairModule):
         return self.likelihood(self.decoder(z))
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Score the images ``x (B, C, H, W)``, or draw ``n`` images; returns x."""
+        """Score the images ``x (B, C, H, W)`` or sample ``n`` images; returns x."""
         with data_plate(n if x is None else len(x)):
             codes = pyro.sample("codes", self.p_codes())
             z = pyro.sample("z", self.p_z(codes))

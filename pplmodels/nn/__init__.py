@@ -1,4 +1,4 @@
-"""Plain torch networks; nothing here knows Pyro."""
+"""Neural networks in plain torch, independent of Pyro."""
 
 from pplmodels.nn.conv import conv_decoder, conv_encoder
 from pplmodels.nn.mlp import mlp

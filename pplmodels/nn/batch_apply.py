@@ -1,14 +1,14 @@
-"""Networks that know one batch dimension, on tensors that have several."""
+"""Apply networks that expect one batch dimension to tensors with several."""
 
 from torch import Tensor, nn
 
 
 class BatchApply(nn.Module):
-    """``net`` on ``(..., *event)``: the leading dimensions become one batch, and come back on its result.
+    """Applies ``net`` to ``(..., *event)``: leading dimensions are flattened to one batch and restored afterward.
 
     Arguments:
-        net: from ``(N, *event)`` to ``(N, ...)``.
-        event_dims: how many dimensions an event has.
+        net: a module from ``(N, *event)`` to ``(N, ...)``.
+        event_dims: number of dimensions of an event.
     """
 
     def __init__(self, net: nn.Module, event_dims: int):

@@ -1,4 +1,4 @@
-"""Convolutional encoders and decoders of small images."""
+"""Convolutional encoders and decoders for small images."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pplmodels.nn.mlp import mlp
 
 
 def conv_encoder(image: Sequence[int], channels: Sequence[int], out_dim: int) -> nn.Module:
-    """3x3 convolutions, the first of stride 1 and the others of stride 2, then a linear layer.
+    """3x3 convolutions, the first with stride 1 and the others with stride 2, followed by a linear layer.
 
     ``(..., C, H, W) -> (..., out_dim)``; ReLU after each convolution.
     """
@@ -27,12 +27,13 @@ def conv_encoder(image: Sequence[int], channels: Sequence[int], out_dim: int) ->
 def conv_decoder(
     in_dim: int, channels: Sequence[int], image: Sequence[int], outputs: int, refine: bool = True
 ) -> nn.Module:
-    """A linear layer and transposed 4x4 convolutions of stride 2, ReLU between them.
+    """A linear layer followed by transposed 4x4 convolutions with stride 2 and ReLU in between.
 
-    ``(..., in_dim) -> (..., outputs, H, W)`` for an image (C, H, W). ``channels`` are those of the maps from coarse to
-    fine, each twice as wide and high as the last. With ``refine`` the last of them has the image's size, and a 3x3
-    convolution makes the outputs of it; else a transposed convolution makes them of maps of half that size. Kernel 4,
-    stride 2 and padding 1 give every output pixel as many inputs as its neighbours (no checkerboard).
+    ``(..., in_dim) -> (..., outputs, H, W)`` for an image (C, H, W). ``channels`` are those of the feature maps from
+    coarse to fine, each with twice the height and width of the previous one. With ``refine``, the last feature map has
+    the size of the image, and a 3x3 convolution computes the outputs. Otherwise the last feature map has half that
+    size, and a transposed convolution computes the outputs. With kernel 4, stride 2 and padding 1, all output pixels
+    have equally many inputs (no checkerboard artifacts).
     """
     *_, height, width = image
     halvings = len(channels) - refine

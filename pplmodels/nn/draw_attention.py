@@ -1,4 +1,4 @@
-"""How DRAW's networks see an image and paint a canvas, whole or through a window (Gregor et al. 2015, section 3)."""
+"""DRAW's read and write operations, without or with an attention window (Gregor et al. 2015, section 3)."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ State = tuple[Tensor, Tensor]  # (h, c) of an LSTM
 
 
 class WholeReader(nn.Module):
-    """An LSTM that sees the image, what is missing on the canvas, and the painter's state (equation 17).
+    """An LSTM that reads the image, the error of the canvas, and the decoder's state (equation 17).
 
     Arguments:
         image: (C, H, W).
-        painter_dim, hidden_dim: sizes of the painter's state and of its own.
+        painter_dim, hidden_dim: sizes of the decoder's state and of this LSTM's state.
     """
 
     def __init__(self, image: Sequence[int], painter_dim: int, hidden_dim: int):
@@ -25,7 +25,7 @@ class WholeReader(nn.Module):
         self.lstm = ContextLSTMCell(math.prod(image), math.prod(image) + painter_dim, hidden_dim)
 
     def look(self, x: Tensor) -> Tensor:
-        """What of the images ``x (..., C, H, W)`` does not change from step to step."""
+        """Features of the images ``x (..., C, H, W)`` that are the same in all steps."""
         return self.lstm.gates(x.flatten(-3))
 
     def forward(self, seen: Tensor, x: Tensor, error: Tensor, painter: Tensor, state: State) -> State:
@@ -35,10 +35,10 @@ class WholeReader(nn.Module):
 
 
 class WindowReader(nn.Module):
-    """An LSTM that sees image and error through a window which the painter's state places (equation 27).
+    """An LSTM that reads image and error through an attention window placed by the decoder's state (equation 27).
 
     Arguments:
-        image, painter_dim, hidden_dim: as :class:`WholeReader`'s.
+        image, painter_dim, hidden_dim: as for :class:`WholeReader`.
         size: N.
     """
 
@@ -48,11 +48,11 @@ class WindowReader(nn.Module):
         self.lstm = LSTMCell(2 * image[0] * size**2 + painter_dim, hidden_dim)
 
     def look(self, x: Tensor) -> Tensor:
-        """The images: a window sees them anew at each step."""
+        """The images themselves, because the window differs between steps."""
         return x
 
     def forward(self, seen: Tensor, x: Tensor, error: Tensor, painter: Tensor, state: State) -> State:
-        """As :meth:`WholeReader.forward`."""
+        """One step, as :meth:`WholeReader.forward`."""
         painter = painter.expand(*error.shape[:-3], -1)
         window = self.attention.window(painter)
         both = torch.cat([x.expand(error.shape), error], -3)
@@ -61,7 +61,7 @@ class WindowReader(nn.Module):
 
 
 class WholeWriter(nn.Module):
-    """Paints all of the canvas at once (equation 18): ``(..., hidden_dim) -> (..., C, H, W)``."""
+    """Writes to the whole canvas (equation 18): ``(..., hidden_dim) -> (..., C, H, W)``."""
 
     def __init__(self, image: Sequence[int], hidden_dim: int):
         super().__init__()
@@ -74,12 +74,12 @@ class WholeWriter(nn.Module):
 
 
 class WindowWriter(nn.Module):
-    """Paints an N x N patch into a window (equations 28 and 29): ``(..., hidden_dim) -> (..., C, H, W)``."""
+    """Writes an N x N patch through a window (equations 28 and 29): ``(..., hidden_dim) -> (..., C, H, W)``."""
 
     def __init__(self, image: Sequence[int], hidden_dim: int, size: int):
         super().__init__()
         self.attention = Attention(hidden_dim, image, size)
-        with torch.no_grad():  # at first a constant patch paints the canvas with that constant
+        with torch.no_grad():  # initially, a constant patch fills the canvas with its value
             self.attention.linear.bias[4] = -2 * math.log(self.attention.tile)
         self.patch = nn.Linear(hidden_dim, image[0] * size**2)
         self.shape = (image[0], size, size)
@@ -91,5 +91,5 @@ class WindowWriter(nn.Module):
 
 
 def window_of(part: nn.Module, h: Tensor) -> Window | None:
-    """Where a reader or a writer has its window at the painter's states ``h``; None if it has none."""
+    """The window of a reader or a writer at the decoder's states ``h``; None if it has none."""
     return part.attention.window(h) if hasattr(part, "attention") else None

@@ -1,4 +1,4 @@
-"""Grids of Gaussian filters that look at, or paint, a part of a canvas (DRAW: Gregor et al. 2015, section 3.2)."""
+"""Grids of Gaussian filters that read from or write to a part of a canvas (DRAW: Gregor et al. 2015, section 3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from pplmodels.nn.projected_clamp import projected_clamp
 
-# Largest absolute values of the centre (canvases have -1..1), log variance, log stride and log intensity: whatever
-# a network says, all windows, on the canvas or off it, are finite.
+# Largest absolute values of the center (the canvas is -1..1), log variance, log stride and log intensity. They keep
+# all windows finite, on the canvas or off it, for any output of a network.
 LIMITS = (2.0, 2.0, 5.0, 4.0, 8.0)
 
 
 class Window(NamedTuple):
-    """A square grid of N x N filters, each field ``(...)``: centre, stride and variance in pixels."""
+    """A square grid of N x N filters. Each field has shape ``(...)``; center, stride and variance are in pixels."""
 
     x: Tensor
     y: Tensor
@@ -32,9 +32,9 @@ class Filters(NamedTuple):
 
 
 def filterbank(window: Window, size: int, height: int, width: int) -> Filters:
-    """The filters of windows of ``size x size`` on a canvas (equations 25 and 26; pixels are counted from 0).
+    """The filters of ``size x size`` windows on a canvas (equations 25 and 26; pixels are counted from 0).
 
-    As each row is a softmax, it sums to 1 also where a filter is off the canvas; it then looks at the nearest edge.
+    Each row is a softmax, so it also sums to 1 if a filter is off the canvas. Such a filter reads the nearest edge.
     """
 
     def filters(centre: Tensor, pixels: int) -> Tensor:
@@ -48,9 +48,9 @@ def filterbank(window: Window, size: int, height: int, width: int) -> Filters:
 
 
 class Attention(nn.Module):
-    """Where to look, or to paint: five numbers, linear in a network's state (equations 21 to 24).
+    """The parameters of a window: five numbers that are linear in a network's state (equations 21 to 24).
 
-    At first the N x N filters tile the canvas, each as wide as its tile, so that gradients come from everywhere.
+    Initially the N x N filters tile the canvas, each as wide as its tile, so that the whole canvas provides gradients.
 
     Arguments:
         hidden_dim: size of the state.
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         self.linear = nn.Linear(hidden_dim, 5)
         self.register_buffer("limits", torch.tensor(LIMITS), persistent=False)
         longest = max(self.height, self.width)
-        self.full_stride = (longest - 1) / max(size - 1, 1)  # the outermost filters look at the canvas' edges
+        self.full_stride = (longest - 1) / max(size - 1, 1)  # the outermost filters are at the canvas edges
         self.tile = longest / size
         with torch.no_grad():
             self.linear.bias.zero_()
@@ -75,7 +75,7 @@ class Attention(nn.Module):
             self.linear.bias[3] = math.log(self.tile / self.full_stride)
 
     def window(self, h: Tensor) -> Window:
-        """The window of the states ``h (..., hidden_dim)``."""
+        """The window at the states ``h (..., hidden_dim)``."""
         x, y, log_variance, log_stride, log_intensity = projected_clamp(self.linear(h), self.limits).unbind(-1)
         return Window(
             x=(x + 1) * (self.width + 1) / 2 - 1,
@@ -91,12 +91,12 @@ class Attention(nn.Module):
 
 
 def read(image: Tensor, window: Window, filters: Filters) -> Tensor:
-    """What a window sees: ``image (..., C, H, W) -> (..., C, N, N)``, times its intensity (equation 27)."""
+    """Read the patch in a window, times its intensity (equation 27): ``image (..., C, H, W) -> (..., C, N, N)``."""
     seen = filters.rows[..., None, :, :] @ image @ filters.columns[..., None, :, :].mT
     return window.intensity[..., None, None, None] * seen
 
 
 def write(patch: Tensor, window: Window, filters: Filters) -> Tensor:
-    """A patch painted on a canvas: ``(..., C, N, N) -> (..., C, H, W)``, over its intensity (equation 29)."""
+    """Write a patch to a canvas, divided by the intensity (equation 29): ``(..., C, N, N) -> (..., C, H, W)``."""
     painted = filters.rows[..., None, :, :].mT @ patch @ filters.columns[..., None, :, :]
     return painted / window.intensity[..., None, None, None]

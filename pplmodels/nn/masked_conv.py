@@ -1,9 +1,9 @@
-"""Convolutional networks that see what comes earlier in raster order only.
+"""Masked convolutional networks whose outputs only depend on earlier positions in raster order.
 
-(PixelCNN: van den Oord et al. 2016, arXiv 1601.06759; Gated PixelCNN: arXiv 1606.05328.) A map is read row by row,
-each from left to right. A network maps codes ``(B, H, W)`` to logits ``(B, K, H, W)`` that depend, at each position,
-on earlier positions alone. Its ``steps`` gives the same logits one position at a time while a map is being filled in:
-a layer computes its output there and nowhere else, from the inputs that it has kept.
+(PixelCNN: van den Oord et al. 2016, arXiv 1601.06759; Gated PixelCNN: arXiv 1606.05328.) Raster order is row by row,
+from left to right. A network maps codes ``(B, H, W)`` to logits ``(B, K, H, W)``, which only depend on earlier
+positions. Its method ``steps`` yields the same logits one position at a time during sampling. Each layer then only
+computes its output at that position, from cached inputs.
 """
 
 from collections.abc import Generator
@@ -16,14 +16,14 @@ Steps = Generator[Tensor, Tensor, None]
 
 
 class CausalConv2d(nn.Module):
-    """A convolution over the rows above and the left part of the current row: a masked k x k convolution.
+    """A masked k x k convolution over the rows above and the left part of the current row.
 
-    Only the upper half of the kernel exists, k // 2 + 1 rows, of which the last is masked right of the centre.
+    The kernel only has its upper half, k // 2 + 1 rows, and the last row is masked to the right of the center.
 
     Arguments:
-        in_channels, out_channels: of the maps.
+        in_channels, out_channels: numbers of channels.
         size: k, odd.
-        centre: whether a position sees itself (type B) or not (type A).
+        centre: whether the output at a position depends on its own input (type B) or not (type A).
     """
 
     def __init__(self, in_channels: int, out_channels: int, size: int, centre: bool):
@@ -42,7 +42,7 @@ class CausalConv2d(nn.Module):
 
 
 class Kept:
-    """A causal convolution's inputs so far, ``(n, in, H, W)``, padded; its output where it is asked for."""
+    """The padded inputs of a causal convolution so far, ``(n, in, H, W)``. Computes the output at single positions."""
 
     def __init__(self, conv: CausalConv2d, n: int, height: int, width: int):
         reach = conv.reach
@@ -50,7 +50,7 @@ class Kept:
         self.weight, self.bias, self.reach = (conv.weight * conv.mask).flatten(1), conv.bias, reach
 
     def put(self, x: Tensor, row: int, column: int) -> None:
-        """Note the input ``x (n, in)`` of a position."""
+        """Store the input ``x (n, in)`` at a position."""
         self.inputs[:, :, row + self.reach, column + self.reach] = x
 
     def at(self, row: int, column: int) -> Tensor:
@@ -60,23 +60,23 @@ class Kept:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution, of maps ``(B, in, H, W)`` or of one position's vectors ``(B, in)``."""
+    """A 1 x 1 convolution of maps ``(B, in, H, W)`` or of vectors ``(B, in)`` at one position."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same linear map at each position."""
+        """Apply the linear map at each position."""
         return super().forward(x) if x.dim() == 4 else linear(x, self.weight[:, :, 0, 0], self.bias)
 
 
 def head(channels: int, hidden: int, levels: int) -> nn.Sequential:
-    """Features to logits, at each position by itself."""
+    """A network from features to logits, independently at each position."""
     return nn.Sequential(nn.ReLU(), Pointwise(channels, hidden), nn.ReLU(), Pointwise(hidden, levels))
 
 
 class ResidualBlock(nn.Module):
-    """ReLU and 1 x 1 to half the channels, ReLU and a causal convolution, ReLU and 1 x 1 back, added to the input."""
+    """A residual block: ReLU and 1 x 1 to half the channels, ReLU and causal convolution, ReLU and 1 x 1 back."""
 
     def __init__(self, channels: int, size: int):
         super().__init__()
@@ -86,23 +86,23 @@ class ResidualBlock(nn.Module):
         self.after = nn.Sequential(nn.ReLU(), Pointwise(half, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)``, the same shape."""
+        """``(B, C, H, W) -> (B, C, H, W)``."""
         return x + self.after(self.conv(self.before(x)))
 
     def at(self, kept: Kept, x: Tensor, row: int, column: int) -> Tensor:
-        """One position, ``(n, C)``."""
+        """The output ``(n, C)`` at one position."""
         kept.put(self.before(x), row, column)
         return x + self.after(kept.at(row, column))
 
 
 class PixelCNNNetwork(nn.Module):
-    """PixelCNN (1601.06759, sections 3.3 to 3.5). It cannot see a wedge of earlier positions to the upper right.
+    """PixelCNN (1601.06759, sections 3.3 to 3.5). It has a blind spot: a wedge of earlier positions to the upper right.
 
     Arguments:
-        levels: K, how many values a position can have.
-        channels: of all maps.
+        levels: K, the number of values of a position.
+        channels: number of channels.
         blocks: residual blocks after the first convolution.
-        size: k of the first convolution and of the blocks'.
+        size: kernel size k of the first convolution and of the blocks.
         embedding: size of a value's embedding.
         hidden: channels of the last hidden layer.
     """
@@ -124,7 +124,7 @@ class PixelCNNNetwork(nn.Module):
         return self.head(x)
 
     def steps(self, n: int, height: int, width: int) -> Steps:
-        """Yields the logits ``(n, K)`` of one position after the other, and is sent the codes ``(n)`` put there."""
+        """Yields the logits ``(n, K)`` of each position in turn, and must be sent the codes ``(n)`` chosen there."""
         first, *kept = (Kept(conv, n, height, width) for conv in (self.first, *(block.conv for block in self.blocks)))
         for row in range(height):
             for column in range(width):
@@ -142,16 +142,16 @@ def gate(x: Tensor) -> Tensor:
 
 
 class GatedLayer(nn.Module):
-    """A vertical stack that sees all rows above, and a horizontal one that sees the left of the row and the vertical's.
+    """A layer of the vertical stack (over the rows above) and of the horizontal stack (over the current row).
 
-    (1606.05328, figure 2.) Vertical features of a row know that row and those above; the horizontal stack is given
-    those of the row before.
+    (1606.05328, figure 2.) Vertical features of a row depend on that row and the rows above. The horizontal stack also
+    gets the vertical features of the previous row.
 
     Arguments:
-        in_channels, channels: of the maps before and after.
-        size: k.
-        first: whether the horizontal stack must not see the position itself, and has no residual.
-        classes: of images, on which both gates then depend; 0 for none.
+        in_channels, channels: numbers of input and output channels.
+        size: kernel size k.
+        first: whether this is the first layer: its horizontal stack excludes the position itself and has no residual.
+        classes: number of image classes on which the gates depend; 0 for none.
     """
 
     def __init__(self, in_channels: int, channels: int, size: int, first: bool, classes: int):
@@ -164,11 +164,11 @@ class GatedLayer(nn.Module):
         self.classes = nn.Embedding(classes, 4 * channels) if classes else None
 
     def condition(self, label: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """What the class adds to the vertical and to the horizontal gate, ``(B, 2 C, 1, 1)``."""
+        """The class-dependent terms of the vertical and of the horizontal gate, ``(B, 2 C, 1, 1)``."""
         return (0.0, 0.0) if self.classes is None else self.classes(label)[..., None, None].chunk(2, 1)
 
     def forward(self, v: Tensor, h: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both stacks, ``(B, C, H, W)``."""
+        """The outputs of both stacks, ``(B, C, H, W)``."""
         to_v, to_h = self.condition(label)
         below = self.vertical(pad(v, (self.reach, self.reach, self.reach, 0)))
         above = pad(self.across(below), (0, 0, 1, 0))[:, :, :-1]
@@ -176,12 +176,12 @@ class GatedLayer(nn.Module):
         return gate(below + to_v), self.residual(gate(left + above + to_h), h)
 
     def residual(self, out: Tensor, h: Tensor | None) -> Tensor:
-        """The horizontal stack's output from what came through its gate, and its input."""
+        """The horizontal stack's output, from the output of its gate and its input."""
         return self.out(out) if self.first else h + self.out(out)
 
 
 class KeptRows:
-    """A gated layer's inputs so far, and what its vertical stack gives to the current row."""
+    """The inputs of a gated layer so far, and the vertical features for the current row."""
 
     def __init__(self, layer: GatedLayer, n: int, height: int, width: int, label: Tensor | None):
         weight, reach = layer.vertical.weight, layer.reach
@@ -193,7 +193,7 @@ class KeptRows:
         self.weight = layer.horizontal.weight.flatten(1)
 
     def at(self, h: Tensor | None, column: int) -> Tensor:
-        """The horizontal stack's output ``(n, C)`` at a position, from its input there, which a first layer has not."""
+        """The horizontal stack's output ``(n, C)`` at a position, from its input there (None in a first layer)."""
         layer = self.layer
         if h is not None:
             self.put(h, column)
@@ -203,11 +203,11 @@ class KeptRows:
         return layer.residual(through, h)
 
     def put(self, h: Tensor, column: int) -> None:
-        """Note the horizontal stack's input of a position."""
+        """Store the horizontal stack's input at a position."""
         self.row[:, :, column + self.layer.reach] = h
 
     def end_row(self, v: Tensor, row: int) -> Tensor:
-        """The vertical stack's output, ``(n, C, 1, W)``, of a row that is complete, from its input there."""
+        """The vertical stack's output, ``(n, C, 1, W)``, for a completed row, from its input."""
         layer = self.layer
         self.rows[:, :, row + layer.reach, layer.reach : layer.reach + self.width] = v[:, :, 0]
         below = layer.vertical(self.rows[:, :, row : row + layer.reach + 1])
@@ -217,12 +217,12 @@ class KeptRows:
 
 
 class GatedPixelCNNNetwork(nn.Module):
-    """Gated PixelCNN (1606.05328): two stacks of gated layers, without a blind spot, on classes if there are any.
+    """Gated PixelCNN (1606.05328): two stacks of gated layers without a blind spot, optionally class-conditional.
 
     Arguments:
-        levels, channels, size, embedding, hidden: as :class:`PixelCNNNetwork`'s.
-        layers: gated layers.
-        classes: of images to condition on; 0 for none.
+        levels, channels, size, embedding, hidden: as for :class:`PixelCNNNetwork`.
+        layers: number of gated layers.
+        classes: number of image classes to condition on; 0 for none.
     """
 
     def __init__(
@@ -244,14 +244,14 @@ class GatedPixelCNNNetwork(nn.Module):
         self.head = head(channels, hidden, levels)
 
     def forward(self, codes: Tensor, label: Tensor | None = None) -> Tensor:
-        """Logits ``(B, K, H, W)`` of ``codes (B, H, W)``, int64, of images of the classes ``label (B)``."""
+        """Logits ``(B, K, H, W)`` of ``codes (B, H, W)``, int64, given the image classes ``label (B)``."""
         v = h = self.embedding(codes).movedim(-1, 1)
         for layer in self.layers:
             v, h = layer(v, h, label)
         return self.head(h)
 
     def steps(self, n: int, height: int, width: int, label: Tensor | None = None) -> Steps:
-        """As :meth:`PixelCNNNetwork.steps`, of images of the classes ``label (n)``."""
+        """As :meth:`PixelCNNNetwork.steps`, given the image classes ``label (n)``."""
         kept = [KeptRows(layer, n, height, width, label) for layer in self.layers]
         for row in range(height):
             embedded = []

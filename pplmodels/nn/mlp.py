@@ -21,10 +21,10 @@ def mlp(
     activation: str = "relu",
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """Linear layers with an activation after each hidden one: ``(..., in_dim) -> (..., out_dim)``.
+    """Linear layers with an activation after each hidden layer: ``(..., in_dim) -> (..., out_dim)``.
 
-    Without ``out_dim`` the network ends with the last hidden layer's activation, as a feature extractor. With
-    ``batch_norm`` what goes into the activations is normalised over the batch.
+    Without ``out_dim``, the network is a feature extractor that ends with the activation of the last hidden layer. With
+    ``batch_norm``, the inputs of activations are normalized over the batch.
     """
     layers: list[nn.Module] = []
     for width in hidden_dims:
@@ -36,7 +36,7 @@ def mlp(
 
 
 def linear(in_dim: int, out_dim: int, batch_norm: bool) -> nn.Module:
-    """A linear layer, normalised over the batch or not; a normalised one has no bias but the normalisation's."""
+    """A linear layer, optionally with batch norm, whose bias then replaces the layer's."""
     if not batch_norm:
         return nn.Linear(in_dim, out_dim)
     return nn.Sequential(nn.Linear(in_dim, out_dim, bias=False), BatchNorm(out_dim))
@@ -45,11 +45,11 @@ def linear(in_dim: int, out_dim: int, batch_norm: bool) -> nn.Module:
 class BatchNorm(nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` over all leading dimensions of ``(..., D)``.
 
-    A batch of one image, which has no variance, is normalised by the running statistics.
+    A batch of one image has no variance, so it is normalized by the running statistics.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x, normalised."""
+        """Normalize x."""
         rows = x.flatten(0, -2)
         if self.training and distributed.world_size() > 1:
             rows = self._over_ranks(rows)
@@ -60,13 +60,13 @@ class BatchNorm(nn.BatchNorm1d):
         return rows.view(x.shape)
 
     def _over_ranks(self, rows: Tensor) -> Tensor:
-        """Normalise by the statistics of all ranks' rows, of which each has as many."""
+        """Normalize by the statistics of the rows of all ranks, which have equally many."""
         length = len(rows) * distributed.world_size()
         mean = distributed.all_reduce(rows.sum(0)) / length
         variance = distributed.all_reduce((rows - mean).square().sum(0)) / length
         with torch.no_grad():
             self.num_batches_tracked += 1
-            # as in torch: without a momentum the running statistics are plain means over the batches
+            # as in torch, running statistics without a momentum are plain means over the batches
             rate = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, rate)
             self.running_var.lerp_(variance * (length / (length - 1)), rate)
@@ -76,7 +76,7 @@ class BatchNorm(nn.BatchNorm1d):
 class NormalHead(nn.Module):
     """Mean and variance, both ``(..., out_dim)``, of a diagonal normal, from features ``(..., in_dim)``.
 
-    The variance is a softplus above a floor of 1e-5: it can be anything positive.
+    The variance is a softplus plus 1e-5.
     """
 
     def __init__(self, in_dim: int, out_dim: int, batch_norm: bool = False):

@@ -1,4 +1,4 @@
-"""Bounded values whose gradient can always pull them back."""
+"""Clamping with a gradient that can move values back from their bounds."""
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ class _ProjectedClamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         x, limit = ctx.saved_tensors
-        outward = ((x > limit) & (grad < 0)) | ((x < -limit) & (grad > 0))  # descent would move x further out
+        outward = ((x > limit) & (grad < 0)) | ((x < -limit) & (grad > 0))  # gradient descent would move x further out
         return grad.masked_fill(outward, 0), None
 
 
 def projected_clamp(x: Tensor, limit: Tensor) -> Tensor:
-    """``x`` held within [-limit, limit], ``limit ()``, as in projected gradient descent.
+    """Clamp ``x`` to [-limit, limit], ``limit ()``, as in projected gradient descent.
 
-    Beyond the limit a gradient that leads further out is dropped and one that leads back passes whole, where clamping
-    would drop both and squashing would shrink both: what was pushed against its bound leaves it as soon as it should.
+    Beyond the limit, a gradient that points further out is dropped, and one that points back is passed unchanged, so
+    that values can leave their bounds immediately. Clamping would drop both, and squashing would shrink both.
     """
     return _ProjectedClamp.apply(x, limit)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class LSTMCell(nn.Module):
-    """:class:`torch.nn.LSTMCell` for any leading dimensions, whose forget gate starts open.
+    """:class:`torch.nn.LSTMCell` for any leading dimensions, with an initially open forget gate.
 
     (Hochreiter & Schmidhuber 1997; gates in torch's order: input, forget, cell, output.)
     """
@@ -23,10 +23,10 @@ class LSTMCell(nn.Module):
 
 
 class ContextLSTMCell(nn.Module):
-    """An LSTM cell whose input is [context, input], where the context is the same at every step.
+    """An LSTM cell with input [context, input], where the context is the same in all steps.
 
-    The context's share of the gates, usually by far the larger matrix product, is computed once
-    by :meth:`gates` and added at each step. Equal to :class:`LSTMCell` on the concatenation.
+    The context's term in the gates, usually by far the larger matrix product, is computed once by :meth:`gates` and
+    added in each step. The result equals that of :class:`LSTMCell` on the concatenation.
     """
 
     def __init__(self, context_dim: int, input_dim: int, hidden_dim: int):
@@ -36,7 +36,7 @@ class ContextLSTMCell(nn.Module):
         _open_forget_gate(self.context.bias, hidden_dim)
 
     def gates(self, context: Tensor) -> Tensor:
-        """The context's share of the gates, ``(..., context_dim) -> (..., 4 * hidden_dim)``."""
+        """The context's term in the gates, ``(..., context_dim) -> (..., 4 * hidden_dim)``."""
         return self.context(context)
 
     def forward(self, gates: Tensor, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ class ContextLSTMCell(nn.Module):
 
 
 def _joined(input: Tensor, h: Tensor) -> Tensor:
-    return torch.cat([input, h.expand(*input.shape[:-1], -1)], -1)  # the first h may not know of leading dimensions
+    return torch.cat([input, h.expand(*input.shape[:-1], -1)], -1)  # the first h may lack leading dimensions
 
 
 def _update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,12 +56,12 @@ def _update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _open_forget_gate(bias: Tensor, hidden_dim: int) -> None:
-    """Remember by default."""
+    """Initialize the forget gate's bias so that the cell remembers by default."""
     bias[hidden_dim : 2 * hidden_dim] += 1.0
 
 
 class ImageRowEncoder(nn.Module):
-    """An LSTM over the rows of an image, top to bottom, and a linear layer on its last state.
+    """An LSTM over the rows of an image, top to bottom, followed by a linear layer on its last state.
 
     ``(..., C, H, W) -> (..., out_dim)``.
     """
@@ -74,7 +74,7 @@ class ImageRowEncoder(nn.Module):
         _open_forget_gate(self.lstm.bias_ih_l0, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The summary of each image."""
+        """The features of each image."""
         rows = x.movedim(-2, -3).flatten(-2)  # (..., H, C W)
         lead = rows.shape[:-2]
         states, _ = self.lstm(rows.flatten(0, -3))

@@ -1,10 +1,10 @@
-"""A small differentiable renderer: solids that stand on a table, seen by a fixed camera.
+"""A small differentiable renderer of solids on a table, seen by a fixed camera.
 
-The camera sends one ray through each pixel. Every solid is an intersection of slabs and round columns, of which a ray
-knows where it enters and where it leaves; the entrance lies before the exit where the ray meets the solid. The length
-in between, negative for a ray that misses, decides softly whether a pixel is covered, and the entrances decide softly
-which face is seen and which solid is in front. So a picture has gradients with respect to places and turns, and is
-computed by element-wise operations for any number of scenes at once.
+The camera sends one ray through each pixel. Every solid is an intersection of slabs and cylinders, whose entry and exit
+distances along each ray are known. The ray hits the solid if the last entry is before the first exit. A soft threshold
+on the length in between, which is negative for a miss, gives the coverage of a pixel. Soft comparisons of entry
+distances give the visible face and the solid in front. So images have gradients with respect to places and yaws, and
+are computed by element-wise operations for any number of scenes at once.
 """
 
 import math
@@ -15,34 +15,34 @@ import torch
 from torch import Tensor, nn
 
 KINDS = ("sphere", "cube", "cylinder", "cup")
-PERIODS = (0.0, math.pi / 2, 2 * math.pi, 2 * math.pi)  # the turns after which a kind looks the same; 0: any turn
+PERIODS = (0.0, math.pi / 2, 2 * math.pi, 2 * math.pi)  # rotation period of each kind; 0: rotationally symmetric
 
-SPHERE = 0.27  # radius; all lengths are in units of half the table's side
-CUBE = 0.22  # half of a side
+SPHERE = 0.27  # radius; the unit of length is half the table's side
+CUBE = 0.22  # half of the side
 CYLINDER = (0.19, 0.56)  # radius, height
 CUP = (0.31, 0.34)  # radius, height
-WALL, FLOOR = 0.06, 0.05  # of the cup
-STANDING = 0.25  # height that stands for all solids' middles
+WALL, FLOOR = 0.06, 0.05  # thickness of the cup's wall and floor
+STANDING = 0.25  # approximate height of the centers of all solids
 
-EYE = (0.0, -3.0, 2.6)  # where the camera is; it looks at a point a little above the middle of the table
+EYE = (0.0, -3.0, 2.6)  # camera position; it looks at a point slightly above the center of the table
 TARGET = (0.0, 0.0, 0.15)
-WIDTH = 2.4  # of what is seen at the target's distance
+WIDTH = 2.4  # width of the view at the target's distance
 LIGHT = (-0.48, -0.36, 0.8)  # unit vector from the table to the light
-AMBIENT = 0.35  # share of the light that comes from everywhere
+AMBIENT = 0.35  # fraction of ambient light
 
-TABLE, GROUND = (0.25, 0.34, 0.31), (0.12, 0.12, 0.14)  # colours (red, green, blue)
-PLAIN = (0.90, 0.82, 0.68)  # of spheres and cubes
-TINTED, TINT = 0.56, 0.36  # cylinders and cups have a hue that goes round: mean and amplitude of each channel
-DARK = 0.55  # how bright the inside of a cup is
+TABLE, GROUND = (0.25, 0.34, 0.31), (0.12, 0.12, 0.14)  # colors (red, green, blue)
+PLAIN = (0.90, 0.82, 0.68)  # color of spheres and cubes
+TINTED, TINT = 0.56, 0.36  # hues of cylinders and cups vary with the angle: mean and amplitude per channel
+DARK = 0.55  # brightness of the inside of a cup
 
-EDGE = 0.06  # length of a ray inside a solid that makes the difference between covered and not
-FACE = 0.03  # difference of distances that decides between two faces
-FRONT = 0.05  # ... and between two solids
-GRAZING = 0.02  # where a ray touches a round column: keeps the slope of the square root finite
+EDGE = 0.06  # scale of the soft coverage, as length of a ray inside a solid
+FACE = 0.03  # scale of the soft comparison of distances between two faces
+FRONT = 0.05  # scale of the soft comparison of distances between two solids
+GRAZING = 0.02  # keeps the gradient of the square root finite for rays that touch a cylinder
 
 
 class Surface(NamedTuple):
-    """What each ray sees of a solid: ``cover (..., P)`` in (0, 1), ``depth (..., P)``, ``colour (..., 3, P)``."""
+    """The view of a solid along each ray: ``cover (..., P)`` in (0, 1), ``depth (..., P)``, ``colour (..., 3, P)``."""
 
     cover: Tensor
     depth: Tensor
@@ -50,15 +50,15 @@ class Surface(NamedTuple):
 
 
 class Renderer(nn.Module):
-    """Pictures of a table with solids of known kinds, in known places, turned by known angles.
+    """Renders images of a table with solids of given kinds, places and yaws.
 
-    Coordinates: x to the camera's right, y away from it, z up; the table is the square [-1, 1]^2 at z = 0. A solid's
-    ``place (x, y)`` is the middle of its foot, its ``yaw`` the angle in radians by which it is turned anticlockwise
-    seen from above. Solids are shaded by one distant light without shadows. Leading dimensions are free.
+    Coordinates: x is to the camera's right, y away from it, z up. The table is the square [-1, 1]^2 at z = 0. A solid's
+    ``place (x, y)`` is the center of its base, and its ``yaw`` the counterclockwise rotation in radians as seen from
+    above. Solids are shaded by one distant light without shadows. Any leading dimensions are allowed.
 
     Arguments:
-        size: (height, width) of the pictures in pixels.
-        azimuth: radians by which the camera has gone round the table, anticlockwise seen from above.
+        size: (height, width) of the images in pixels.
+        azimuth: counterclockwise rotation of the camera around the table in radians, as seen from above.
     """
 
     def __init__(self, size: Sequence[int] = (32, 32), azimuth: float = 0.0):
@@ -78,7 +78,7 @@ class Renderer(nn.Module):
         height, width = self.size
         u, v = ((2 * torch.arange(n, dtype=torch.float64) + 1) / n - 1 for n in (width, height))
         v = v * (height / width)
-        reach = WIDTH / 2 / distance  # tangent of half the angle of view
+        reach = WIDTH / 2 / distance  # tangent of half the field of view
         rays = ahead + reach * (u[None, :, None] * right - v[:, None, None] * up)
         rays = (rays / rays.norm(dim=-1, keepdim=True)).flatten(0, 1).T  # (3, P)
         frame = torch.stack([right / reach, -up * (width / height) / reach, ahead])
@@ -89,17 +89,18 @@ class Renderer(nn.Module):
 
     @staticmethod
     def _table(eye: Tensor, rays: Tensor) -> Tensor:
-        """The table without anything on it, before it is lit, ``(3, P)``."""
+        """The unlit empty table, ``(3, P)``."""
         x, y = eye[:2, None] - rays[:2] * (eye[2] / rays[2])
         inside = ((1 - torch.maximum(x.abs(), y.abs())) / 0.05).sigmoid()
         return torch.lerp(*(torch.tensor(colour, dtype=eye.dtype)[:, None] for colour in (GROUND, TABLE)), inside)
 
     def forward(self, present: Tensor, kind: Tensor, place: Tensor, yaw: Tensor, light: Tensor | None = None) -> Tensor:
-        """Pictures ``(..., 3, height, width)`` in [0, 1].
+        """Images ``(..., 3, height, width)`` in [0, 1].
 
-        ``present (..., T)`` of 0 and 1, ``kind (..., T)`` indices into :data:`KINDS`, ``place (..., T, 2)``,
-        ``yaw (..., T)``; they broadcast, and a solid's shape is computed once for all kinds and presences that it is
-        combined with. ``light (..., 3)`` is the direction to the light times its strength, by default the usual one.
+        ``present (..., T)`` is 0 or 1, ``kind (..., T)`` are indices into :data:`KINDS`, and places and yaws have the
+        shapes ``place (..., T, 2)`` and ``yaw (..., T)``. Arguments broadcast, and the surfaces of a place and yaw are
+        computed once for all kinds and presences. ``light (..., 3)`` is the direction to the light times its strength,
+        by default that of this module.
         """
         light = self.light if light is None else light
         solids = self.surfaces(place, yaw, light)
@@ -112,29 +113,29 @@ class Renderer(nn.Module):
         return self._composed(picked, present, light)
 
     def empty(self, light: Tensor | None = None) -> Tensor:
-        """The table without anything on it, ``(..., 3, height, width)``."""
+        """The empty table, ``(..., 3, height, width)``."""
         return self._lit_table(self.light if light is None else light).unflatten(-1, self.size)
 
     def seen_at(self, place: Tensor, height: float = STANDING) -> Tensor:
-        """Where the point so high above ``place (..., 2)`` is seen: (x, y) in [-1, 1], to the right and down."""
+        """Image coordinates (x, y) in [-1, 1], right and down, of the point at ``height`` above ``place (..., 2)``."""
         up = torch.full_like(place[..., :1], height)
         right, down, ahead = ((torch.cat([place, up], -1) - self.eye) @ self.frame.T).unbind(-1)
         return torch.stack([right / ahead, down / ahead], -1)
 
     def standing_at(self, seen: Tensor, height: float = STANDING) -> Tensor:
-        """The place ``(..., 2)`` whose point so high above it is seen at ``seen (..., 2)``: undoes :meth:`seen_at`."""
+        """The inverse of :meth:`seen_at`: the place ``(..., 2)`` for the image coordinates ``seen (..., 2)``."""
         ray = torch.cat([seen, torch.ones_like(seen[..., :1])], -1) @ self.unframe.T
         return self.eye[:2] + ray[..., :2] * ((height - self.eye[2]) / ray[..., 2:])
 
     def around(self, place: Tensor, radius: float) -> Tensor:
-        """The share in (0, 1) of each pixel in a ball around a solid at ``place (..., 2)``, ``(..., 1, h, w)``."""
+        """The soft mask in (0, 1) of a ball around a solid at ``place (..., 2)``, ``(..., 1, h, w)``."""
         centre = torch.cat([place, torch.full_like(place[..., :1], STANDING)], -1) - self.eye
         along = centre @ self.rays  # (..., P)
         passing = (centre.square().sum(-1, keepdim=True) - along.square()).clamp(min=1e-6).sqrt()
         return ((radius - passing) / EDGE).sigmoid().unflatten(-1, self.size).unsqueeze(-3)
 
     def surfaces(self, place: Tensor, yaw: Tensor, light: Tensor) -> tuple[Surface, ...]:
-        """What each ray sees of a solid of each of :data:`KINDS` at ``place (..., T, 2)``; leading shape (..., T)."""
+        """The surface of a solid of each of :data:`KINDS` at ``place (..., T, 2)``; leading shape (..., T)."""
         x, y = (self.eye[:2] - place).unbind(-1)
         ray = _Rays(x[..., None], y[..., None], self.eye[2], *self.rays, *light[..., None, :, None].unbind(-2))
         yaw = yaw[..., None]
@@ -145,7 +146,7 @@ class Renderer(nn.Module):
         return self.table * _lambert(light[..., 2])[..., None, None]
 
     def _composed(self, solids: Surface, present: Tensor, light: Tensor) -> Tensor:
-        """Solids, those in front hiding those behind them, before the table."""
+        """The image of all solids in front of the table, with soft occlusion."""
         cover = solids.cover * present[..., None]
         behind = ((solids.depth.unsqueeze(-2) - solids.depth.unsqueeze(-3)) / FRONT).sigmoid()  # (..., T, other T, P)
         itself = torch.eye(cover.shape[-2], device=cover.device, dtype=cover.dtype)[..., None]
@@ -158,7 +159,7 @@ class Renderer(nn.Module):
 
 
 class _Rays(NamedTuple):
-    """Rays from (x, y, z), as seen from a solid's foot, in the directions (dx, dy, dz), and the light."""
+    """Rays from (x, y, z) in the directions (dx, dy, dz), relative to a solid's base, and the light."""
 
     x: Tensor
     y: Tensor
@@ -172,7 +173,7 @@ class _Rays(NamedTuple):
 
 
 def _lambert(cosine: Tensor) -> Tensor:
-    """Brightness of a surface from the cosine of the angle between its normal and the light."""
+    """The brightness of a surface from the cosine of the angle between its normal and the light."""
     return AMBIENT + (1 - AMBIENT) * cosine.clamp(min=0)
 
 
@@ -185,7 +186,7 @@ def _plain(shade: Tensor) -> Tensor:
 
 
 def _half_chord(square: Tensor) -> Tensor:
-    """The square root of what may be negative: odd, and of finite slope where a ray touches."""
+    """An odd square root for positive and negative values, with a finite gradient at 0."""
     return square * (square.square() + GRAZING**4).pow(-0.25)
 
 
@@ -208,7 +209,7 @@ def _cube(ray: _Rays, turn: tuple[Tensor, Tensor]) -> Surface:
         (cos * ray.y - sin * ray.x, cos * ray.dy - sin * ray.dx, cos * ray.ly - sin * ray.lx),
         (ray.z - CUBE, ray.dz, ray.lz),
     ):
-        # to a slab's middle, and from there to its faces; a ray along the slab is long in it, or far from it
+        # distances to a slab's center and from there to its faces, which are large for rays parallel to the slab
         steep = d.abs().clamp(min=1e-3)
         middle, half = -x * d.sign() / steep, CUBE / steep
         enter.append(middle - half)
@@ -222,14 +223,14 @@ def _cube(ray: _Rays, turn: tuple[Tensor, Tensor]) -> Surface:
 
 
 def _column(ray: _Rays, turn: tuple[Tensor, Tensor], radius: float, height: float, hollow: bool = False) -> Surface:
-    """A cylinder, and with ``hollow`` a cup: a cylinder without what a narrower one takes from above its floor."""
+    """A cylinder or, with ``hollow``, a cup: a cylinder minus a narrower one above the cup's floor."""
     cos, sin = turn
     flat = ray.dx.square() + ray.dy.square()
     along = -(ray.x * ray.dx + ray.y * ray.dy) / flat
     passing = ray.x.square() + ray.y.square() - along.square() * flat  # squared distance to the axis
 
     half = _half_chord((radius**2 - passing) / flat)
-    side, top, ground = along - half, (height - ray.z) / ray.dz, -ray.z / ray.dz  # rays go down
+    side, top, ground = along - half, (height - ray.z) / ray.dz, -ray.z / ray.dz  # rays point down
     depth, out = torch.maximum(side, top), torch.minimum(along + half, ground)
     on_top = ((top - side) / FACE).sigmoid()
     cover = _covered(depth, out)
@@ -248,7 +249,7 @@ def _column(ray: _Rays, turn: tuple[Tensor, Tensor], radius: float, height: floa
         deep = DARK * torch.lerp(_lambert(inwards), _lambert(ray.lz), on_floor)
         shade, depth = torch.lerp(shade, deep, inside), torch.lerp(depth, end, inside)
         x, y = torch.lerp(x, x_in, inside), torch.lerp(y, y_in, inside)
-    # cosine and sine of the angle from the solid's own x axis, which vanish on the axis
+    # cosine and sine of the angle from the solid's x axis, which vanish on the cylinder's axis
     around, across = (cos * x + sin * y) / radius, (cos * y - sin * x) / radius
     third = math.sqrt(3) / 2
     hue = torch.stack([around, third * across - around / 2, -third * across - around / 2], -2)

@@ -1,4 +1,4 @@
-"""Convolutions with residual blocks, to and from maps a quarter as wide and high (1711.00937, section 4.1)."""
+"""Residual encoder and decoder with feature maps of a quarter of the image's sides (1711.00937, section 4.1)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from pplmodels.nn.batch_apply import BatchApply
 
 
 class Residual(nn.Module):
-    """ReLU, 3 x 3, ReLU, 1 x 1, added to the input: ``(B, C, H, W)``."""
+    """A residual block of ReLU, 3 x 3, ReLU and 1 x 1: ``(B, C, H, W) -> (B, C, H, W)``."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -16,7 +16,7 @@ class Residual(nn.Module):
         self.net = nn.Sequential(nn.ReLU(), convs[0], nn.ReLU(), convs[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Apply the block."""
         return x + self.net(x)
 
 
@@ -29,14 +29,14 @@ def residual_encoder(image: Sequence[int], channels: int, blocks: int, out_chann
 
 
 def residual_decoder(in_channels: int, channels: int, blocks: int, outputs: int) -> nn.Module:
-    """Mirror of :func:`residual_encoder`: ``(..., in, H / 4, W / 4) -> (..., outputs, H, W)``."""
+    """The mirror image of :func:`residual_encoder`: ``(..., in, H / 4, W / 4) -> (..., outputs, H, W)``."""
     layers = [nn.Conv2d(in_channels, channels, 3, 1, 1), *(Residual(channels) for _ in range(blocks)), nn.ReLU()]
     layers += [nn.ConvTranspose2d(channels, channels, 4, 2, 1), nn.ReLU()]
     return BatchApply(nn.Sequential(*layers, nn.ConvTranspose2d(channels, outputs, 4, 2, 1)), 3)
 
 
 def latent_grid_shape(image: Sequence[int]) -> tuple[int, int]:
-    """The sides of the maps."""
+    """The height and width of the latent map."""
     _, height, width = image
     if height % 4 or width % 4:
         raise ValueError(f"the sides of {height}x{width} images are not multiples of 4")

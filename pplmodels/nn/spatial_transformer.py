@@ -1,12 +1,12 @@
 """Axis-aligned spatial transformers (Jaderberg et al. 2015, arXiv 1506.02025, section 3).
 
-A window is ``where = (log s, x, y)``: its sides are the fraction s of the canvas' sides and its centre is
-(x, y), both in canvas coordinates that run from -1 to 1 across the image. As the log-scale is what is
-stored, a window can neither vanish nor turn inside out, whatever the value.
+A window is ``where = (log s, x, y)``: its sides are the fraction s of the canvas sides, and its center is (x, y) in
+canvas coordinates, which run from -1 to 1 across the image. Because the scale is stored as a logarithm, windows cannot
+vanish or be mirrored for any value.
 
-Without rotation, bilinear interpolation separates into one small matrix a side, so reading and writing are
-two batched matrix products: the same numbers as :func:`torch.nn.functional.grid_sample` (zero padding,
-``align_corners=False``), and a backward pass without scattered adds.
+Without rotation, bilinear interpolation separates into one small matrix per side, so reading and writing are two
+batched matrix products. The results equal those of :func:`torch.nn.functional.grid_sample` (zero padding,
+``align_corners=False``), and the backward pass needs no scattered adds.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 def _interpolation(scale: Tensor, shift: Tensor, in_size: int, out_size: int) -> Tensor:
     """Bilinear weights ``(..., out_size, in_size)`` of the input pixels in each output pixel.
 
-    Output coordinate u in [-1, 1] looks at input coordinate ``scale * u + shift``; both are ``(...)``.
+    Output coordinate u in [-1, 1] reads input coordinate ``scale * u + shift``; both parameters are ``(...)``.
     """
     out_pixels = torch.arange(out_size, dtype=scale.dtype, device=scale.device)
     in_pixels = torch.arange(in_size, dtype=scale.dtype, device=scale.device)
@@ -36,7 +36,7 @@ def read_window(image: Tensor, where: Tensor, size: int) -> Tensor:
 
 
 def write_window(glimpse: Tensor, where: Tensor, height: int, width: int) -> Tensor:
-    """An empty canvas with the glimpse drawn into the window; the inverse of :func:`read_window`.
+    """Draw a glimpse into a window of an empty canvas; the inverse of :func:`read_window`.
 
     ``glimpse (..., C, h, w), where (..., 3) -> (..., C, height, width)``.
     """

@@ -1,11 +1,11 @@
-"""Vector quantisation (van den Oord et al. 2017, arXiv 1711.00937, section 3 and appendix A.1)."""
+"""Vector quantization (van den Oord et al. 2017, arXiv 1711.00937, section 3 and appendix A.1)."""
 
 import torch
 from torch import Tensor, nn
 
 from pplmodels.distributed import all_reduce, broadcast
 
-EPS = 1e-5  # of a code's count, so that a mean of nothing is not a division by nothing
+EPS = 1e-5  # smallest count of a code, which prevents division by 0
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -19,27 +19,27 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(continuous: Tensor, quantised: Tensor) -> Tensor:
-    """The value of ``quantised`` to the bit, with the gradient of ``continuous``."""
+    """The exact value of ``quantised`` with the gradient of ``continuous``."""
     return _StraightThrough.apply(continuous, quantised)
 
 
 def _exactly(tensor: Tensor) -> torch.autocast:
-    """Products in their operands' own precision, whatever the step's is: distances are differences of large numbers."""
+    """Disable autocast, because distances are differences of large numbers."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 class Codebook(nn.Module):
-    """K vectors of D numbers.
+    """A codebook of K vectors of size D.
 
-    They are learned by gradient (of whatever uses :meth:`embed`), or with ``decay`` as running means of the vectors
-    that were nearest to each (appendix A.1). Either way a code that is not used any more is put where some vector of
-    the batch is (:meth:`update_ema`).
+    The vectors are learned by gradient (through :meth:`embed`) or, with ``decay``, as running means of the inputs
+    assigned to them (appendix A.1). In both cases, a code that is no longer used is reset to a random input of the
+    batch (:meth:`update_ema`).
 
     Arguments:
         codes: K.
         dim: D.
-        decay: of the running means; None to learn by gradient.
-        patience: batches in a row after which a code that was nearest to nothing is revived.
+        decay: decay of the running means; None to learn by gradient.
+        patience: number of consecutive batches without use after which a code is reset.
     """
 
     def __init__(self, codes: int, dim: int, decay: float | None = None, patience: int = 20):
@@ -73,9 +73,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update_ema(self, z: Tensor, codes: Tensor) -> None:
-        """Note that ``codes (..., H, W)`` were nearest to ``z (..., D, H, W)``: usage, running means, revival.
+        """Update usage counts and running means with ``codes (..., H, W)``, the nearest to ``z (..., D, H, W)``.
 
-        Leading dimensions that only the codes have are samples for the same images, which together count once.
+        Unused codes are reset. Additional leading dimensions of the codes are samples for the same images, which
+        together count once.
         """
         z = z.movedim(-3, -1).flatten(0, -2).to(self.vectors.dtype)
         names = torch.arange(len(self.vectors), device=z.device)
@@ -94,7 +95,7 @@ class Codebook(nn.Module):
         self._reset(broadcast(here), dead)
 
     def _reset(self, to: Tensor, which: Tensor) -> None:
-        """Put some codes, ``which (K)``, to other places, ``to (K, D)``, as if a vector there had been theirs."""
+        """Reset the codes in ``which (K)`` to the vectors ``to (K, D)``, each with a count of one."""
         self.vectors.copy_(torch.where(which[:, None], to, self.vectors))
         self.steps_unused.copy_(torch.where(which, 0, self.steps_unused))
         if self.decay is not None:
@@ -103,7 +104,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def init_from(self, z: Tensor) -> None:
-        """Put the codes where vectors of ``z (..., D, H, W)`` are, drawn at random."""
+        """Initialize the codes with random vectors of ``z (..., D, H, W)``."""
         z = z.movedim(-3, -1).flatten(0, -2)
         drawn = torch.randperm(len(z), device=z.device)[torch.arange(len(self.vectors)) % len(z)]
         self._reset(z[drawn], torch.ones_like(self.steps_unused, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""What the command lines of all training scripts share."""
+"""Command-line options and error handling shared by all training scripts."""
 
 import argparse
 import gc
@@ -23,8 +23,8 @@ from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
 from pplmodels.training.signals import raise_on_signal
 
-# What may differ when a run is resumed: none of it changes what is computed. The code that --import names is checked by
-# its classes; its path is never taken from a run's folder, which a stranger may have written.
+# Options that may change when a run is resumed, because they do not affect the result. The file given by --import is
+# checked by its classes. Its path is never read from a run folder, because run folders are untrusted input.
 NOT_STORED = (
     "out",
     "resume",
@@ -37,33 +37,33 @@ NOT_STORED = (
     *("extend", "init_from"),
 )
 IMAGE_OPTIONS = ("background", "image_size", "white_level", "data_memory", "workers")
-# Options that runs of version 0.1.0 do not have in their configuration; they were trained with the defaults.
+# Options that are missing from the configuration of version 0.1.0 runs, which were trained with the defaults.
 LATER = (
     *IMAGE_OPTIONS,
     *("object_spread", "restart_steps", "schedule_steps", "extend", "init_from"),
 )
-ONCE = ("restarts", "with_prior", "eval_every")  # what a run that goes on from another one does not take over from it
-# Options that say what is in the data: nor those, where other data are named.
+ONCE = ("restarts", "with_prior", "eval_every")  # not inherited from the run given by --extend or --init-from
+# Options that describe the data. They are not inherited either if --data is given.
 OF_DATA = (*IMAGE_OPTIONS, "canvas", "counts", "unseen_counts", "max_objects", "object_size", "object_spread")
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-_typed: argparse.Namespace | None = None  # the options of this process's command, once they are known
+_typed: argparse.Namespace | None = None  # the parsed options of this process
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one to show."""
+    """Appends the default to a help text, except for None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that shows defaults, and answers a mistake with one sentence and exit code 2."""
+    """An argument parser that shows defaults and reports an error in one sentence, with exit code 2."""
 
     def __init__(self, **options):
         super().__init__(formatter_class=_Help, **options)
 
     def error(self, message: str) -> None:
-        """Say what is wrong and leave."""
+        """Print the error and exit."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -83,8 +83,8 @@ def training_parser(
 ) -> Parser:
     """A parser with the options that every training script has.
 
-    ``known`` are the data that it can be given; ``background`` is the default of --background, or None for data that
-    are no images of the user's; ``usual_steps`` says what ``steps`` None means.
+    ``known`` is the help text of --data. ``background`` is the default of --background, or None for scripts that do
+    not read the user's images. ``usual_steps`` is the help text for the default number of steps if ``steps`` is None.
     """
     parser = Parser(description=description)
     source = parser.add_argument_group("data")
@@ -101,66 +101,71 @@ def training_parser(
         "--schedule-steps",
         type=positive_int,
         metavar="N",
-        help="steps that schedules other than the learning rate's are made for (default: --steps)",
+        help="length of all schedules except the learning rate's, in steps (default: --steps)",
     )
-    training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images a step")
-    training.add_argument("--lr", type=positive_float, default=lr, help="Adam's learning rate")
-    training.add_argument("--seed", type=seed, default=0, help="of weights, noise, scenes and order")
+    training.add_argument("--batch-size", type=positive_int, default=batch_size, help="images per step")
+    training.add_argument("--lr", type=positive_float, default=lr, help="learning rate of Adam")
+    training.add_argument("--seed", type=seed, default=0, help="random seed")
     training.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available"
     )
     training.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="trace the step once and replay it: the same numbers, sooner",
+        help="compile the training step: faster, with the same results",
     )
     training.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="of the steps' products; measures are float32"
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="autocast dtype in training; evaluation is float32",
     )
-    add_import(parser, "a subclass of this pair's model or guide in it takes its place")
+    add_import(parser, "its subclass of this pair's model or guide replaces the original")
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="run folder (default: runs/<script>-<data>/<time>)")
-    output.add_argument("--resume", action="store_true", help="continue the run in --out, or the newest in it")
+    output.add_argument(
+        "--resume", action="store_true", help="continue the run in --out, or the newest run in that folder"
+    )
     begin = output.add_mutually_exclusive_group()
     begin.add_argument(
-        "--extend", metavar="RUN", help="train RUN further, from its last state, to more --steps in a new run"
+        "--extend", metavar="RUN", help="continue training from the last state of RUN, in a new run with more --steps"
     )
-    begin.add_argument("--init-from", metavar="RUN", help="begin with the weights of RUN")
-    output.add_argument("--eval-every", type=positive_int, help="steps between evaluations (default: a tenth)")
+    begin.add_argument("--init-from", metavar="RUN", help="initialize with the weights of RUN")
+    output.add_argument("--eval-every", type=positive_int, help="steps between evaluations (default: steps / 10)")
     return parser
 
 
 def add_image_options(
     source: argparse._ArgumentGroup, background: str | None = None, data_dir: str | None = None
 ) -> None:
-    """How images of the user's are read (:func:`pplmodels.data.load_images`)."""
-    source.add_argument("--data-dir", default=data_dir, metavar="DIR", help="where torchvision's data sets are, or go")
+    """Add the options for reading the user's images (:func:`pplmodels.data.load_images`)."""
+    source.add_argument("--data-dir", default=data_dir, metavar="DIR", help="folder of torchvision's datasets")
     source.add_argument(
-        "--background", default=background, metavar="COLOUR", help="the colour under transparent pixels, as in CSS"
+        "--background", default=background, metavar="COLOR", help="background of transparent images (CSS color)"
     )
     source.add_argument(
-        "--image-size", type=positive_int, metavar="N", help="resize images, and crop the middle NxN (default: as is)"
+        "--image-size", type=positive_int, metavar="N", help="resize images and center-crop to NxN (default: unchanged)"
     )
     source.add_argument(
         "--white-level",
         type=positive_float,
         metavar="VALUE",
-        help="the value of full intensity (default: 255 of 8 bits, 65535 of 16, 1 of floats)",
+        help="pixel value of full intensity (default: 255 for 8-bit, 65535 for 16-bit and 1 for float images)",
     )
     source.add_argument(
         "--data-memory",
         type=positive_float,
         metavar="GIB",
-        help="what images may take; more are read from disk batch by batch (default: half of what is free)",
+        help="memory for images; larger datasets are read from disk in batches (default: half of the free memory)",
     )
     source.add_argument(
-        "--workers", type=nonnegative_int, metavar="N", help="processes that read from disk (default: 1 to 4)"
+        "--workers", type=nonnegative_int, metavar="N", help="number of data-loading processes (default: 1 to 4)"
     )
 
 
 def image_options(options: argparse.Namespace) -> dict:
-    """The arguments of :func:`pplmodels.data.load_images` that the options say."""
+    """The arguments of :func:`pplmodels.data.load_images` that are given by the options."""
     memory = available_memory() / 2 if options.data_memory is None else options.data_memory * 2**30
     device = resolve_device(options.device)
     if device.type == "cuda" and options.data_memory is None:
@@ -170,9 +175,9 @@ def image_options(options: argparse.Namespace) -> dict:
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Namespace, Run | None]:
-    """The options, and with ``--resume`` the run to continue, locked, whose options then hold.
+    """The options and, with ``--resume``, the locked run to continue, whose stored options are used.
 
-    ``options.typed`` are the names of those that are on the command line.
+    ``options.typed`` is the set of names of the options given on the command line.
     """
     global _typed
     options = parser.parse_args(argv)
@@ -195,7 +200,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> tuple[argparse.Names
 
 
 def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace) -> Run:
-    """The run in ``options.out``, locked; its options replace those that were not typed."""
+    """The run in ``options.out``, locked. Its options replace those that were not given on the command line."""
     if options.out is None:
         raise InputError("--resume needs the run's folder: --out DIR.")
     options.out = distributed.all_gather_object(str(newest_run(options.out)) if distributed.rank() == 0 else "")[0]
@@ -217,13 +222,13 @@ def _resumed(parser: Parser, argv: list[str] | None, options: argparse.Namespace
         options.data_dir = restored.get("data_dir", options.data_dir)
     options.extend, options.init_from = restored["extend"], restored["init_from"]
     run.lock()
-    if options.extend and not has_checkpoint(run.folder):  # it was killed before it had taken over
+    if options.extend and not has_checkpoint(run.folder):  # killed before it had copied the checkpoint
         run.take_over(options.extend)
     return run
 
 
 def _taken_from(parser: Parser, argv: list[str] | None, options: argparse.Namespace) -> None:
-    """Options that were not typed are those of the run that ``--extend`` or ``--init-from`` names."""
+    """Take options that were not given on the command line from the run in ``--extend`` or ``--init-from``."""
     flag = "extend" if options.extend else "init_from"
     folder = Path(
         distributed.all_gather_object(
@@ -247,9 +252,9 @@ def _taken_from(parser: Parser, argv: list[str] | None, options: argparse.Namesp
 
 
 def options_from_config(parser: Parser, run: Run) -> dict:
-    """The options of ``parser`` that config.json of ``run`` has, as if they had been typed.
+    """The options of ``parser`` that the config.json of ``run`` contains, parsed like command-line arguments.
 
-    A stranger may have written that file: what the command line would not take raises :class:`InputError`.
+    The file is untrusted: a value that the command line would reject raises :class:`InputError`.
     """
     actions = {action.dest: action for action in parser._actions}
     found = {}
@@ -270,19 +275,19 @@ def options_from_config(parser: Parser, run: Run) -> dict:
 
 
 def _where_it_was(path: str, run: Run) -> str:
-    """A relative path of the data, from the directory in which the run was begun if there is nothing of it here."""
+    """A path of the data. If it does not exist here, it is resolved against the directory where the run was started."""
     begun = run.config.get("directory")
     before = Path(begun if isinstance(begun, str) else "") / path
     return str(before) if before.exists() and not Path(path).exists() else path
 
 
 def stored_options(parser: Parser) -> list[str]:
-    """The names of the options that a run keeps: all but :data:`NOT_STORED`."""
+    """The names of the options that a run keeps: all except :data:`NOT_STORED`."""
     return [name for name in vars(parser.parse_args([])) if name not in NOT_STORED]
 
 
 def _as_typed(action: argparse.Action | None, default, stored):
-    """A value out of a file as the option's action makes it of text; options without an action have one value."""
+    """A stored value, parsed by the option's action. An option without an action only allows its default."""
     if stored is None or action is None:
         if stored != default:
             raise ValueError("not a value of this option")
@@ -308,7 +313,7 @@ def _converted(action: argparse.Action, stored):
 
 
 def _explicit_options(parser: Parser, argv: list[str] | None) -> set[str]:
-    """The names of the options that were typed."""
+    """The names of the options that were given on the command line."""
     defaults = {action.dest: action.default for action in parser._actions if action.default is not argparse.SUPPRESS}
     unset = object()
     parser.set_defaults(**dict.fromkeys(defaults, unset))
@@ -318,14 +323,14 @@ def _explicit_options(parser: Parser, argv: list[str] | None) -> set[str]:
 
 
 def initialise(options: argparse.Namespace, *halves: PairModule) -> None:
-    """Give the halves the weights of the run that ``--init-from`` names, if there is one."""
+    """Load the weights of the run given by ``--init-from``, if any, into the model and the guide."""
     if options.init_from:
         for half in halves:
             half.load_weights(options.init_from)
 
 
 def create_run(options: argparse.Namespace, script: str) -> Run:
-    """A new run folder for ``options``, in which ``out`` then names it."""
+    """A new run folder for ``options``. Sets ``options.out`` to its path."""
     if options.out is None:
         folder = Path("runs") / f"{script}-{Path(options.data).stem}" / datetime.now().strftime(STAMP)
         options.out = distributed.all_gather_object(str(_unused(folder)) if distributed.rank() == 0 else "")[0]
@@ -338,7 +343,7 @@ def create_run(options: argparse.Namespace, script: str) -> Run:
 
 
 def _unused(folder: Path) -> Path:
-    """``folder``, made by nobody else: with a number behind its name where others began in the same second."""
+    """Create ``folder``, with a number appended if another process created it in the same second."""
     for number in itertools.count(2):
         try:
             folder.mkdir(parents=True)
@@ -351,7 +356,7 @@ def _unused(folder: Path) -> Path:
 
 
 def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int, ...]) -> None:
-    """Refuse images of another shape than those that ``run`` was trained on; note the shape of a new run's images."""
+    """Reject images whose shape differs from those that ``run`` was trained on. Store the shape for a new run."""
     options.image = list(shape)
     trained = options.image if run is None else run.config.get("image", options.image)
     if trained != options.image:
@@ -360,7 +365,7 @@ def check_images(options: argparse.Namespace, run: Run | None, shape: tuple[int,
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``--device`` names."""
+    """The device selected by ``--device``."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here.")
     if name == "cpu" or not torch.cuda.is_available():
@@ -369,23 +374,23 @@ def resolve_device(name: str) -> torch.device:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory that this process has held, on a GPU the most of its tensors."""
+    """The peak memory of this process; on a GPU, the peak memory of its tensors."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # which Windows does not have
+    import resource  # not available on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``; whatever ends it early is told in one sentence.
+    """Run a script's ``main`` and report an error in one sentence.
 
     Exit codes: 2 for bad input, 1 for a failed training or a file that could not be written, 130 for Ctrl-C, 143 for
-    SIGTERM. A character that the terminal's encoding lacks is printed as its number, ``\\u2713``, say.
+    SIGTERM. Characters missing from the terminal's encoding are printed as escapes such as ``\\u2713``.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # notebooks have streams of their own
+        if hasattr(stream, "reconfigure"):  # notebooks replace these streams
             stream.reconfigure(errors="backslashreplace")
     try:
         with raise_on_signal(), distributed.process_group():
@@ -404,12 +409,12 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         code, sentence = 130, f"stopped; {_how_to_go_on()}"
     print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
-    gc.collect()  # the frames of the error are gone; what they held ends, such as processes that read images
+    gc.collect()  # the error's frames are released: this ends what they held, such as data-loading processes
     sys.exit(code)
 
 
 def _how_to_go_on() -> str:
-    """The command that takes up this process's work: with ``--resume --out FOLDER`` once there is a run."""
+    """The command that continues this process's work, with ``--resume --out FOLDER`` if a run folder exists."""
     command = ["python", *sys.argv]
     if _typed is not None and _typed.out is not None and (Path(_typed.out) / "config.json").exists():
         command += [] if "--resume" in command else ["--resume"]
@@ -418,22 +423,22 @@ def _how_to_go_on() -> str:
 
 
 def positive_int(text: str) -> int:
-    """A whole number from 1."""
+    """An integer of at least 1."""
     return _number(text, int, 1, "a whole number from 1")
 
 
 def nonnegative_int(text: str) -> int:
-    """A whole number from 0."""
+    """An integer of at least 0."""
     return _number(text, int, 0, "a whole number from 0")
 
 
 def seed(text: str) -> int:
-    """A whole number from 0 to 2^63."""
+    """An integer from 0 to 2^63."""
     return _number(text, int, 0, "a whole number from 0 to 2^63", most=LARGEST_SEED)
 
 
 def odd_int(text: str) -> int:
-    """An odd whole number from 3."""
+    """An odd integer of at least 3."""
     value = _number(text, int, 3, "an odd whole number from 3")
     if value % 2 == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not an odd whole number from 3")
@@ -446,7 +451,7 @@ def positive_float(text: str) -> float:
 
 
 def finite_float(text: str) -> float:
-    """A number that is finite."""
+    """A finite number."""
     return _number(text, float, -sys.float_info.max, "a finite number")
 
 

@@ -1,4 +1,4 @@
-"""The classes of a user's own, from the file that ``--import`` names."""
+"""User-defined classes from the file given by ``--import``."""
 
 import argparse
 import copy
@@ -18,31 +18,31 @@ from pplmodels.module import PairModule
 from pplmodels.rng import fork_rng
 from pplmodels.training.run import Run
 
-USER_MODULE = "pplmodels_imported"  # the name of the module that --import makes of a file
-NAMED_BY_RUN = True  # what --import without a file stands for
-CHECKED = 32  # images on which a pair is tried
-UNMOVED = "No step would move"  # begins the findings that only warn: a subclass may have no use for what it inherits
-NUDGE = 1e-3  # deviation of what is added to the weights of the pair that is tried
+USER_MODULE = "pplmodels_imported"  # the name of the module that is loaded from the file
+NAMED_BY_RUN = True  # the value of --import without a file
+CHECKED = 32  # number of images used to check a pair
+UNMOVED = "No step would move"  # prefix of findings that only warn: a subclass may not use all inherited parameters
+NUDGE = 1e-3  # standard deviation of the perturbation of the checked pair's weights
 
 
 def add_import(parser: argparse.ArgumentParser, help: str) -> None:
-    """The option to run a file of the user's code, which only a command line can do: a run's folder never does."""
+    """Add the option that executes a file of user code. Only the command line can do this, never a run folder."""
     parser.add_argument(
         "--import",
         dest="imports",
         nargs="?",
         const=NAMED_BY_RUN,
         metavar="FILE.py",
-        help=f"your module: {help} (of a run that was trained with one: without FILE.py, that one)",
+        help=f"your module: {help} (without FILE.py: the module that the run was trained with)",
     )
 
 
 def run_import(options: argparse.Namespace, run: Run | None = None) -> None:
-    """Run the file of ``--import``, if there is one, so that the classes which it defines are known.
+    """Execute the file given by ``--import``, if any, so that the classes it defines are available.
 
-    ``options.imports`` then is its absolute path. ``run`` is the one to go on with or to measure: without a file, the
-    option means the one that it was trained with. Raises :class:`InputError`, for a run with a file of which the
-    options say nothing too.
+    Sets ``options.imports`` to its absolute path. ``run`` is the run to continue or to evaluate; ``--import`` without
+    a file selects the file that ``run`` was trained with. Raises :class:`InputError` if this fails, or if ``run`` was
+    trained with a file and ``--import`` is missing.
     """
     stored = None if run is None else run.config.get("imports")
     if options.imports is None:
@@ -66,12 +66,12 @@ def run_import(options: argparse.Namespace, run: Run | None = None) -> None:
     sys.modules[USER_MODULE] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # of a user's code, any
+    except Exception as error:  # user code can raise anything
         raise _told(error, path) from error
 
 
 def user_classes(options: argparse.Namespace, *kinds: type) -> list[type]:
-    """The pair's classes ``kinds``; in the place of each the subclass that the file of ``--import`` defines."""
+    """The pair's classes ``kinds``, each replaced by its subclass in the file given by ``--import``, if any."""
     if options.imports is None:
         return list(kinds)
     chosen = []
@@ -89,7 +89,7 @@ def user_classes(options: argparse.Namespace, *kinds: type) -> list[type]:
 
 
 def _defined(kind: type) -> list[type]:
-    """The subclasses of ``kind`` that the user's file defines."""
+    """The subclasses of ``kind`` defined in the user's file."""
     own = [
         value
         for value in vars(sys.modules[USER_MODULE]).values()
@@ -99,19 +99,19 @@ def _defined(kind: type) -> list[type]:
 
 
 def checked(options: argparse.Namespace, build: Callable[[], Iterable[PairModule]], images: Images) -> nn.ModuleList:
-    """The pair that ``build()`` returns, on the device of ``images``; it is tried on some if it has a user's classes.
+    """The pair returned by ``build()``, on the device of ``images``. Pairs with user-defined classes are checked.
 
-    Raises :class:`InputError` if the pair cannot be built as the options say, where the user's code fails, or with
-    what :func:`pplmodels.inspect.check_pair` finds; parameters that would stay as they are make a warning on stderr.
-    The random generators are where ``build`` left them.
+    Raises :class:`InputError` if the pair cannot be built with these options, if the user's code fails, or if
+    :func:`pplmodels.inspect.check_pair` finds a problem. Parameters without a gradient only cause a warning on
+    stderr. The check does not change the state of the random generators.
     """
     try:
         pair = nn.ModuleList(build()).to(images.pixels.device)
     except InputError:
         raise
-    except Exception as error:  # of a user's code, any
+    except Exception as error:  # user code can raise anything
         file = options.imports and Path(options.imports)
-        if file and (isinstance(error, TypeError) or _lines(error, file)):  # arguments that the class does not take
+        if file and (isinstance(error, TypeError) or _lines(error, file)):  # or wrong arguments
             raise _told(error, file) from error
         if isinstance(error, ValueError):
             raise InputError(f"{error}.") from error
@@ -128,8 +128,8 @@ def checked(options: argparse.Namespace, build: Callable[[], Iterable[PairModule
 
 
 def _findings(pair: nn.ModuleList, x: Tensor, file: Path) -> list[str]:
-    """What is wrong with the pair after a small move: that a flow begins as the identity, say, is no fault."""
-    from pplmodels.inspect import check_pair  # pandas and xarray are slow to import
+    """Problems of the pair after a small perturbation, so that e.g. a flow that starts as the identity passes."""
+    from pplmodels.inspect import check_pair  # imported late, because pandas and xarray are slow to import
 
     try:
         moved = copy.deepcopy(pair)
@@ -142,7 +142,7 @@ def _findings(pair: nn.ModuleList, x: Tensor, file: Path) -> list[str]:
 
 
 def _told(error: Exception, path: Path) -> InputError:
-    """What went wrong in the user's file, and on which line of it."""
+    """The error in the user's file and its line."""
     text = error.msg if isinstance(error, SyntaxError) and error.filename == str(path) else str(error)
     lines = _lines(error, path)
     where = f"line {lines[-1]}" if lines else " or ".join(kind.__name__ for kind in _defined(PairModule))
@@ -150,7 +150,7 @@ def _told(error: Exception, path: Path) -> InputError:
 
 
 def _lines(error: Exception, path: Path) -> list[int]:
-    """The lines of the file on which the error came about, outermost first."""
+    """The line numbers of the file in the error's traceback, outermost first."""
     frames = traceback.walk_tb(error.__traceback__)
     lines = [number for frame, number in frames if frame.f_code.co_filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:

@@ -1,1 +1,1 @@
-"""The compiled step: tracing a pair into a graph, checking and replaying it."""
+"""Compiled steps: a pair is traced into a graph, which is checked and replayed."""

@@ -1,4 +1,4 @@
-"""Whether a replayed graph did what the program does, up to rounding."""
+"""Comparison of the results of a replayed graph and of its program, up to rounding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Outcome:
-    """What a run returned, the tensors it left behind, and the states of the random generators after it."""
+    """The results of a run, and the tensors and the states of the random generators after it."""
 
     results: list
     tensors: list[Tensor]
@@ -23,14 +23,15 @@ def difference(
     name: Callable[[int], str],
     tolerance: float | None,
 ) -> str:
-    """The name of the first thing that the graph gets wrong; "" if there is none.
+    """The name of the first result, tensor or generator in which graph and program differ; "" if they agree.
 
-    Results are compared by their values, the first (a loss) by itself and the others (gradients) with the largest of
-    them as their scale: below its rounding a gradient is noise, such as that of a bias before batch normalisation.
-    Tensors that a run leaves behind are compared by their changes since ``before``, so that a slow one counts as much.
+    Results are compared by their values. The first result (the loss) is compared on its own scale, the others
+    (gradients) also on the scale of the largest of them, because gradients below its rounding error are noise (e.g. of
+    a bias before batch normalization). Tensors are compared by their changes since ``before``, so that slow changes
+    are detected, too.
 
     Arguments:
-        name: of a tensor that was left behind, by its index.
+        name: returns the name of a tensor from its index.
         tolerance: relative to the largest entry; None for 1e-9 in float64 and 1e-4 otherwise.
     """
     floating = [r for r in program.results[1:] if isinstance(r, Tensor) and r.is_floating_point()]
@@ -66,9 +67,9 @@ def _equal(got: Tensor, expected: Tensor) -> Tensor:
 
 
 def _close(got, expected, tolerance: float | None, largest: float) -> bool:
-    """Equal up to the rounding of sums taken in another order, relative to the largest entry.
+    """Whether values are equal up to the rounding of reordered sums, relative to the largest entry.
 
-    What is smaller than a hundredth of the rounding of ``largest`` counts as equal.
+    Differences below a hundredth of the rounding error of ``largest`` are ignored.
     """
     if not isinstance(expected, Tensor):
         return got == expected
@@ -81,7 +82,7 @@ def _close(got, expected, tolerance: float | None, largest: float) -> bool:
 
 
 def _changed_alike(got: Tensor, expected: Tensor, before: Tensor, tolerance: float | None) -> bool:
-    """Whether two values are the same change of a third, up to rounding of the change and of the value."""
+    """Whether two tensors have changed equally since ``before``, up to rounding of the change and of the value."""
     if torch.equal(got, expected):
         return True
     if not expected.is_floating_point() or torch.equal(expected, before):

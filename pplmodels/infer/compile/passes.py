@@ -1,4 +1,4 @@
-"""Rewrites of a traced graph that leave every number as it is."""
+"""Optimization passes over a traced graph that do not change its results."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -6,23 +6,23 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
-FILLS = {  # of their argument they use the shape, which a graph fixes
+FILLS = {  # they only use the shape of their argument, which is fixed in a graph
     aten.new_zeros.default: torch.zeros,
     aten.zeros_like.default: torch.zeros,
     aten.new_ones.default: torch.ones,
     aten.ones_like.default: torch.ones,
 }
 LIFTS = (aten.lift_fresh.default, aten.lift_fresh_copy.default)
-# They write to the running mean and variance, their fourth and fifth argument, and their schemas do not say so.
+# These write to the running mean and variance, their fourth and fifth arguments, which their schemas do not declare.
 BATCH_NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
 RESHAPES = (aten.expand.default, aten.view.default, aten._unsafe_view.default)
 
 
 def simplified(module: GraphModule, inputs: list[torch.Tensor]) -> tuple[GraphModule, list[int]]:
-    """The same graph without no-ops, repeated operations, results nobody reads, and with constants computed once.
+    """Remove no-ops, repeated operations and unused results from a graph, and fold constants.
 
-    ``inputs`` are the tensors that it was traced with. Those that nothing reads or writes are removed from its inputs;
-    the places of the others are returned too.
+    ``inputs`` are the tensors that the graph was traced with. Unused inputs are removed. Returns the graph and the
+    indices of the remaining inputs.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -46,7 +46,7 @@ def simplified(module: GraphModule, inputs: list[torch.Tensor]) -> tuple[GraphMo
 
 
 def _equal_argument(node: Node) -> Node | None:
-    """The node that a no-op returns as it is."""
+    """The argument that a no-op returns unchanged; None if the node is not a no-op."""
     if node.target in (aten.detach.default, aten.alias.default):
         return node.args[0]
     if node.target is aten.t.default and node.args[0].target is aten.t.default:
@@ -62,7 +62,7 @@ def _schema(node: Node):
 
 
 def _has_effect(node: Node) -> bool:
-    """Whether a call changes one of its arguments or a random generator, or may raise an error and returns nothing."""
+    """Whether a call modifies an argument or a random generator, or returns nothing (e.g. an assertion)."""
     if node.op != "call_function" or _schema(node) is None:
         return node.op in ("placeholder", "output")
     return bool(_writes(node)) or not _schema(node).returns or torch.Tag.nondeterministic_seeded in node.target.tags
@@ -76,7 +76,7 @@ def _writes(node: Node) -> set[Node]:
 
 
 def written_arguments(operation, args: Sequence, kwargs: Mapping) -> list:
-    """Those of an operation's arguments that it writes to."""
+    """The arguments that an operation writes to."""
     if operation in BATCH_NORMS:
         return list(args[3:5]) if args[5] else []
     arguments = operation._schema.arguments
@@ -85,7 +85,7 @@ def written_arguments(operation, args: Sequence, kwargs: Mapping) -> list:
 
 
 def _may_alias(node: Node) -> bool:
-    """Whether a call's result shares storage with an argument."""
+    """Whether a call's result may share storage with an argument."""
     if node.op != "call_function":
         return False
     if _schema(node) is None:  # getitem of a call with several results
@@ -94,7 +94,7 @@ def _may_alias(node: Node) -> bool:
 
 
 def _same_memory(placeholders: list[Node], inputs: list[torch.Tensor]) -> list[set[Node]]:
-    """The inputs that share memory, group by group."""
+    """Groups of inputs that share memory."""
     groups: dict[int, set[Node]] = {}
     for node, tensor in zip(placeholders, inputs, strict=True):
         groups.setdefault(tensor.untyped_storage().data_ptr(), set()).add(node)
@@ -102,7 +102,7 @@ def _same_memory(placeholders: list[Node], inputs: list[torch.Tensor]) -> list[s
 
 
 def _written_storage(graph: Graph, same_memory: list[set[Node]]) -> set[Node]:
-    """Nodes whose storage some operation writes to: written nodes, what they are views of, and views of those."""
+    """The nodes whose storage an operation writes to: written nodes and all nodes that share memory with them."""
     written: set[Node] = set().union(*map(_writes, graph.nodes))
     size = -1
     while size != len(written):
@@ -121,10 +121,10 @@ def _nodes_in(value) -> set[Node]:
 
 
 def _fold_constants(module: GraphModule, written: set[Node]) -> None:
-    """Compute once, now, what depends on no input, no random generator and no storage that is written to.
+    """Precompute nodes that do not depend on inputs, random generators or storage that is written to.
 
-    A tensor that was met while tracing and is no input is a constant only where the program made it from Python
-    numbers; torch then "lifts" it. Any other belongs to somebody who may write to it.
+    A tensor found during tracing that is not an input only counts as constant if the program created it from Python
+    numbers, which torch "lifts". Other code may write to any other tensor.
     """
     graph = module.graph
     values: dict[Node, object] = {}
@@ -150,7 +150,7 @@ def _fold_constants(module: GraphModule, written: set[Node]) -> None:
 
 
 def _share_repeated(graph: Graph, written: set[Node]) -> None:
-    """Let equal operations on equal inputs be one operation."""
+    """Merge equal operations on equal inputs (common-subexpression elimination)."""
     known: dict[tuple, Node] = {}
     for node in list(graph.nodes):
         reads_written = node in written or any(argument in written for argument in node.all_input_nodes)
@@ -164,7 +164,7 @@ def _share_repeated(graph: Graph, written: set[Node]) -> None:
 
 
 def _frozen(value):
-    """A hashable form of a node's arguments that tells 1, 1.0 and True apart."""
+    """A hashable form of a node's arguments that distinguishes 1, 1.0 and True."""
     if isinstance(value, dict):
         return tuple((name, _frozen(part)) for name, part in sorted(value.items()))
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Tracing a program into a flat graph of tensor operations once, and replaying that."""
+"""Programs that are traced once into a flat graph of tensor operations and then replayed."""
 
 import warnings
 from collections import Counter
@@ -22,39 +22,39 @@ from pplmodels.infer.compile.tracing import CompileError, explained, line_that_d
 from pplmodels.rng import get_rng_state
 from pplmodels.states import named, packed
 
-MANY = 16  # graphs kept, and traces after which one is told that tracing keeps happening
-ARRAY = 64  # entries of an argument's NumPy array that may be part of a signature
+MANY = 16  # maximum number of graphs, and number of traces after which each new trace causes a warning
+ARRAY = 64  # maximum size of NumPy arrays in arguments, which become part of the signature
 HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
 
 
 class CompiledProgram:
     """A program that runs as a flat graph after its first call with given shapes.
 
-    ``program(*args, **kwargs)`` may use Pyro, autograd and modules; it returns tensors, and values that the signature
-    fixes, in any nesting. The first call with a new *signature* runs the program itself, and then traces it under
-    :func:`torch.fx.experimental.proxy_tensor.make_fx`, which records every tensor operation, those of autograd
-    included; from the second call on the operations run by themselves, without Python modules, Pyro, provenance or
-    autograd. Every tensor that can be reached from the arguments and ``roots``
-    (:class:`pplmodels.infer.compile.state.State`) is an input of the graph, read anew at each call. Random operations
-    draw from the generators, in the order of the program. In-place changes of tensors are operations like others. Where
-    the program puts another tensor in an attribute, list, dict or variable, so does the graph.
+    ``program(*args, **kwargs)`` may use Pyro, autograd and modules. It returns tensors, and values that are determined
+    by the signature, in any nesting. The first call with a new *signature* runs the program and then traces it with
+    :func:`torch.fx.experimental.proxy_tensor.make_fx`, which records all tensor operations, including those of
+    autograd. Later calls only run these operations, without Python modules, Pyro, provenance or autograd. Every tensor
+    that can be reached from the arguments and ``roots`` (:class:`pplmodels.infer.compile.state.State`) is an input of
+    the graph, whose value is read at each call. Random operations draw from the generators in the same order as the
+    program. In-place operations on tensors are recorded like other operations. If the program replaces a tensor in an
+    attribute, list, dict or variable, the graph replaces it, too.
 
-    The signature holds everything else that can be reached, the shape, dtype and device of every tensor, which tensors
-    are the same, and torch's global settings. A change makes a new graph.
+    The signature consists of everything else that can be reached, the shape, dtype and device of every tensor, the
+    identities of tensors, and torch's global settings. A new signature causes a new trace.
 
-    A new graph is compared with the program from the same state, under another seed than it was traced with
-    (:mod:`pplmodels.infer.compile.comparison`). The comparison is repeated at the graph's second call, fourth, eighth
-    and so on, with that call's arguments, to find changes that the signature does not show (a file, an object of a C
-    extension). A difference counts if it shows under two seeds. It raises :class:`CompileError`, as does what cannot
-    be traced, with everything as it was before the call. With ``fallback`` there is one warning instead, and the
-    program itself runs from then on.
+    A new graph is compared with the program from the same state, with another seed than in tracing
+    (:mod:`pplmodels.infer.compile.comparison`). The comparison is repeated at the graph's second, fourth, eighth, ...
+    call, with the arguments of that call, to detect changes that the signature does not contain (e.g. of a file or of
+    an object of a C extension). Graph and program count as different if they differ with two seeds. In this case, or if
+    the program cannot be traced, the state before the call is restored and :class:`CompileError` is raised. With
+    ``fallback``, there is one warning instead, and from then on the program itself is run.
 
     Arguments:
-        program: what to replay.
-        roots: gives the objects that it reads, by name; what they are may change from call to call.
-        fallback: run the program itself where it cannot be compiled.
-        tolerance: by which graph and program may differ, of the largest entry (sums are taken in another order);
-            None for what float32 and float64 round.
+        program: the function to compile.
+        roots: returns the objects that the program reads, by name. They may change between calls.
+        fallback: run the program itself if it cannot be compiled.
+        tolerance: allowed difference of graph and program relative to the largest entry, because sums are reordered;
+            None for defaults for float32 and float64.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CompiledProgram:
         self.fallback, self.tolerance = fallback, tolerance
         self.graphs: dict[tuple, TracedGraph | None] = {}
         self.traces = 0
-        self._found: list[nn.Module] = []  # modules that run and cannot be reached otherwise
+        self._found: list[nn.Module] = []  # called modules that cannot be reached from the roots
         self._rooted: dict[str, object] = {}
         self._state: State | None = None
         self._numbers: dict[tuple, int] = {}
@@ -77,11 +77,11 @@ class CompiledProgram:
         self._warned = self._told = False
 
     def __reduce__(self):
-        """Copies, and what is read from a file, trace anew."""
+        """Copied and unpickled programs have no graphs and are traced again."""
         return type(self), (self.program, self.roots, self.fallback, self.tolerance)
 
     def __call__(self, *args, **kwargs):
-        """The program's result, detached; on CUDA it is overwritten by the next call."""
+        """The program's detached result. On CUDA, it is overwritten by the next call."""
         if reason := _why_not_here():
             return self._uncompiled(refusal(reason), args, kwargs)
         state = self._current()
@@ -109,7 +109,7 @@ class CompiledProgram:
         return self.program(*args, **kwargs)
 
     def _give_up(self, error: CompileError) -> None:
-        """Raise, or warn once that the program runs as it is."""
+        """Raise an error or, with ``fallback``, warn once that the program runs uncompiled."""
         if not self.fallback:
             raise error
         if not self._warned:
@@ -117,7 +117,7 @@ class CompiledProgram:
         self._warned = True
 
     def _current(self) -> State:
-        """The state of what the program reads, walked again only where something was rebound."""
+        """The state that the program reads. It is only collected again if an object has been rebound."""
         roots = dict(self.roots())
         same = self._state is not None and len(roots) == len(self._rooted)
         same = same and all(roots[name] is self._rooted.get(name) for name in roots)
@@ -131,15 +131,15 @@ class CompiledProgram:
         return State({**roots, **hidden, "torch's global hooks": HOOKS})
 
     def _key(self, state: State, arguments: State) -> tuple:
-        if state is not self._numbered:  # a number stands for a signature, which is long
+        if state is not self._numbered:  # signatures are long, so keys use their numbers
             self._numbered, self._number = state, self._numbers.setdefault(state.signature, len(self._numbers))
         return self._number, arguments.signature, _settings()
 
     def _first(self, state: State, arguments: State, args: tuple, kwargs: dict):
         """Run the program itself, then trace it.
 
-        The first run may create what later runs find (lazy parameters, caches, the sites of an AutoGuide). Then the
-        trace starts from the state after it, otherwise from the same state.
+        If the first run creates objects that later runs use (lazy parameters, caches, the sites of an AutoGuide), the
+        trace starts from the state after this run, otherwise from the state before it.
         """
         self._tell_why(state, arguments)
         start = _snapshot(state, arguments)
@@ -168,7 +168,7 @@ class CompiledProgram:
             graph = None
             self._give_up(error)
         self._keep(self._key(base, given), graph)
-        if same and graph is not None:  # a resumed training takes the very step of one that was not interrupted
+        if same and graph is not None:  # so resumed training is identical to uninterrupted training
             arguments.restore_bindings()
             self._state = state
             return self._replayed(graph, state, arguments)
@@ -179,7 +179,7 @@ class CompiledProgram:
 
     @staticmethod
     def _check_arguments(before: State, args: tuple, kwargs: dict, known: State) -> None:
-        """Raise if the program has put something else into its arguments than was there."""
+        """Raise an error if the program has changed the contents of its arguments."""
         after = State(_named(args, kwargs), known=known)
         if after.signature != before.signature or not before.unchanged():
             what = before.difference(after) or "an argument"
@@ -196,14 +196,14 @@ class CompiledProgram:
         self.graphs[key] = graph
 
     def _traced(self, state: State, arguments: State, args: tuple, kwargs: dict) -> TracedGraph:
-        """The graph from a state, compared with the program; the state is left as it was."""
+        """Trace a graph from a state and compare it with the program. The state is restored."""
         with _left_as_it_was(state, arguments) as before:
             torch.manual_seed(torch.initial_seed() + 1)
             try:
-                expected = self._outcome(state, arguments, args, kwargs)  # raises where no graph could be right
+                expected = self._outcome(state, arguments, args, kwargs)  # raises if no graph could be correct
             except CompileError:
                 raise
-            except Exception as error:  # the first run went well: the program is not one that can be run again
+            except Exception as error:  # the first run succeeded, so the program cannot be repeated
                 raise explained(error, "a second run with the same arguments fails") from error
             state.restore_bindings()
             before.restore()
@@ -219,7 +219,7 @@ class CompiledProgram:
         return graph
 
     def _compared(self, graph: TracedGraph, key: tuple, state: State, arguments: State, args: tuple, kwargs: dict):
-        """A call at which graph and program are compared; returns the graph's results."""
+        """Compare graph and program, then replay the graph and return its results."""
         try:
             with _left_as_it_was(state, arguments) as before:
                 self._compare(graph, before, (0, 1), state, arguments, args, kwargs)
@@ -244,10 +244,10 @@ class CompiledProgram:
         kwargs: dict,
         expected: Outcome | None = None,
     ) -> None:
-        """Run graph and program from the same state; raises if they differ under both seeds (offsets to the current).
+        """Run graph and program from the same state; raises if they differ for both seeds.
 
-        A difference under one seed may be a choice that falls the other way by rounding. ``expected`` is what the
-        program does under the first.
+        ``seeds`` are offsets to the current seed. A difference for only one seed may be caused by rounding that flips
+        a discrete choice. ``expected`` is the program's outcome for the first seed, if known.
         """
         differences, name = [], partial(tensor_name, state, arguments)
         for offset in seeds:
@@ -259,7 +259,7 @@ class CompiledProgram:
                 state.restore_bindings()
                 before.restore()
             expected = None
-            # all ranks have to go on alike
+            # all ranks must take the same decision
             found = difference(*outcomes, [value for _, value in before.tensors], name, self.tolerance)
             differences.append(max(distributed.all_gather_object(found)))
             if not differences[-1]:
@@ -272,7 +272,7 @@ class CompiledProgram:
     def _outcome(
         self, state: State, arguments: State, args: tuple, kwargs: dict, graph: TracedGraph | None = None
     ) -> Outcome:
-        """What one run, of the graph or the program, returns and leaves behind."""
+        """The outcome of one run of the graph or, without ``graph``, of the program."""
         if graph is not None:
             results, rebound = graph(state.tensors, arguments.tensors)
             tensors = [rebound.get(index, tensor) for index, tensor in enumerate(state.tensors)]
@@ -307,7 +307,7 @@ class CompiledProgram:
         return Outcome(leaves, tensors, get_rng_state())
 
     def _tell_why(self, state: State, arguments: State) -> None:
-        """Name what keeps changing: a number at its second value, anything after many traces."""
+        """Warn about the cause of a new trace: a changed number (once), or any change after many traces."""
         self.traces += 1
         if self._last is not None:
             known, given = self._last
@@ -335,7 +335,7 @@ def _snapshot(state: State, arguments: State) -> Snapshot:
 
 @contextmanager
 def _left_as_it_was(state: State, arguments: State) -> Iterator[Snapshot]:
-    """Gives what state and arguments hold, and goes back to it at the end."""
+    """Yields a snapshot of state and arguments, and restores it on exit."""
     before = _snapshot(state, arguments)
     try:
         yield before
@@ -351,7 +351,7 @@ def _named(args: tuple, kwargs: dict) -> dict[str, object]:
 
 
 def _settings() -> tuple:
-    """What of torch's global state changes the operations of a program."""
+    """The part of torch's global state that affects the operations of a program."""
     return (
         torch.get_default_dtype(),
         torch.get_default_device(),
@@ -363,7 +363,7 @@ def _settings() -> tuple:
 
 
 def _why_not_here() -> str:
-    """Why no graph is made or used in the contexts around this call; "" if there is no reason."""
+    """The reason why the contexts around this call prevent compilation; "" if there is none."""
     if _PYRO_STACK:
         names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
         return f"it is called inside of Pyro's handlers ({names}): put them around model and guide"
@@ -376,7 +376,7 @@ def _why_not_here() -> str:
 
 
 def _why_not_these(state: State, arguments: State) -> str:
-    """Why no graph is made of a program that may read these objects; "" if there is no reason."""
+    """The reason why a program that reads these objects cannot be compiled; "" if there is none."""
     if arrays := arguments.large_arrays(ARRAY):
         names = arguments.names(arrays)
         return f"{names} is a NumPy array, whose values would be constants of the graph: pass torch.from_numpy(...)"
@@ -392,11 +392,11 @@ def _why_not_these(state: State, arguments: State) -> str:
 
 
 def _copied(args: tuple, kwargs: dict, state: State) -> tuple[tuple, dict]:
-    """The arguments with clones of their tensors.
+    """The arguments, with tensors replaced by clones.
 
-    The first run may have cached results by the identity of its arguments, as Pyro's transforms do: a second run with
-    the same tensors would find them, and the next step will not. Tensors stay as they are if the state holds them, if
-    they share memory, or if a clone would have other strides.
+    The first run may have cached results by the identity of its arguments, as Pyro's transforms do. A second run with
+    the same tensors would use this cache, while the next step will not. Tensors are not cloned if they are part of the
+    state, if they share memory, or if a clone would have other strides.
     """
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is Tensor and leaf.layout is torch.strided]
     memory = Counter(t.untyped_storage().data_ptr() for t in {id(t): t for t in tensors}.values())
@@ -414,7 +414,7 @@ def _detached(results):
 
 
 def _other_generators(state: State) -> tuple:
-    """The states of the generators that are not torch's, comparable."""
+    """The states of all generators except torch's, in a comparable form."""
     states = get_rng_state()
     own = [values for values in state.get_rng_state() if not isinstance(values, Tensor)]
     return packed(named({"python": states["python"], "numpy": states["numpy"]})), repr(own)

@@ -1,8 +1,8 @@
-"""What a program reads and changes besides its arguments: everything that can be reached from its objects.
+"""The state that a program reads and changes besides its arguments: everything reachable from its objects.
 
-A model or guide reads more than tensors: attributes, modes, hooks, globals, the contents of lists and dicts.
-:class:`State` walks all of it and divides it into tensors, whose values are read anew whenever a graph runs, and a
-signature, hashable, which holds the rest. Two states of one signature differ in the values of their tensors alone.
+A model or guide does not only read tensors, but also attributes, modes, hooks, globals, and the contents of lists and
+dicts. :class:`State` collects all of these. It separates tensors, whose values are read whenever a graph runs, from a
+hashable signature of everything else. Two states with the same signature only differ in the values of their tensors.
 """
 
 import dis
@@ -30,8 +30,8 @@ from pplmodels.rng import (
     set_rng_state,
 )
 
-LIMIT = 50_000  # objects that a walk enters; those further away are compared by identity
-ARRAY = 1_000_000  # bytes up to which an array is compared by its content
+LIMIT = 50_000  # maximum number of visited objects; all others are compared by identity
+ARRAY = 1_000_000  # maximum size in bytes of arrays that are compared by content
 VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range)
 VALUES += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 # Instances of these libraries' classes are compared by identity, unless WALKED names their module. Their classes and
@@ -39,8 +39,8 @@ VALUES += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 LIBRARIES = {*sys.stdlib_module_names, "builtins", "torch", "torchvision", "pyro", "numpy", "scipy", "pandas"}
 LIBRARIES |= {"matplotlib", "PIL", "tqdm", "tensorboard", "sklearn", "networkx", "xarray", "arviz", "IPython"}
 WALKED = ("torch.nn", "torch.distributions", "pyro", "argparse", "types", "collections", "dataclasses", "functools")
-CONTEXT = "pyro.nn.module._Context"  # a cache, empty between calls
-TENSOR = {"unconstrained"}  # an attribute that Pyro gives to the values of parameters
+CONTEXT = "pyro.nn.module._Context"  # a cache that is empty between calls
+TENSOR = {"unconstrained"}  # an attribute that Pyro sets on the values of parameters
 UNREAD = {  # attributes that a step does not read: hooks for saving and loading, and the flag of argument checks
     "_validate_args",
     "_state_dict_hooks",
@@ -54,19 +54,19 @@ UNREAD = {  # attributes that a step does not read: hooks for saving and loading
 class State:
     """Everything that can be reached from some objects.
 
-    The walk enters modules, functions (what they close over, their defaults and the globals that they name), bound
-    methods, partials, lists, dicts, sets, classes and plain objects, and also distributions and handlers of torch and
-    Pyro. Objects of other libraries are compared by identity.
+    The traversal visits modules, functions (their closures, defaults and globals), bound methods, partials, lists,
+    dicts, sets, classes and plain objects, and also distributions and handlers of torch and Pyro. Objects of other
+    libraries are compared by identity.
 
     Arguments:
         roots: the objects by name.
-        known: another state; the walk refers to what that one holds and does not enter it again.
-        hooks: whether the hooks of modules count.
+        known: another state. Objects in it are referred to and not visited again.
+        hooks: whether to include the hooks of modules.
 
     Attributes:
-        tensors: every tensor, once, in an order that the signature fixes.
-        signature: everything else, hashable: values with their types, structure, classes and functions, which objects
-            and tensors are the same, and each tensor's shape, strides, dtype, device and need of a gradient.
+        tensors: every tensor, once, in an order that is determined by the signature.
+        signature: everything else in hashable form: values with their types, structure, classes and functions, the
+            identities of objects and tensors, and each tensor's shape, strides, dtype, device and ``requires_grad``.
     """
 
     def __init__(self, roots: Mapping[str, object], known: "State | None" = None, hooks: bool = True):
@@ -74,10 +74,10 @@ class State:
         self.generators: list = []
         self.arrays: list[tuple[np.ndarray, int]] = []
         self.iterators: list[int] = []
-        self.unsupported: list[int] = []  # the places of tensors of other classes and layouts
+        self.unsupported: list[int] = []  # places of tensors of other classes and layouts
         self._known, self._hooks = known, hooks
-        self._names: list[tuple[int, str]] = []  # of each part: its holder's place and its name there
-        self._held: list = []  # so that no other object gets the id of one in the signature
+        self._names: list[tuple[int, str]] = []  # for each part, the place of its holder and its name there
+        self._held: list = []  # keeps objects alive, so that ids in the signature stay unique
         self._seen: dict[int, int] = {}
         self._places: dict[int, list] = {}
         self._watched = Watched()
@@ -93,21 +93,21 @@ class State:
         self._watched.remember()
 
     def unchanged(self) -> bool:
-        """Whether a new walk would find the very same tensors and the same signature."""
+        """Whether a new traversal would find the identical tensors and the same signature."""
         same_kinds = list(map(kind_of, self.tensors)) == self._kinds
         same_memory = list(map(Tensor.data_ptr, self.tensors)) == self._memory
         return same_kinds and same_memory and self._watched.unchanged()
 
     def restore_bindings(self) -> None:
-        """Give dicts, lists, sets, cells and attributes back the very objects that they held."""
+        """Restore the objects that dicts, lists, sets, cells and attributes held."""
         self._watched.restore()
 
     def can_rebind(self, index: int) -> bool:
-        """Whether another tensor can be put where one is: in an attribute, list, dict or variable, or a tuple there."""
+        """Whether a tensor can be replaced in its holder: an attribute, list, dict or variable, or a tuple in one."""
         return bool(self._watched.places(self.tensors[index]))
 
     def rebind(self, tensors: Mapping[int, Tensor]) -> None:
-        """Put others in the places of some tensors, by their index."""
+        """Replace tensors, given by their indices, in their holders."""
         for index, tensor in tensors.items():
             if index not in self._places:
                 self._places[index] = self._watched.places(self.tensors[index])
@@ -117,15 +117,15 @@ class State:
             self.tensors[index], self._memory[index] = tensor, tensor.data_ptr()
 
     def holds(self, thing) -> bool:
-        """Whether the very object has been looked at."""
+        """Whether this object has been visited."""
         return id(thing) in self._seen
 
     def names(self, places: list[int]) -> str:
-        """How some parts are reached from the roots, in a row."""
+        """The names of several parts, joined by commas."""
         return ", ".join(map(self.name, places))
 
     def large_arrays(self, size: int) -> list[int]:
-        """The places of NumPy arrays of more than so many entries."""
+        """The places of NumPy arrays with more than ``size`` entries."""
         return [place for array, place in self.arrays if array.size > size]
 
     def get_rng_state(self) -> list:
@@ -133,7 +133,7 @@ class State:
         return list(map(get_generator_state, self.generators))
 
     def difference(self, other: "State") -> str:
-        """The name of the first thing that differs in another state, and how; "" if nothing does."""
+        """The name of the first difference to another state and a description of it; "" if there is none."""
         for place, (mine, its) in enumerate(zip(self.signature[:-1], other.signature[:-1], strict=False)):
             if mine != its:
                 return f"{self.name(place)}{_how(mine, its)}"
@@ -142,7 +142,7 @@ class State:
         return "which tensors share memory" if len(self.signature) == len(other.signature) else "what there is"
 
     def changed_numbers(self, other: "State") -> list[str]:
-        """The names of the plain numbers that differ in another state, if nothing else does."""
+        """The names of the plain numbers that differ from another state, if there are no other differences."""
         *mine, memory = self.signature
         *its, other_memory = other.signature
         if len(mine) != len(its) or memory != other_memory:
@@ -152,23 +152,23 @@ class State:
         return [self.name(i) + _how(its[i], mine[i]) for i in places] if numbers else []
 
     def name(self, place: int) -> str:
-        """How a part is reached from the roots, such as ``model.net.weight``."""
+        """The path of a part from the roots, such as ``model.net.weight``."""
         holder, name = self._names[place]
         return name if holder < 0 else self.name(holder) + name
 
     def tensor_name(self, index: int) -> str:
-        """How a tensor is reached from the roots."""
+        """The path of a tensor from the roots."""
         return self.name(self._seen[id(self.tensors[index])])
 
     def _part(self, thing, place: int):
-        """What a thing adds to the signature; what it holds waits to be looked at."""
+        """The part of the signature for a thing. Everything that it holds is queued."""
         kind = type(thing)
         if kind in VALUES or issubclass(kind, np.generic):
-            return kind, thing if thing == thing else "nan", str(thing)  # which tells 0.0 from -0.0
+            return kind, thing if thing == thing else "nan", str(thing)  # distinguishes 0.0 and -0.0
         if self._known is not None and (at := self._known._seen.get(id(thing))) is not None:
             return "known", at
         if (at := self._seen.get(id(thing))) is not None:
-            if isinstance(thing, Tensor) and self._names[at][0] < 0:  # where it is held says more than a root's name
+            if isinstance(thing, Tensor) and self._names[at][0] < 0:  # prefer the holder's name over a root's
                 self._names[at] = self._names[-1]
             return "again", at
         self._seen[id(thing)] = place
@@ -215,7 +215,7 @@ class State:
         return _Same(type(thing)), tuple(_key(key) for key in thing if not (attributes and key in UNREAD)), own
 
     def _attributes(self, thing, place: int):
-        """Of an object of a subclass of list, tuple or dict, what else it holds."""
+        """The attributes of an object of a subclass of list, tuple or dict."""
         attributes = getattr(thing, "__dict__", None)
         return self._dict(attributes, place, attributes=True) if isinstance(attributes, dict) and attributes else None
 
@@ -314,7 +314,7 @@ class State:
         return _Same(type(thing)), tuple(slots), keys
 
 
-_LOOKS = (  # the first that fits
+_LOOKS = (  # the first match is used
     (nn.Module, State._module),
     ((tuple, list, deque), State._sequence),
     (slice, State._slice),
@@ -335,7 +335,7 @@ _LOOKS = (  # the first that fits
 
 @lru_cache(maxsize=10_000)
 def _look(kind: type) -> Callable | None:
-    """How an object of a class is looked into; None if it is only told apart."""
+    """The method that visits objects of a class; None if they are only compared by identity."""
     for base, look in _LOOKS:
         if issubclass(kind, base):
             return look
@@ -345,7 +345,7 @@ def _look(kind: type) -> Callable | None:
 
 
 class Values:
-    """The values of some tensors and what Pyro's parameter store holds, to go back to."""
+    """A copy of the values of tensors and of Pyro's parameter store, which can be restored."""
 
     def __init__(self, tensors: list[Tensor]):
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
@@ -356,7 +356,7 @@ class Values:
         """Put them back."""
         for tensor, value in self.tensors:
             if not torch.equal(tensor, value):
-                tensor.data.copy_(value)  # a backward pass may still need what was computed with it
+                tensor.data.copy_(value)  # .data, so that pending backward passes stay valid
         for name, entries in vars(pyro.get_param_store()).items():
             if not _same_entries(entries, self.store[name]):
                 entries.clear()
@@ -364,7 +364,7 @@ class Values:
 
 
 class Snapshot(Values):
-    """:class:`Values`, and the states of the random generators."""
+    """:class:`Values` and the states of the random generators."""
 
     def __init__(self, tensors: list[Tensor], generators=()):
         super().__init__(tensors)
@@ -380,12 +380,12 @@ class Snapshot(Values):
 
 
 def kind_of(tensor: Tensor) -> tuple:
-    """What of a tensor would change a graph: everything but its value."""
+    """The properties of a tensor that affect a graph: all except its values."""
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def tensors_of(modules: list[nn.Module]) -> list[Tensor]:
-    """Every parameter and buffer of some modules and those within, each once."""
+    """All parameters and buffers of modules and their submodules, without duplicates."""
     found = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
     return list(found.values())
 
@@ -395,7 +395,7 @@ def _same_entries(one: dict, other: dict) -> bool:
 
 
 class _Same:
-    """Stands for one very object, which it keeps alive."""
+    """Compares by the identity of an object, which it keeps alive."""
 
     __slots__ = ("thing",)
 
@@ -419,14 +419,14 @@ def _slots(kind: type) -> tuple:
 
 
 def _is_library(thing) -> bool:
-    """Whether a class, function or module belongs to what is taken not to change."""
+    """Whether a class, function or module belongs to a library that is assumed not to change."""
     name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
     return (name or "").partition(".")[0] in LIBRARIES
 
 
 @lru_cache(maxsize=10_000)
 def _outside_names(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The globals that a function's code reads or writes, and the modules that it imports; those within it included."""
+    """The globals that a function's code reads or writes and the modules that it imports, including nested code."""
     names, imported = {}, {}
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
@@ -442,12 +442,12 @@ def _outside_names(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _names(code: CodeType) -> tuple[str, ...]:
-    """All names in a function's code, and in those within it."""
+    """All names in a function's code, including nested code."""
     return code.co_names + tuple(name for c in code.co_consts if isinstance(c, CodeType) for name in _names(c))
 
 
 def _shared_storage(tensors: list[Tensor]) -> tuple:
-    """For each tensor the first that has the same memory."""
+    """For each tensor, the index of the first tensor with the same memory."""
     first: dict[int, int] = {}
     pointers = [t.untyped_storage().data_ptr() for t in tensors] if len(tensors) > 1 else []
     return tuple(first.setdefault(pointer, i) if pointer else i for i, pointer in enumerate(pointers))

@@ -1,4 +1,4 @@
-"""One traced graph: how it is made, and how it runs."""
+"""Creating and running a traced graph."""
 
 from collections.abc import Callable
 
@@ -17,23 +17,23 @@ aten = torch.ops.aten
 
 
 class TracedGraph:
-    """One traced graph, called with the tensors of state and arguments."""
+    """A traced graph, which is called with the tensors of state and arguments."""
 
     def __init__(self, program: Callable, args: tuple, kwargs: dict, state: State, arguments: State, walk: Callable):
         tensors = [*state.tensors, *arguments.tensors]
         self.spec, self.calls = None, 1
 
-        def flat(*inputs):  # the very tensors that the program will meet: make_fx knows them by identity
+        def flat(*inputs):  # these are identical to the program's tensors, which make_fx tracks by identity
             with refusing(tensors):
                 results, self.spec = tree_flatten(program(*args, **kwargs))
             self.constants = [None if isinstance(result, Tensor) else result for result in results]
             pairs = enumerate(zip(state.tensors, walk().tensors, strict=True))
             put = {index: found for index, (tensor, found) in pairs if found is not tensor}
-            self.rebound = list(put)  # the program puts other tensors in their places
+            self.rebound = list(put)  # indices of tensors that the program replaces
             return [result.detach() if isinstance(result, Tensor) else None for result in (*results, *put.values())]
 
         try:
-            # one mode for all nodes' shapes: without a context make_fx constructs one a node, half of the time it takes
+            # one fake mode for all nodes: without this context make_fx creates one per node, half of the tracing time
             with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
                 module = make_fx(flat)(*tensors)
         except Exception as error:
@@ -47,7 +47,7 @@ class TracedGraph:
         self.captured: torch.cuda.CUDAGraph | None = None
 
     def check(self, state: State, arguments: State) -> None:
-        """Raise where a graph cannot do what the program does with a tensor of the state."""
+        """Raise an error if the graph cannot reproduce what the program does with a tensor."""
         for index in self.cut:
             name = tensor_name(state, arguments, index)
             raise refusal(
@@ -68,9 +68,9 @@ class TracedGraph:
 
     @torch.no_grad()
     def capture(self, state: list[Tensor], arguments: list[Tensor]) -> None:
-        """Record the graph's kernels as one CUDA graph, with fixed buffers for arguments and results.
+        """Capture the graph's kernels as a CUDA graph, with static buffers for arguments and results.
 
-        The state's tensors are read and written where they are; when one has moved, the kernels are recorded anew.
+        The state's tensors are used in place. If the memory of one has moved, the kernels are captured again.
         """
         number = sum(index < len(state) for index in self.used)
         tensors = self.chosen(state, arguments)
@@ -79,8 +79,8 @@ class TracedGraph:
         inputs = [*tensors[:number], *self.buffers]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        before = Snapshot(inputs)  # the runs below change what the graph changes
-        with torch.cuda.stream(side):  # libraries set themselves up outside the capture
+        before = Snapshot(inputs)  # the runs below have the side effects of the graph
+        with torch.cuda.stream(side):  # libraries are initialized outside of the capture
             self.run(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         captured = torch.cuda.CUDAGraph()
@@ -91,7 +91,7 @@ class TracedGraph:
 
     @torch.no_grad()
     def __call__(self, state: list[Tensor], arguments: list[Tensor]) -> tuple:
-        """What the program returns, and by their index in the state the tensors that it replaces."""
+        """The program's results, and the new tensors that it puts into the state, by their indices."""
         tensors = self.chosen(state, arguments)
         if self.captured is None:
             results = self.run(*tensors)
@@ -111,6 +111,6 @@ class TracedGraph:
 
 
 def tensor_name(state: State, arguments: State, index: int) -> str:
-    """The name of one of the tensors of a state followed by those of the arguments."""
+    """The name of a tensor from its index in the list of the state's and then the arguments' tensors."""
     number = len(state.tensors)
     return state.tensor_name(index) if index < number else arguments.tensor_name(index - number)

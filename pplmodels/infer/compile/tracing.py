@@ -1,4 +1,4 @@
-"""What must not happen while a program is traced, and how it is said."""
+"""Detection and explanation of program behavior that cannot be traced."""
 
 import contextlib
 import linecache
@@ -30,17 +30,17 @@ PYTHON_VALUE = "a Python value is taken from a tensor (control flow on a sampled
 
 
 class CompileError(RuntimeError):
-    """A program that a graph would not stand for; the message says why, and names the line or what differs."""
+    """A program cannot be compiled. The message gives the reason and the line or the difference."""
 
 
 def refusal(reason: str) -> CompileError:
-    """The error that says why a step cannot be compiled."""
+    """The error for a step that cannot be compiled."""
     return CompileError(f"this step cannot be compiled: {reason}.")
 
 
 @contextmanager
 def refusing(inputs: list[Tensor]) -> Iterator[None]:
-    """Inside, what a graph of tensor operations on ``inputs`` cannot replay raises :class:`CompileError`."""
+    """Inside this context, operations that a graph with these ``inputs`` cannot replay raise :class:`CompileError`."""
     fixed = _Fixed()
     with ExitStack() as stack:
         stack.enter_context(_RefuseStoredParameters(inputs))
@@ -52,7 +52,7 @@ def refusing(inputs: list[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def modules_that_run() -> Iterator[list[nn.Module]]:
-    """Collects the modules that are called inside, wherever they are kept."""
+    """Collects all modules that are called inside this context."""
     found: dict[int, nn.Module] = {}
     ran: list[nn.Module] = []
 
@@ -68,14 +68,14 @@ def modules_that_run() -> Iterator[list[nn.Module]]:
 
 
 def explained(error: Exception, what: str = "") -> CompileError:
-    """One sentence with the reason and the innermost line that is neither torch's nor Pyro's."""
+    """An error of one sentence with the reason and the innermost line outside of torch and Pyro."""
     cause = str(error).splitlines()[0] if isinstance(error, CompileError) else _reason(error)
     cause = f"{what}, {cause}" if what else cause
     return refusal(cause + _place(traceback.extract_tb(error.__traceback__)))
 
 
 def line_that_draws(states: Callable[[], tuple], program: Callable, *args, **kwargs) -> str:
-    """The user's line at which a run of a program changes the states of some generators, for the end of a sentence."""
+    """The user's line at which a run of a program changes the states of generators, as the end of a sentence."""
     start, lines, places = states(), [], []
 
     def look(frame, event, _):
@@ -101,7 +101,7 @@ def _reason(error: Exception) -> str:
 
 
 def _place(frames) -> str:
-    """The innermost line of a user's."""
+    """The innermost line of user code, as the end of a sentence."""
     for frame in reversed(frames):
         if not _is_library(frame.filename) and linecache.getline(frame.filename, frame.lineno).strip():
             return f' in {frame.filename}, line {frame.lineno} ("{frame.line}")'
@@ -109,12 +109,12 @@ def _place(frames) -> str:
 
 
 def _is_library(file: str) -> bool:
-    """Whether a file is torch's, Pyro's, NumPy's, Python's own or the engine's."""
+    """Whether a file belongs to torch, Pyro, NumPy, Python or this engine."""
     return file.startswith(LIBRARIES) or (file.startswith(STDLIB) and "site-packages" not in file)
 
 
 class _Fixed:
-    """Tensors whose values no input and no random generator has a part in, by their memory."""
+    """The set of tensors, by memory, whose values do not depend on inputs or random generators."""
 
     def __init__(self):
         self._memory: dict[int, Tensor] = {}
@@ -135,7 +135,7 @@ def _tensors(things) -> list[Tensor]:
 
 
 class _RefuseDependenceOnValues(TorchDispatchMode):
-    """Raises where Python, or a result's shape, depends on values that another call may change."""
+    """Raises if Python code or the shape of a result depends on values that may differ between calls."""
 
     def __init__(self, fixed: _Fixed):
         super().__init__()
@@ -144,7 +144,7 @@ class _RefuseDependenceOnValues(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         read = _tensors((args, kwargs))
-        if func in LIFTS:  # of a tensor made of Python numbers
+        if func in LIFTS:  # a tensor created from Python numbers
             results = func(*args, **kwargs)
             self.fixed.add([results])
             return results
@@ -158,7 +158,7 @@ class _RefuseDependenceOnValues(TorchDispatchMode):
         if fixed:
             self.fixed.add(_tensors(results))
         elif func is aten._pack_padded_sequence.default:
-            self.fixed.add([results[1]])  # how many sequences there are at each step, of fixed lengths
+            self.fixed.add([results[1]])  # batch sizes, which only depend on the lengths
         else:
             self.fixed.remove(_tensors(written_arguments(func, args, kwargs)))
         return results
@@ -180,7 +180,7 @@ class _RefuseDependenceOnValues(TorchDispatchMode):
 
 
 class _RefuseHostReads(TorchFunctionMode):
-    """Raises where values leave torch by ways that no dispatcher sees, and come back as constants."""
+    """Raises if values are read without the dispatcher's knowledge, because they would become constants."""
 
     def __init__(self, fixed: _Fixed):
         super().__init__()
@@ -209,14 +209,14 @@ class _RefuseHostReads(TorchFunctionMode):
 
 
 def _one_hot(func, index: Tensor, num_classes: int = -1) -> Tensor:
-    """The same whole numbers as torch's, which first reads the largest and smallest index back to the host."""
+    """Equal to torch's ``one_hot``, which reads the largest and the smallest index back to the host."""
     if num_classes < 0:
         return func(index, num_classes)
     return (index.unsqueeze(-1) == torch.arange(num_classes, device=index.device)).long()
 
 
 class _RefuseStoredParameters(Messenger):
-    """Raises at a ``pyro.param`` whose value is in Pyro's global store only."""
+    """Raises at a ``pyro.param`` whose value is only in Pyro's global store."""
 
     def __init__(self, inputs: list[Tensor]):
         super().__init__()
@@ -233,9 +233,9 @@ class _RefuseStoredParameters(Messenger):
 
 @contextmanager
 def _without_onednn() -> Iterator[None]:
-    """Trace recurrent layers as their parts: oneDNN's fused ones hand their backward pass what cannot be traced.
+    """Disable oneDNN, so that recurrent layers are traced as their parts: the fused layers cannot be traced.
 
-    (``torch.backends.mkldnn.flags`` sets more than this, and warns about it.)
+    (``torch.backends.mkldnn.flags`` also changes other settings, with a warning.)
     """
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)

@@ -1,4 +1,4 @@
-"""Whether Python objects still hold what they held."""
+"""Detection and undoing of changes to the contents of Python objects."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
 class Watched:
-    """The containers that a state was read from, and what they held.
+    """The containers that a state was read from, and their contents.
 
-    Everything held is compared by identity, in one pass over all containers of a kind, which costs microseconds.
+    Contents are compared by identity, in one pass over all containers of a kind, which takes microseconds.
     """
 
     def __init__(self):
@@ -31,13 +31,13 @@ class Watched:
         self.arrays: list[tuple[np.ndarray, np.ndarray]] = []
 
     def remember(self) -> None:
-        """Take what is held now as what :meth:`unchanged` compares with."""
+        """Record the current contents, with which :meth:`unchanged` compares."""
         self.proxies = list(map(vars, self.classes))
         self.named = [found for found, _ in self.names], [name for _, name in self.names]
         self.sizes, self.held = self._sizes(), list(self._contents())
 
     def unchanged(self) -> bool:
-        """Whether all of it is still held, in the same places."""
+        """Whether all contents are still in their places."""
         return (
             self._sizes() == self.sizes
             and all(map(is_, self._contents(), self.held))
@@ -46,7 +46,7 @@ class Watched:
         )
 
     def places(self, thing) -> list["Place"]:
-        """Where a thing is held: in a dict, list, variable or global, by itself or in a tuple there."""
+        """The places that hold a thing: in a dict, list, variable or global, directly or within a tuple."""
         values = [Place(setitem, d, key, value) for d in self.dicts for key, value in d.items()]
         values += [Place(setitem, s, index, value) for s in self.sequences for index, value in enumerate(s)]
         cells = [Place(setattr, cell, "cell_contents", content_of(cell)) for cell in self.cells]
@@ -57,12 +57,12 @@ class Watched:
         return [place for place in numbered if _is_in(place.value, thing)]
 
     def exchange(self, place: "Place", old, new) -> None:
-        """Put another thing where one was."""
+        """Replace a thing in its place."""
         place.value = self.held[place.at] = _with(place.value, old, new)
         place.put(place.container, place.key, place.value)
 
     def restore(self) -> None:
-        """Put back what was held."""
+        """Restore the recorded contents."""
         if self.unchanged():
             return
         held = iter(self.held)
@@ -107,7 +107,7 @@ class Watched:
         return list(map(len, chain(self.dicts, self.sequences, self.proxies)))
 
     def _contents(self) -> Iterator:
-        """Everything held: first what the sizes divide, then the keys of dicts and classes, then the rest."""
+        """All contents: the values counted by :meth:`_sizes`, then the keys of dicts and classes, then the rest."""
         return chain(
             chain.from_iterable(map(dict.values, self.dicts)),
             chain.from_iterable(self.sequences),
@@ -123,7 +123,7 @@ class Watched:
 
 @dataclass
 class Place:
-    """Something held, and how to put another there: ``put(container, key, value)``; ``at``, where it is in ``held``."""
+    """A place of a thing. ``put(container, key, value)`` replaces it, and ``at`` is its index in ``Watched.held``."""
 
     put: Callable
     container: object
@@ -133,7 +133,7 @@ class Place:
 
 
 def content_of(cell: CellType):
-    """What a variable of an enclosing function holds, or MISSING."""
+    """The content of a closure cell, or MISSING."""
     try:
         return cell.cell_contents
     except ValueError:  # the variable has no value yet
@@ -149,7 +149,7 @@ def _is_in(value, thing) -> bool:
 
 
 def _with(value, old, new):
-    """A value, or a tuple with it somewhere inside, with another thing in one's place."""
+    """A value in which ``old``, directly or within nested tuples, is replaced by ``new``."""
     if value is old or not isinstance(value, tuple):
         return new if value is old else value
     parts = [_with(part, old, new) for part in value]

@@ -1,1 +1,1 @@
-"""Objectives, and what they share."""
+"""Objectives (ELBOs) and their shared components."""

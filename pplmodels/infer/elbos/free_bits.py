@@ -1,4 +1,4 @@
-"""Free bits: a KL that costs nothing below a threshold (Kingma et al. 2016, arXiv 1606.04934, appendix C.8)."""
+"""Free bits: a KL without a penalty below a threshold (Kingma et al. 2016, arXiv 1606.04934, appendix C.8)."""
 
 from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
@@ -8,17 +8,17 @@ from pplmodels import distributed
 
 
 class FreeBits_ELBO(TraceGraph_ELBO):
-    """TraceGraph_ELBO in whose gradient a latent site's KL, averaged over a batch, costs nothing below ``free`` nats.
+    """TraceGraph_ELBO without a KL gradient for latent sites whose batch-averaged KL is below ``free`` nats.
 
     .. code-block:: text
 
         surrogate = E log p(x | z) - sum over sites max(free, mean over images of KL_site)
 
-    Keeps a site from being switched off before the decoder has learnt to use it (Kingma et al. 2016, arXiv 1606.04934,
-    appendix C.8). The value is the bound itself. All of the guide's sites must be reparameterised.
+    This prevents posterior collapse before the decoder has learned to use a site (Kingma et al. 2016, arXiv 1606.04934,
+    appendix C.8). The returned value is the unmodified bound. All sites of the guide must be reparameterized.
 
     Arguments:
-        free: nats per image and site.
+        free: threshold in nats per image and site.
     """
 
     def __init__(self, free: float, **options):

@@ -11,17 +11,16 @@ from torch import Tensor
 
 
 class NVIL_ELBO(TraceGraph_ELBO):
-    """TraceGraph_ELBO whose learning signals are divided by their running deviation.
+    """TraceGraph_ELBO with learning signals divided by their running standard deviation.
 
-    A score-function gradient is (cost - baseline) times the gradient of log q. The costs of a scene span
-    hundreds of nats at first and a few at the end, against which no learning rate is right. NVIL (Mnih & Gregor
-    2014, arXiv 1402.0030, section 2.3.3) divides the signal by its running standard deviation where that
-    exceeds 1. A site takes part when its ``infer`` has a :class:`ScoreNormalizer` as
-    ``"score_normalizer"``, which :meth:`NeuralBaseline.infer_config` makes. Everything else, the bound included, is
-    TraceGraph_ELBO's.
+    A score-function gradient is (cost - baseline) times the gradient of log q. The costs of a scene vary by hundreds
+    of nats early in training and by a few nats at the end, so no single learning rate is suitable. NVIL (Mnih & Gregor
+    2014, arXiv 1402.0030, section 2.3.3) divides the signal by its running standard deviation if this exceeds 1. This
+    applies to sites whose ``infer`` has a :class:`ScoreNormalizer` as ``"score_normalizer"``, which
+    :meth:`NeuralBaseline.infer_config` creates. Everything else, including the bound, equals TraceGraph_ELBO.
 
-    The division makes the discrete sites' share of the gradient smaller by a common positive factor: its
-    direction within a site stays unbiased, its weight against the reparameterised share does not.
+    The division scales the gradients of each discrete site by a positive factor. The direction within a site stays
+    unbiased, but the weight relative to the reparameterized gradients changes.
     """
 
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace):
@@ -32,14 +31,14 @@ class NVIL_ELBO(TraceGraph_ELBO):
                 continue
             prediction, score = normalised_score(site, cost, _shaped_as(cost, normalizer.mask))
             options = site["infer"].get("baseline", {})
-            if "baseline_value" in options:  # one prediction may serve all particles
+            if "baseline_value" in options:  # one prediction may be shared by all particles
                 site["infer"] = {**site["infer"], "baseline": {**options, "baseline_value": prediction}}
             site["score_parts"] = site["score_parts"]._replace(score_function=score)
         return super()._loss_and_surrogate_loss_particle(model_trace, guide_trace)
 
 
 def _downstream_costs(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
-    """For each non-reparameterised guide site, the terms of the bound that depend on it, added up an image."""
+    """For each non-reparameterized guide site, the sum of the terms of the bound that depend on it, per image."""
     costs = defaultdict(MultiFrameTensor)
     for sign, trace in ((1, model_trace), (-1, guide_trace)):
         for site in trace.nodes.values():
@@ -52,7 +51,7 @@ def _downstream_costs(model_trace: Trace, guide_trace: Trace) -> dict[str, Tenso
 
 
 def normalised_score(site: dict, cost: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """A site's prediction of a cost, and its score over the running deviation of what the prediction misses."""
+    """A site's cost prediction, and its score divided by the running standard deviation of the prediction error."""
     prediction = _shaped_as(cost, site["infer"].get("baseline", {}).get("baseline_value", torch.zeros_like(cost)))
     score = site["score_parts"].score_function
     if normalizer := site["infer"].get("score_normalizer"):
@@ -62,7 +61,7 @@ def normalised_score(site: dict, cost: Tensor, active: Tensor) -> tuple[Tensor, 
 
 
 def _shaped_as(cost: Tensor, value: Tensor) -> Tensor:
-    """``value`` with the shape of a cost, which has no leading dimensions of size 1."""
+    """``value`` in the shape of a cost, which has no leading dimensions of size 1."""
     value = detach_provenance(value)
     while value.dim() > cost.dim():
         value = value.squeeze(0)

@@ -1,4 +1,4 @@
-"""An objective's value and its gradient estimator as tensors, for every one that Pyro's SVI takes."""
+"""The value and the gradient estimator of an objective as tensors, for all objectives accepted by Pyro's SVI."""
 
 from collections.abc import Callable
 from unittest.mock import patch
@@ -16,15 +16,15 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 JITTED = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
-# The methods that give gradients. Where a class and its base class have different ones, the class's own are meant.
-SURROGATE = ("_loss_and_surrogate_loss", "_loss_and_surrogate_loss_particle")  # TraceGraph_ELBO and its kind
-PARTICLE = ("_differentiable_loss_particle",)  # Trace_ELBO and its kind
+# The methods that compute gradients. A method of a class takes precedence over those of its base classes.
+SURROGATE = ("_loss_and_surrogate_loss", "_loss_and_surrogate_loss_particle")  # TraceGraph_ELBO and similar classes
+PARTICLE = ("_differentiable_loss_particle",)  # Trace_ELBO and similar classes
 DIFFERENTIABLE = ("differentiable_loss",)
 OWN = ("loss_and_grads",)
 
 
 def check_objective(objective) -> None:
-    """Raise ValueError for what SVI has no use for."""
+    """Raise ValueError for objectives that SVI does not support."""
     name = type(objective).__name__
     if isinstance(objective, JITTED):
         raise ValueError(
@@ -43,7 +43,7 @@ def check_objective(objective) -> None:
 
 
 def why_uncompiled(objective) -> str:
-    """Why a step with this objective cannot be compiled, in a sentence; "" if it may be tried."""
+    """A sentence about why a step with this objective cannot be compiled; "" if compilation can be tried."""
     if not isinstance(objective, ELBO) or _kind(objective) in (SURROGATE, PARTICLE):
         return ""
     return (
@@ -53,12 +53,12 @@ def why_uncompiled(objective) -> str:
 
 
 def has_own_gradients(objective) -> bool:
-    """Whether the objective accumulates gradients by itself (:func:`loss_of_own_gradients`)."""
+    """Whether the objective computes gradients by itself (:func:`loss_of_own_gradients`)."""
     return isinstance(objective, ELBO) and _kind(objective) is OWN
 
 
 def loss_and_surrogate(objective, model, guide, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-    """Minus the bound, and a scalar whose gradients are the estimator's."""
+    """The negative bound, and a surrogate whose gradient is the gradient estimator."""
     kind = _kind(objective) if isinstance(objective, ELBO) else None
     if kind is SURROGATE:
         bound, surrogate = objective._loss_and_surrogate_loss(model, guide, args, kwargs)
@@ -66,7 +66,7 @@ def loss_and_surrogate(objective, model, guide, args: tuple, kwargs: dict) -> tu
     if kind is PARTICLE:
         loss, surrogate = 0.0, 0.0
         particle = objective._differentiable_loss_particle
-        # Trace_ELBO reads every site's value back to the host only to add it up: let it add tensors
+        # Trace_ELBO would read every site's value back to the host for its sum: let it add tensors instead
         with patch.dict(particle.__func__.__globals__, torch_item=lambda value: value):
             for traces in objective._get_traces(model, guide, args, kwargs):
                 terms = particle(*traces)
@@ -79,7 +79,7 @@ def loss_and_surrogate(objective, model, guide, args: tuple, kwargs: dict) -> tu
 
 
 def value_of(objective, model, guide, args: tuple, kwargs: dict) -> Tensor | float:
-    """Minus the bound, without gradients."""
+    """The negative bound, without gradients."""
     if isinstance(objective, ELBO) and _kind(objective) not in (SURROGATE, PARTICLE):
         return objective.loss(model, guide, *args, **kwargs)
     return loss_and_surrogate(objective, model, guide, args, kwargs)[0]
@@ -92,7 +92,7 @@ def _detached(value):
 def loss_of_own_gradients(
     objective, model, guide, args: tuple, kwargs: dict, parameters: list[Tensor]
 ) -> tuple[float, tuple[Tensor | None, ...]]:
-    """The loss of an objective that calls ``backward`` by itself, and the gradients it left at the parameters."""
+    """The loss of an objective that calls ``backward`` by itself, and the resulting gradients of the parameters."""
     for parameter in parameters:
         parameter.grad = None
     with torch.enable_grad():

@@ -1,13 +1,14 @@
-"""Chains of stops: Bernoulli sites of which a 0 ends everything that the later ones would begin.
+"""Stopping chains: sequences of Bernoulli sites z_1, ..., z_T in which 0 is absorbing.
 
-A guide's site joins the chain by ``infer={"stop": True}``. 1 goes on, 0 stops, and after a 0 whatever the later steps
-draw is masked. T stops have T + 1 outcomes, not 2^T: the unary codes of n = 0..T. What is drawn up to a stop does not
-depend on what is decided there, so one run that never stops, the *path*, passes through all that any outcome needs.
+A site of the guide is part of the chain if it has ``infer={"stop": True}``. The value 1 continues and 0 stops. After a
+0, all later sites are masked. So T stops have T + 1 outcomes instead of 2^T: the unary codes of n = 0..T. Sites
+sampled before a stop do not depend on its value. Therefore a single run with all z_t = 1, the *path*, contains the
+samples of all outcomes.
 
-A categorical site after a stop, masked like everything there, may be a *choice*, ``infer={"choice": True}``, provided
-that nothing else in the guide depends on it: then the path stands for each of its K values as well, and the chain has
-an outcome for each n and each combination of the choices made up to then. Where these are too many, choices can be
-left as they have been drawn on the path.
+A masked categorical site after a stop can be marked as a *choice* by ``infer={"choice": True}``, if no other site of
+the guide depends on it. Then the path also represents each of its K values, and the chain has one outcome for each n
+and each combination of the choices made up to n. If there are too many combinations, choices can keep the values
+sampled on the path.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from torch import Tensor
 
 
 def is_stop(site: dict) -> bool:
-    """Whether a site of a trace, or a message about one, belongs to the chain."""
+    """Whether a site of a trace, or its message, belongs to the chain."""
     return site["type"] == "sample" and bool(site["infer"].get("stop"))
 
 
@@ -34,7 +35,7 @@ def is_choice(site: dict) -> bool:
 
 
 class AlwaysContinue(Messenger):
-    """Gives every stop that has no value yet the value 1: the guide runs along its path."""
+    """Sets every stop without a value to 1, so that the guide runs along its path."""
 
     def _pyro_sample(self, msg) -> None:
         if is_stop(msg) and not msg["done"]:
@@ -43,10 +44,10 @@ class AlwaysContinue(Messenger):
 
 
 class Outcomes(NamedTuple):
-    """All that the stops and choices of a path can come to, N of them.
+    """All N outcomes of the stops and choices of a path.
 
-    ``values`` of each such site ``(N, *batch)``, ``probs (N, *batch)`` given the path, and ``log_prob (N, *batch)``,
-    scaled and masked as the sites are.
+    ``values`` holds the value of each of these sites ``(N, *batch)``, ``probs (N, *batch)`` the probabilities given the
+    path, and ``log_prob (N, *batch)`` the log-probabilities, scaled and masked like the sites.
     """
 
     values: dict[str, Tensor]
@@ -55,7 +56,7 @@ class Outcomes(NamedTuple):
 
 
 class StoppingChain:
-    """The outcomes of the chain in a trace of the guide's path.
+    """The stopping chain in a trace of the guide's path.
 
     ==============  ===================  ===========================================================
     attribute       shape                meaning
@@ -63,13 +64,13 @@ class StoppingChain:
     sites           T                    the stops, in order
     choices         ...                  (number of the stop before it, site) of each choice, in order
     codes           T of (T+1, *batch)   the value of each stop under n = 0..T: 1 where n >= t
-    go_on           (T, *batch)          probability of going on at each stop that is reached
+    go_on           (T, *batch)          probability of continuing at each stop, if it is reached
     probs           (T+1, *batch)        q(n | path)
-    log_prob        (T+1, *batch)        log q(n | path), scaled and masked as the sites are
+    log_prob        (T+1, *batch)        log q(n | path), scaled and masked like the sites
     ==============  ===================  ===========================================================
 
-    The chain's sites share a batch shape, usually one plate over the images. Without ``choices`` there are none, and
-    such sites are like any other that is drawn on the path.
+    The chain's sites share a batch shape, usually of one plate over the images. If ``choices`` is false, sites marked
+    as choices are treated like all other sites that are sampled on the path.
     """
 
     def __init__(self, path: Trace, choices: bool = True):
@@ -96,11 +97,11 @@ class StoppingChain:
         self.log_prob = _chain(*scaled)
 
     def reached(self, t: int) -> Tensor:
-        """P(n >= t | path), ``(*batch)``: the weight of what is drawn after the t-th stop."""
+        """P(n >= t | path), ``(*batch)``: the weight of the sites after the t-th stop."""
         return self.probs[t:].sum(0)
 
     def outcomes(self) -> Outcomes:
-        """Each n with each combination of the choices up to the n-th stop; those after it are 0."""
+        """The outcomes for each n and each combination of the choices up to the n-th stop. Later choices are 0."""
         tables = [_choice(site) for _, site in self.choices]
         rows = list(self._combinations())
 
@@ -120,16 +121,16 @@ class StoppingChain:
         return Outcomes(values, log_probs(self._plain, False).exp(), log_probs(self.log_prob, True))
 
     def _combinations(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """n and the value of each choice, for each outcome."""
+        """For each outcome, n and the value of each choice."""
         for n in range(len(self.sites) + 1):
             sizes = [site["fn"].enumerate_support(expand=False).shape[0] if n >= t else 1 for t, site in self.choices]
             yield from ((n, picked) for picked in itertools.product(*map(range, sizes)))
 
 
 def _choice(site: dict) -> tuple[Tensor, Tensor]:
-    """log-probabilities ``(K, *batch)`` of a choice's values where it is made, plain and as the trace scales them."""
+    """Log-probabilities ``(K, *batch)`` of the values of a choice, plain and scaled as in the trace."""
     function = site["fn"]
-    if isinstance(function, MaskedDistribution):  # whether the choice is made is the chain's business
+    if isinstance(function, MaskedDistribution):  # the chain accounts for the mask
         function = function.base_dist
     values = function.enumerate_support(expand=True)
     plain = function.log_prob(values)
@@ -137,7 +138,7 @@ def _choice(site: dict) -> tuple[Tensor, Tensor]:
 
 
 def _chain(go_on: list[Tensor], stop: list[Tensor]) -> Tensor:
-    """log-probability of stopping after n = 0..T steps, from those of going on and of stopping at each."""
+    """Log-probabilities of stopping after n = 0..T steps, from those of continuing and of stopping at each step."""
     reached = torch.zeros_like(go_on[0])
     outcomes = []
     for going, stopping in zip(go_on, stop, strict=True):

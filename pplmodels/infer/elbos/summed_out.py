@@ -1,4 +1,4 @@
-"""The bound with a chain of stops, and choices, summed out (:mod:`pplmodels.infer.elbos.stopping_chain`)."""
+"""The bound with the sites of a stopping chain summed out (:mod:`pplmodels.infer.elbos.stopping_chain`)."""
 
 import torch
 from pyro import poutine
@@ -16,25 +16,26 @@ from pplmodels.infer.elbos.stopping_chain import StoppingChain, is_choice, is_st
 
 
 class SummedOut_ELBO(TraceGraph_ELBO):
-    """TraceGraph_ELBO with a chain of stops, and choices, summed out and not sampled.
+    """TraceGraph_ELBO in which the stops and choices of a stopping chain are summed out instead of sampled.
 
     .. code-block:: text
 
         path ~ q(path),  the guide's run that never stops
         bound = E_path sum_{n=0..T} q(n | path) [log p(x, n, path_{<=n}) - log q(n | path) - log q(path_{<=n})]
 
-    The expectation over n, and over the choices made up to n, of the sampled bound, term by term, so bound and gradient
-    have the same means as TraceGraph_ELBO's (Rao-Blackwell), with less variance and without a score function or
-    baselines. The guide runs once, along its path; the model runs once, with the outcomes in a new leftmost batch
-    dimension of its stops and choices, so it must broadcast over batch dimensions that it does not know. Everything
-    else that the guide draws must be reparameterised, and must not depend on a choice, nor on a stop except by being
-    masked after it: this is checked while Pyro's validation is on.
+    This is the expectation of the sampled bound over n and over the choices made up to n. Bound and gradient have the
+    same means as those of TraceGraph_ELBO (Rao-Blackwell), with less variance and without a score function or
+    baselines. The guide runs once, along its path. The model also runs once, with the outcomes in a new leftmost batch
+    dimension of its stops and choices, so it must broadcast over additional batch dimensions. All other sites of the
+    guide must be reparameterized. They must not depend on a choice, and may depend on a stop only by being masked
+    after it. This is checked if Pyro's validation is on.
 
     Arguments:
-        choices: whether choices are summed out too. K of them a step make of T steps' T + 1 outcomes 1 + K + ... + K^T.
-            Otherwise they are drawn on the path, and their score functions meet the expected cost over n, with the
-            baselines and learning signals of :class:`NVIL_ELBO`; then what is drawn later may depend on them.
-        ...: Pyro's, by keyword.
+        choices: whether to sum out choices, too. With K choices per step, T steps have 1 + K + ... + K^T instead of
+            T + 1 outcomes. Otherwise choices are sampled on the path, and their score functions multiply the expected
+            cost over n, with the baselines and learning signals of :class:`NVIL_ELBO`. In this case later sites may
+            depend on choices.
+        ...: Pyro's arguments, by keyword.
     """
 
     def __init__(self, *, choices: bool = True, **settings):
@@ -51,7 +52,7 @@ class SummedOut_ELBO(TraceGraph_ELBO):
         if is_validation_enabled():
             check_model_guide_match(model_trace, path, stops.sites[0]["value"].dim())
             state = State({"guide": guide})
-            before = Snapshot(state.tensors, state.generators)  # the check runs the guide once for each outcome
+            before = Snapshot(state.tensors, state.generators)  # the check runs the guide once per outcome
             _check_path(path, stops, guide, args, kwargs)
             state.restore_bindings()
             before.restore()
@@ -60,7 +61,7 @@ class SummedOut_ELBO(TraceGraph_ELBO):
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         stops = StoppingChain(guide_trace, self.choices)
         _, probs, log_prob = stops.outcomes()
-        worth, bound = -log_prob, 0.0  # of each outcome, image by image; and of what always counts
+        worth, bound = -log_prob, 0.0  # per outcome and image; and of terms that do not depend on the outcome
         for site in model_trace.nodes.values():
             if site["type"] == "sample":
                 if (term := _by_image(site, stops)) is None:
@@ -88,13 +89,13 @@ class SummedOut_ELBO(TraceGraph_ELBO):
         return bound, -surrogate
 
     def loss(self, model, guide, *args, **kwargs) -> float:
-        """Minus the bound, from one path (``num_particles`` of them)."""
+        """The negative bound, from ``num_particles`` paths."""
         with torch.no_grad():
             return -self._loss_and_surrogate_loss(model, guide, args, kwargs)[0].item()
 
 
 def _by_image(site: dict, stops: StoppingChain) -> Tensor | None:
-    """A site's log-probability image by image; None outside of the stops' plates, where it always counts."""
+    """A site's log-probability per image, or None if the site is outside of the stops' plates."""
     frames = [frame for frame in stops.sites[0]["cond_indep_stack"] if frame.vectorized]
     if not set(frames) <= set(site["cond_indep_stack"]):
         return None
@@ -102,9 +103,9 @@ def _by_image(site: dict, stops: StoppingChain) -> Tensor | None:
 
 
 def _score(site: dict, downstream: Tensor, reached: Tensor) -> Tensor:
-    """The surrogate of a choice, and of its baseline, image by image made with the probability ``reached``.
+    """The surrogate of a choice and of its baseline. In each image, the choice is made with probability ``reached``.
 
-    ``downstream`` is that times what the choice meets: its mean over the outcomes in which it is made.
+    ``downstream`` is that probability times the choice's mean cost over the outcomes in which it is made.
     """
     cost = downstream / reached.clamp(min=torch.finfo(reached.dtype).tiny)
     prediction, score = normalised_score(site, cost, reached)
@@ -113,9 +114,9 @@ def _score(site: dict, downstream: Tensor, reached: Tensor) -> Tensor:
 
 
 def _check_path(path: Trace, stops: StoppingChain, guide, args: tuple, kwargs: dict) -> None:
-    """Compare the path with the guide's own account of each count, all choices being others than the path's.
+    """Compare the path with a run of the guide for each count, with other values of all choices.
 
-    Raises ValueError where they differ.
+    Raises ValueError if they differ.
     """
     others = {site["name"]: _other(site) for _, site in stops.choices}
     for n, log_prob in enumerate(stops.log_prob):
@@ -148,13 +149,13 @@ def _check_path(path: Trace, stops: StoppingChain, guide, args: tuple, kwargs: d
 
 
 def _other(site: dict) -> Tensor:
-    """Another value of a choice than the one in a trace."""
+    """A value of a choice that differs from the one in the trace."""
     number = site["fn"].enumerate_support(expand=False).shape[0]
     return (site["value"] + 1) % number
 
 
 def _with_values(trace: Trace, values: dict[str, Tensor]) -> Trace:
-    """A copy of a trace with other values of some sites."""
+    """A copy of a trace with the values of some sites replaced."""
     copied = trace.copy()
     for name, value in values.items():
         copied.nodes[name] = {**copied.nodes[name], "value": value}
