@@ -1,7 +1,7 @@
-"""Nested states as named leaves, and these as the bytes of one safetensors file, which cannot run code.
+"""Nested states as named leaves in one safetensors file, which cannot run code.
 
-A *leaf* is a tensor, or a number, a word, true, false or null. Tensors are entries of the file, the rest is JSON in its
-metadata. A file does not say how its leaves are nested: who reads it has a state of its own to compare with.
+A *leaf* is a tensor, a number, a string, a boolean or None. Tensors are entries of the file; all other leaves are JSON
+in its metadata. The file does not describe the nesting: the reader compares it with a state of its own.
 """
 
 import copy
@@ -14,25 +14,25 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-PLAIN = "plain"  # the entry of the metadata that holds what is not a tensor
+PLAIN = "plain"  # the metadata entry for leaves that are not tensors
 
 
 def named(state, name: str = "") -> dict:
-    """The leaves in dicts, lists and tuples by their paths, such as ``model/net.weight``; a leaf's own is ``name``."""
+    """The leaves of nested dicts, lists and tuples by their paths below ``name``, such as ``model/net.weight``."""
     if not isinstance(state, dict | list | tuple):
         return {name: state}
     return {path: leaf for key, part in _parts(state, name).items() for path, leaf in named(part, key).items()}
 
 
 def filled(like, leaves: Mapping, name: str = ""):
-    """What is nested as ``like`` and has these ``leaves``, by the names that :func:`named` gives them.
+    """A state nested like ``like`` with the given ``leaves``, named as by :func:`named`.
 
-    Tensors are copies, on the CPU, in the dtypes and in the order in memory of those of ``like``: an optimizer walks
-    through a parameter and what it keeps for it in one order.
+    Tensors are copied to the CPU, with the dtypes and strides of those in ``like``: a fused optimizer reads a parameter
+    and its moments in one memory order.
     """
     parts = [filled(part, leaves, path) for path, part in _parts(like, name).items()]
     if isinstance(like, dict):
-        state = copy.copy(like)  # a module's states are a dict with attributes, the versions of its parts
+        state = copy.copy(like)  # keeps the attributes of state_dict(), its version numbers
         state.update(zip(like, parts, strict=True))
         return state
     if isinstance(like, list | tuple):
@@ -42,7 +42,7 @@ def filled(like, leaves: Mapping, name: str = ""):
 
 
 def _parts(state, name: str) -> dict:
-    """What is directly inside a dict, list or tuple, by its path; nothing is in a leaf."""
+    """The direct children of a dict, list or tuple by their paths; empty for a leaf."""
     if isinstance(state, list | tuple):
         state = dict(enumerate(state))
     if not isinstance(state, dict):
@@ -51,7 +51,7 @@ def _parts(state, name: str) -> dict:
 
 
 def packed(leaves: Mapping) -> bytes:
-    """The file of these leaves. Tensors may share memory and have any order in it: each is written as if alone."""
+    """The bytes of a file with these leaves. Tensors that share memory or are not contiguous are copied."""
     tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
     plain = {name: leaf for name, leaf in leaves.items() if name not in tensors}
     taken = set()
@@ -63,17 +63,17 @@ def packed(leaves: Mapping) -> bytes:
 
 
 def unpacked(content: bytes) -> dict:
-    """The leaves of what :func:`packed` has returned, from a place that is trusted."""
+    """The leaves of bytes from :func:`packed`, from a trusted source."""
     length = int.from_bytes(content[:8], "little")
     return load(content) | _plain(json.loads(content[8 : 8 + length]).get("__metadata__"))
 
 
 def mapped(path: Path) -> dict:
-    """The leaves of a file that a stranger may have written; its tensors are parts of the file, not of memory.
+    """The leaves of an untrusted file, with memory-mapped tensors.
 
-    Raises any exception for a file of another form, one whose bytes are not those that its header says among them.
+    Raises an exception of any type for a file of another format, for example if its size is not that of its header.
     """
-    if not path.is_file():  # a named pipe would be waited for
+    if not path.is_file():  # opening a named pipe would block
         raise FileNotFoundError(path)
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

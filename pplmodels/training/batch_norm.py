@@ -1,4 +1,4 @@
-"""Batch normalisation's statistics, for a pair that is to be evaluated."""
+"""Recompute the statistics of batch normalization before evaluation."""
 
 from collections.abc import Iterable
 
@@ -9,16 +9,16 @@ from pplmodels.metrics.bounds import one_run
 
 
 def recompute_batch_norm(model: nn.Module, guide: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the statistics with which a pair normalises in evaluation mode to their mean over ``batches``.
+    """Set the batch normalization statistics of a pair to their mean over ``batches``.
 
-    Training leaves a running mean of the last batches, met by weights that were still moving. Nothing is run where
-    nothing normalises.
+    After training they are running means over the last batches, computed with weights that were still changing. Nothing
+    is run for a pair without batch normalization.
     """
     update_bn(batches, _Run(model, guide))
 
 
 class _Run(nn.Module):
-    """One run of guide and model, as a module's call."""
+    """A module whose call runs the guide and the model once."""
 
     def __init__(self, model: nn.Module, guide: nn.Module):
         super().__init__()

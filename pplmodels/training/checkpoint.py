@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, bit for bit, from where it was."""
+"""Checkpoints, from which a run continues bit for bit."""
 
 import copy
 import itertools
@@ -21,20 +21,21 @@ from pplmodels.states import filled, mapped, named, packed
 
 FILE = "checkpoint.safetensors"
 BEST = "best.safetensors"
-EARLIER = "checkpoint.pt"  # what it was called in earlier versions, which pickled
-# Leaves in which versions of torch and machines differ: the options of an optimizer, and the states of GPUs.
+EARLIER = "checkpoint.pt"  # the file of earlier versions, a pickle
+# Leaves that differ between versions of torch and between machines: optimizer options and states of GPUs.
 GPUS = re.compile(r"rng/\d+/cuda")
 LOCAL = re.compile(rf"optim/param_groups/\d+/(?!params/)|{GPUS.pattern}")
-POSITIONS = 624  # of NumPy's generator in its block of numbers; it does not look whether a state's is one of them
+POSITIONS = 624  # valid positions in the state of NumPy's generator, which does not check them itself
 
 
 def save_checkpoint(
     folder: Path, svi: SVI, step: int, seconds: float, summed: Tensor, averaged: AveragedModel | None = None
 ) -> None:
-    """Write weights, optimizer and random generators (of all ranks) after ``step`` steps and ``seconds`` of training.
+    """Write the weights, the optimizer and the random generators of all ranks.
 
-    ``summed`` are the losses since the last evaluation. Schedules, the annealing clock and the position in the epoch
-    are functions of the step. Rank 0 writes, the others wait for it.
+    ``step`` is the number of steps taken, ``seconds`` the time of training so far, and ``summed`` the sum of the losses
+    since the last evaluation. Schedules and the position in the epoch are functions of the step. Rank 0 writes; the
+    other ranks wait.
     """
     state = {
         **_weights(svi, averaged),
@@ -50,13 +51,13 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float, Tensor]:
     """Restore what :func:`save_checkpoint` wrote; returns (step, seconds, summed).
 
-    A rank that there was not before draws from where its number and the step put it. Raises :class:`InputError` for a
-    file that does not hold, tensor for tensor, what this pair and its optimizer save. It is mapped, not read: what it
-    claims beyond its own bytes is refused before memory is taken for it.
+    A rank without a stored generator state is seeded with its number and the step. Raises :class:`InputError` unless
+    the file holds, tensor for tensor, what this pair and its optimizer save. The file is memory-mapped, so a size that
+    exceeds its own bytes is rejected before memory is allocated.
     """
     path = folder / FILE
     leaves = _read(path, svi)
-    # An optimizer replaces its learning-rate tensors when it loads; schedules hold the ones it has now.
+    # Loading replaces the learning-rate tensors of an optimizer, but schedules hold references to the current ones.
     rates = [group["lr"] for group in svi.optim.param_groups]
     with _refused_as_other(path):
         number = next(rank for rank in itertools.count(1) if f"rng/{rank}/torch" not in leaves)
@@ -83,7 +84,7 @@ def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = Non
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run can go on from ``folder``. Raises :class:`InputError` where the state is an earlier version's."""
+    """Whether there is a checkpoint. Raises :class:`InputError` if there is only one of an earlier version."""
     found = (folder / FILE).exists()
     if not found and (folder / EARLIER).exists():
         raise InputError(
@@ -94,7 +95,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, of whatever pair. Raises :class:`InputError` for a file that is none."""
+    """The step of a checkpoint of any pair. Raises :class:`InputError`."""
     step = _leaves(path).get("step")
     if type(step) is not int:
         raise InputError(f"{path} does not say its step.")
@@ -102,12 +103,12 @@ def step_of(path: Path) -> int:
 
 
 def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
-    """Write the weights that are best so far."""
+    """Write the best weights so far."""
     _write(_weights(svi, averaged), folder / BEST)
 
 
 def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
-    """Go back to the weights of :func:`save_weights`."""
+    """Load the weights written by :func:`save_weights`."""
     leaves = _read(folder / BEST, svi)
     with _refused_as_other(folder / BEST):
         _restore(_checked(leaves, _weights(svi, averaged)), _parts(svi, averaged))
@@ -146,7 +147,7 @@ def _leaves(path: Path) -> dict:
 
 
 def _read(path: Path, svi: SVI) -> dict:
-    """The leaves of a checkpoint's file, of this pair at least."""
+    """The leaves of a checkpoint file, after checking that it belongs to this pair."""
     if not (has_checkpoint(path.parent) and path.exists()):
         raise InputError(f"{path.parent} holds no checkpoint to resume from.")
     leaves = _leaves(path)
@@ -159,9 +160,9 @@ def _read(path: Path, svi: SVI) -> dict:
 
 
 def _checked(leaves: dict, own: dict) -> dict:
-    """What the leaves of a file say about ``own``, nested as that.
+    """The leaves of a file, nested like ``own``.
 
-    Raises ValueError unless they are like those of ``own``: their names, shapes and types; finite numbers.
+    Raises ValueError unless they have the names, shapes and types of the leaves of ``own``, and finite numbers.
     """
     expected = named(own)
     leaves = _as_here({name: leaf for name, leaf in leaves.items() if name.partition("/")[0] in own}, expected)
@@ -173,7 +174,7 @@ def _checked(leaves: dict, own: dict) -> dict:
 
 
 def _as_here(leaves: dict, own: dict) -> dict:
-    """``leaves``, but those of ``own`` where versions of torch and machines differ."""
+    """``leaves``, with those that depend on the version of torch or on the machine taken from ``own``."""
     known = {name: leaf for name, leaf in leaves.items() if name in own or not LOCAL.match(name)}
     missing = {name: leaf for name, leaf in own.items() if name not in leaves and LOCAL.match(name)}
     gpus = {name: leaf for name, leaf in own.items() if GPUS.match(name)}
@@ -193,7 +194,7 @@ def _check(leaf, own) -> None:
 
 
 def _check_course(state: dict, own: dict) -> None:
-    """Raise ValueError for values that are of the right types and cannot be."""
+    """Raise ValueError for impossible values of the right types."""
     if state["step"] < 0 or state["seconds"] < 0:
         raise ValueError("before the start")
     for group, other in zip(state["optim"]["param_groups"], own["optim"]["param_groups"], strict=True):
@@ -204,7 +205,7 @@ def _check_course(state: dict, own: dict) -> None:
 
 
 def _stepped(optim: torch.optim.Optimizer, leaves: dict) -> dict:
-    """The state of an optimizer after a step; what it keeps for a parameter, for those that the leaves know."""
+    """The state of an optimizer after one step, restricted to the parameters that have state in ``leaves``."""
     stepped = copy.deepcopy(optim)
     for group in stepped.param_groups:
         for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, evaluations, checkpoints."""
+"""The training loop with evaluations, checkpoints and early stopping."""
 
 import math
 import sys
@@ -32,7 +32,7 @@ from pplmodels.training.preview import Preview
 from pplmodels.training.run import Run
 from pplmodels.training.signals import defer_signals
 
-POLL = 20  # steps between two looks at the device: for the progress bar, and for a loss that is not finite
+POLL = 20  # steps between reads from the device, for the progress bar and the check for a non-finite loss
 
 
 def fit(
@@ -54,27 +54,27 @@ def fit(
     saved: Sequence[PairModule] = (),
     draw: Callable[[], object] | None = None,
 ) -> float:
-    """Take ``steps`` SVI steps over shuffled batches of ``images``; returns the seconds spent, of all sittings.
+    """Take ``steps`` SVI steps on shuffled batches of ``images``; returns the seconds of training over all starts.
 
-    Every ``eval_every`` steps, and after the last, ``evaluate()`` gives a dict of metrics for the run's log, with model
-    and guide in evaluation mode and from a fixed random state, so that looking does not change the training; then a
-    checkpoint is written. An epoch's last batch may be smaller; no image is left out. A metric "warning", a sentence,
-    is shown as one. ``objective`` names what the steps raise, whose mean since the last evaluation is logged as
-    "train_<objective>". With ``resume`` the run continues from its checkpoint, or begins if it was killed before it had
-    one. On Ctrl-C or SIGTERM the current step, or evaluation, is finished, a checkpoint is written and
-    ``KeyboardInterrupt`` raised, for SIGTERM its subclass :class:`pplmodels.errors.Terminated`.
+    Every ``eval_every`` steps, and after the last step, ``evaluate()`` returns a dict of metrics for the run's log. The
+    pair is then in evaluation mode and the random state is fixed, so evaluations do not affect the training. A
+    checkpoint is written after each evaluation. The last batch of an epoch may be smaller. If the metrics contain
+    "warning", its sentence is printed. ``objective`` names the quantity that is maximized; its mean since the last
+    evaluation is logged as "train_<objective>". With ``resume`` the run continues from its checkpoint, or starts if it
+    was killed before the first one. On Ctrl-C or SIGTERM the current step or evaluation is finished, a checkpoint is
+    written, and ``KeyboardInterrupt`` is raised (:class:`pplmodels.errors.Terminated`, a subclass, for SIGTERM).
 
-    ``averaged``, over a ModuleList of the SVI's model and guide, follows the weights after each step; its state is in
+    ``averaged`` averages the weights of a ModuleList of the SVI's model and guide after each step; its state is part of
     the checkpoint. With ``patience`` training ends after that many evaluations without a higher "valid_elbo", and the
-    weights (the averaged ones too) of the highest come back.
+    weights of the best evaluation are restored, including the averaged ones.
 
-    After each evaluation but the last, and before it stops early, the weights of the halves ``saved`` are written to
-    the run's folder and ``draw()`` draws its pictures; these are drawn again when that takes little of the time.
+    After each evaluation but the last, and before an early stop, the weights of the modules in ``saved`` are written to
+    the run's folder and ``draw()`` plots them. Plots are limited to a small share of the time.
 
-    Of several ranks (:mod:`pplmodels.distributed`) each takes its share of a batch, the same number of images;
-    ``evaluate`` gives all of them the same figures. They start from rank 0's weights and draw noise of their own.
+    With several ranks (:mod:`pplmodels.distributed`), each takes an equal shard of every batch. ``evaluate`` must
+    return the same metrics on all ranks. All ranks start from the weights of rank 0 and draw different noise.
 
-    Raises :class:`pplmodels.errors.NonFiniteLossError`; the last good checkpoint stays.
+    Raises :class:`pplmodels.errors.NonFiniteLossError`. The last good checkpoint is kept.
     """
     distributed.check_divisible(batch_size)
     device = images.pixels.device
@@ -89,10 +89,10 @@ def fit(
         distributed.broadcast_(tensors_of([pair]))
         if distributed.rank() > 0:
             seed_all(seed + 1_000_003 * distributed.rank())
-        save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # a run that is killed early can be resumed too
+        save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # so that a run that is killed early can be resumed
     run.begin(start, device)
     begun = time.perf_counter()
-    recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last look, which stay on the device
+    recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last read, still on the device
     history = [line for line in run.metrics if line["step"] <= start]
     metrics: dict = history[-1] if history else {}
     evaluated = metrics.get("step", 0)
@@ -158,7 +158,7 @@ def fit(
 
 
 def _state(run: Run, svi: SVI, averaged: AveragedModel | None) -> tuple[int, float, Tensor]:
-    """Restore the run's checkpoint; one of another run, which does not fit this one, is given back."""
+    """Load the run's checkpoint; one that ``--extend`` copied and that does not fit is removed again."""
     try:
         return load_checkpoint(run.folder, svi, averaged)
     except InputError as error:
@@ -170,16 +170,17 @@ def _state(run: Run, svi: SVI, averaged: AveragedModel | None) -> tuple[int, flo
 
 
 def warn_if_short(steps: int, annealed: Sequence[Annealed], options: str) -> None:
-    """Say if schedules, which ``options`` set, end later than a run of ``steps`` steps."""
+    """Print a warning if schedules, which are set by ``options``, end after the last of ``steps`` steps."""
     needed = schedules_end(annealed)
     if needed > steps:
         say(f"warning: the schedules of this run need {needed:,} steps, but it takes {steps:,}: see --steps, {options}")
 
 
 def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.device) -> Iterator[Tensor]:
-    """Endless shuffled indices of batches from step ``start`` on; an epoch's order depends on seed and number only.
+    """An endless iterator of shuffled batch indices from step ``start`` on.
 
-    Of several ranks each gets its share; the last batch of an epoch is cut to what divides among them.
+    The order within an epoch depends only on the seed and the epoch number. Each rank gets its shard of a batch. The
+    last batch of an epoch is cut to a multiple of the world size.
     """
     last = length % batch_size
     used = length - last % distributed.world_size()
@@ -194,13 +195,13 @@ def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.d
 
 
 def _since_best(history: list[dict]) -> int:
-    """Evaluations since that of the highest "valid_elbo"."""
+    """The number of evaluations since the one with the highest "valid_elbo"."""
     bounds = [line.get("valid_elbo", -math.inf) for line in history]
     return len(bounds) - 1 - bounds.index(max(bounds)) if bounds else 0
 
 
 def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
-    """Call ``evaluate`` in evaluation mode from a fixed random state, and put mode and generators back."""
+    """Call ``evaluate`` in evaluation mode from a fixed random state; restore mode and generators afterwards."""
     states = get_rng_state()
     pyro.set_rng_seed(distributed.rank())
     pair.eval()
@@ -213,14 +214,14 @@ def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
 
 def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
     steps = f"between step {done - len(recent) + 1} and step {done}"
-    found = [nonfinite_sites(svi.model, svi.guide, x) for x in recent]  # of all, as every rank does as much
+    found = [nonfinite_sites(svi.model, svi.guide, x) for x in recent]  # all batches, so that every rank runs as many
     for sites in filter(None, found):
         return f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}."
     return f"the loss or its gradient became infinite or NaN {steps}; every site's log-probability is finite again now."
 
 
 def _progress(start: int, steps: int) -> tqdm:
-    quiet = not sys.stderr.isatty()  # a log file wants a line now and then, a terminal a moving bar
+    quiet = not sys.stderr.isatty()  # update a log file rarely, a terminal often
     interval = 30 if quiet else 0.5
     hidden = distributed.rank() > 0
     return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=hidden)
@@ -235,7 +236,7 @@ def _show(bar: tqdm, objective: str, recent: list[tuple[Tensor, Tensor]], metric
 
 
 def _summary(metrics: dict) -> str:
-    """The numbers and the lists of numbers among the metrics, in their order."""
+    """The numbers and lists of numbers among the metrics, in order, as text."""
     texts = []
     for name, value in metrics.items():
         if isinstance(value, int | float):

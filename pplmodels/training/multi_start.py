@@ -1,4 +1,4 @@
-"""Several short starts from different seeds, of which the best is trained to the end."""
+"""Short training runs from several seeds, of which the best is continued."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,12 +11,12 @@ from pplmodels.training.run import Run
 
 
 def best_of_seeds(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, bool], object]) -> int:
-    """The seed of the best start, whose checkpoint and metrics are then ``run``'s, to resume from.
+    """Train from each seed for a few steps, and copy the checkpoint and metrics of the best into ``run``.
 
-    ``begin(start, seed, resume)`` takes the first steps of a training in a run folder of its own, with ``resume`` going
-    on from the checkpoint that an earlier sitting left there. Starts are compared by their last ``train_elbo``, so no
-    held-out image has a say; a start whose last evaluation has no ``warning`` counts as a success. starts.json keeps
-    the comparison.
+    Returns the best seed. ``begin(start, seed, resume)`` takes the first steps in a run folder of its own; with
+    ``resume`` it continues from the checkpoint in that folder. The starts are compared by their last ``train_elbo``, so
+    no held-out image is used. A start counts as a success if its last evaluation has no ``warning``. The comparison is
+    written to starts.json.
     """
     report = run.folder / "starts.json"
     seeds = list(seeds)

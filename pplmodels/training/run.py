@@ -1,4 +1,4 @@
-"""A run's folder: its configuration, its evaluations, its result."""
+"""The folder of a run: its configuration, evaluations and result."""
 
 import json
 import platform
@@ -34,19 +34,19 @@ class Run:
     """The folder of one training run.
 
     ======================  ==========================================================
-    config.json             the options, and the command that was typed
-    metrics.jsonl           one line an evaluation: step, seconds, metrics
-    environment.jsonl       one line a sitting: its first step, command, device, versions, commit
+    config.json             the options and the command line
+    metrics.jsonl           one line per evaluation: step, seconds, metrics
+    environment.jsonl       one line per start: first step, command, device, versions, commit
     result.json             the final held-out metrics, seed, seconds, device, versions
     checkpoint.safetensors  what ``--resume`` needs
-    ``model.*, guide.*``    the two halves' weights (safetensors) and arguments (JSON)
-    ``*.png, *.gif``        pictures
-    tensorboard/            the metrics as TensorBoard events, a file a sitting
-    .lock                   while a process trains here
+    ``model.*, guide.*``    weights (safetensors) and constructor arguments (JSON)
+    ``*.png, *.gif``        plots
+    tensorboard/            the metrics as TensorBoard events, one file per start
+    .lock                   present while a process trains in the folder
     ======================  ==========================================================
 
-    Several ranks share a folder; rank 0 locks it and writes to it. Whatever is written to a run is written inside its
-    folder: a link in it is refused (:class:`InputError`).
+    Several ranks share a folder; rank 0 locks it and writes to it. All files are written inside of the folder, and a
+    folder with links is rejected (:class:`InputError`).
     """
 
     def __init__(self, folder: Path, config: dict):
@@ -56,9 +56,9 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, config: dict) -> "Run":
-        """Begin and lock a run in a new or empty folder; a folder with anything in it is refused and left alone.
+        """Create and lock a run in a new or empty folder. A folder with other contents is rejected and left unchanged.
 
-        What a run leaves in which nothing was trained, because it failed at the start, say, counts as nothing and goes.
+        Files of a run that failed before any training are deleted.
         """
         begun = {"command": " ".join(["python", *sys.argv]), "directory": str(Path.cwd())}
         run = cls(Path(folder), {**config, **begun})
@@ -92,9 +92,9 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
-        """An existing run, to be read; to train it, :meth:`lock` it.
+        """An existing run, for reading; call :meth:`lock` before training it.
 
-        A stranger may have written its files; :class:`InputError` says what is wrong with them.
+        Its files are untrusted. Raises :class:`InputError`.
         """
         folder = Path(folder)
         otherwise = f"{folder} holds no run: it has no readable config.json."
@@ -107,34 +107,34 @@ class Run:
         return cls(folder, config)
 
     def take_over(self, earlier: str | Path) -> None:
-        """Go on from the state of another run: its checkpoint, its evaluations and its best weights are copied here."""
+        """Copy the checkpoint, evaluations and best weights of another run, to continue from them."""
         if distributed.rank() == 0:
-            for name in ("metrics.jsonl", BEST, CHECKPOINT):  # the last one says that all are here
+            for name in ("metrics.jsonl", BEST, CHECKPOINT):  # the checkpoint last: it marks a complete copy
                 source = Path(earlier) / name
                 if source.exists():
                     atomic_write(self.folder / name, lambda path, source=source: shutil.copyfile(source, path))
         distributed.barrier()
 
     def give_back(self) -> None:
-        """Remove what :meth:`take_over` copied, which does not fit: the folder can then be used again."""
+        """Remove what :meth:`take_over` copied, so that the folder can be used again."""
         if distributed.rank() == 0:
             for name in ("metrics.jsonl", BEST, CHECKPOINT):
                 (self.folder / name).unlink(missing_ok=True)
         distributed.barrier()
 
     def within(self, name: str, **changed) -> "Run":
-        """A run in a folder of this one's, locked: the one that an earlier sitting began, or a new one.
+        """A locked run in a subfolder of this run: the existing one, or a new one.
 
-        Its configuration is this run's, but for what is ``changed``.
+        A new one has the configuration of this run, updated by ``changed``.
         """
         folder = self.folder / name
         known = distributed.all_gather_object((folder / "config.json").exists())[0]
         return Run.open(folder).lock() if known else Run.create(folder, {**self.config, **changed})
 
     def lock(self) -> "Run":
-        """Keep every other process from training in this folder until this one closes the run, or is gone.
+        """Prevent other processes from training in this folder until the run is closed or this process ends.
 
-        What killed processes left half written is deleted. Returns the run. Raises :class:`InputError`.
+        Temporary files of killed processes are deleted. Returns the run. Raises :class:`InputError`.
         """
         if distributed.rank() > 0:
             return self
@@ -153,7 +153,7 @@ class Run:
     def metrics(self) -> list[dict]:
         """The evaluations so far.
 
-        Each has a whole number ``step``, and numbers where its names say seconds, a bound, a KL or an accuracy.
+        Each has an integer ``step``, and numbers for seconds, bounds, KLs and accuracies.
         Raises :class:`InputError`.
         """
         path = self.folder / "metrics.jsonl"
@@ -161,7 +161,7 @@ class Run:
             return [_evaluation(json.loads(line)) for line in read_complete_lines(path)]
 
     def begin(self, step: int, device: torch.device) -> None:
-        """Note what a sitting, from ``step`` on, runs on: the next one may find other versions."""
+        """Record the environment of a start at ``step``: device, versions and commit may differ between starts."""
         if distributed.rank() > 0:
             return
         path = self.folder / "environment.jsonl"
@@ -170,7 +170,7 @@ class Run:
         atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
     def forget_after(self, step: int) -> None:
-        """Drop evaluations later than ``step``: a resumed run will come to them again."""
+        """Drop evaluations after ``step``, which a resumed run repeats."""
         if distributed.rank() > 0:
             return
         kept = "".join(json.dumps(line) + "\n" for line in self.metrics if line["step"] <= step)
@@ -205,7 +205,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the lock."""
         if self._lock is not None:
             (self.folder / LOCK).unlink(missing_ok=True)
             self._lock.release(force=True)
@@ -213,25 +213,25 @@ class Run:
 
 
 def environment(device: torch.device) -> dict:
-    """What figures depend on besides the configuration."""
+    """Device, package versions and Git commit."""
     together = f", {distributed.world_size()} ranks" if distributed.world_size() > 1 else ""
     return {"device": describe_device(device) + together, "versions": versions(), "commit": commit()}
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, with what decides its speed."""
+    """A description of the device, with the number of threads on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads ({platform.machine()})"
 
 
 def versions() -> dict[str, str]:
-    """What a figure depends on."""
+    """Package versions."""
     return {"python": platform.python_version(), "torch": torch.__version__, "pyro": pyro.__version__}
 
 
 def commit() -> str | None:
-    """The commit of this code where it runs from a git checkout."""
+    """The Git commit of this code; None outside of a checkout."""
     if shutil.which("git") is None:
         return None
     here = Path(__file__).parent
@@ -240,7 +240,7 @@ def commit() -> str | None:
 
 
 def _unused(folder: Path) -> bool:
-    """Whether there is nothing in the folder, or only what a run leaves in which nothing was trained."""
+    """Whether the folder is empty, or has only files of a run that failed before any training."""
     paths = [path for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(TEMPORARY)]
     return not paths or (_is_configuration(folder / "config.json") and all(map(_is_of_a_start, paths)))
 
@@ -278,7 +278,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _evaluation(line: dict) -> dict:
-    """A line of metrics.jsonl; raises ValueError unless what is computed with is there and numbers."""
+    """A line of metrics.jsonl; raises ValueError if a value that is needed is missing or not a number."""
     if not isinstance(line, dict) or type(line.get("step")) is not int:
         raise ValueError("no evaluation")
     for name, value in {"seconds": None, **line}.items():

@@ -1,7 +1,7 @@
-"""Requests to stop: Ctrl-C and SIGTERM.
+"""Handling of Ctrl-C and SIGTERM.
 
-Python raises an exception wherever it is when one comes. Inside a callback, of a weak reference, say, or in a finaliser
-that exception is lost; so requests are noted as well, and a training looks.
+A signal handler raises its exception wherever the program is. In a finalizer or the callback of a weak reference, that
+exception is lost. So signals are recorded too, and the training loop checks the record.
 """
 
 import signal
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 from pplmodels.errors import Terminated
 
-_requests: list[KeyboardInterrupt] = []  # that have come
+_requests: list[KeyboardInterrupt] = []  # one per signal received
 
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """Within, a request is raised at once, as :class:`pplmodels.errors.Terminated` for SIGTERM."""
+    """In this context a signal raises at once: :class:`pplmodels.errors.Terminated` for SIGTERM."""
 
     def handle(number, frame) -> None:
         _note(number)
@@ -26,14 +26,15 @@ def raise_on_signal() -> Iterator[None]:
         with _handled(handle):
             yield
     finally:
-        _requests.clear()  # which hold the frames that they were raised in
+        _requests.clear()  # they reference the frames in which they were raised
 
 
 @contextmanager
 def defer_signals() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
-    """Within, a first request is only noted, a second one acts as before; gives a function that says what is noted.
+    """In this context the first signal is only recorded; a second one acts as before the context.
 
-    One that :func:`raise_on_signal` has raised, and that was lost, is among them.
+    Yields a function that returns the first recorded exception, or None. A signal that :func:`raise_on_signal` raised
+    and that was lost is recorded too.
     """
 
     previous = {}
@@ -57,9 +58,9 @@ def _note(number: int) -> None:
 
 @contextmanager
 def _handled(handle: Callable) -> Iterator[dict]:
-    """Within, ``handle`` is called for both signals; gives the handlers that there were."""
+    """In this context ``handle`` is called for both signals. Yields the previous handlers."""
     previous = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere signals are somebody else's business
+    if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
         previous = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield previous

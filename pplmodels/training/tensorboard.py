@@ -10,15 +10,15 @@ from pplmodels.io import named
 
 
 class TensorBoardWriter:
-    """One TensorBoard file, of one sitting, written at once.
+    """Writes scalars of one start of a run to one TensorBoard file, without buffering.
 
-    TensorBoard's own writer has a thread, which prints a traceback where a disk is full. Files are numbered:
-    TensorBoard reads them in the order of their names, and a clock may go back. Where TensorBoard is missing, or is not
-    what it was, there is no file: the first to be written says so.
+    TensorBoard's own writer uses a thread that prints a traceback if the disk is full. Files are numbered, because
+    TensorBoard reads them in the order of their names, and a clock can be set back. If TensorBoard is missing or
+    incompatible, nothing is written, and a line is printed once.
 
     Arguments:
-        folder: holds the files of all sittings; made if missing.
-        step: the first that will come; from it on TensorBoard forgets what earlier files say.
+        folder: the folder for the files of all starts; created if missing.
+        step: the first step of this start. TensorBoard discards the values of earlier files from this step on.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -42,10 +42,10 @@ class TensorBoardWriter:
 
 
 class _Records:
-    """The bytes of events, as the installed TensorBoard makes them."""
+    """Encodes events with the installed TensorBoard."""
 
     def __init__(self):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # slow to import, and not always needed
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # slow to import and not always needed
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._log, self._writer = Event, SessionLog, RecordWriter
@@ -68,11 +68,11 @@ class _Records:
 
 @cache
 def _records() -> _Records | None:
-    """What makes events, tried once; None, said on stderr, where it does not."""
+    """The encoder of events, tested once; None, with a line on stderr, if it does not work."""
     try:
         records = _Records()
         records.version(), records.start(0), records.scalars(0, {"tried": 0.0})
-    except Exception as error:  # its versions and protobuf's fail together in many ways
+    except Exception as error:  # incompatible versions of TensorBoard and protobuf fail in many ways
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         print(f"no events are written for TensorBoard, which cannot be used here ({why})", file=sys.stderr)
         return None
