@@ -313,5 +313,19 @@ def test_the_plane_of_codes_is_that_of_the_coordinates_that_vary_most():
     assert not torch.allclose(plane[0, 0], plane[3, 0]) and not torch.allclose(plane[0, 0], plane[0, 3])
 
 
+def test_a_traversal_moves_one_coordinate_at_a_time_of_those_that_vary_most():
+    model, guide = sharp_pair()
+    with torch.no_grad():
+        guide.encoder.net[-1].weight.mul_(torch.tensor([9.0, 0.01, 5.0, 0, 0, 0])[:, None])
+    x = torch.rand(200, 1, 8, 8).round()
+    images, coordinates = inspect.traverse(model, guide, x, units=2, steps=5)
+    assert images.shape == (2, 5, 1, 8, 8) and coordinates == [0, 2]
+    codes = guide(x).detach()
+    for row, unit in zip(images, coordinates, strict=True):
+        moved = codes[0].repeat(5, 1)
+        moved[:, unit] = codes[:, unit].quantile(torch.linspace(0.025, 0.975, 5))
+        torch.testing.assert_close(row, model.decoder(moved).sigmoid(), atol=1e-3, rtol=0)
+
+
 def test_the_centre_of_a_transformed_distribution_is_its_bases_centre_transformed():
     assert float(inspect.mean_image(LogitNormal(1)(torch.zeros(1, 1, 1, 1))).squeeze()) == pytest.approx(0.5)
