@@ -118,29 +118,29 @@ class AIRGuide(PairModule):
         return dist.Normal(loc, softplus(raw)).to_event(1)
 
     @pyro_method
-    def glance(self, x: Tensor) -> ImageFeatures:
+    def image_features(self, x: Tensor) -> ImageFeatures:
         """Features of the images ``x (..., B, C, H, W)`` for the LSTM and the baseline, independent of the state."""
         embedding = self.embed(x.flatten(-3))
         return self.lstm.gates(embedding), self.baseline.context(embedding)
 
     @pyro_method
     def update_features(
-        self, glance: ImageFeatures, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
+        self, features: ImageFeatures, residual: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
     ) -> tuple[ImageFeatures, Tensor]:
-        """The features and the remaining image after an object ``(present, z_where, z_what)``; unchanged in AIR."""
-        return glance, remaining
+        """The features and the residual image after an object ``(present, z_where, z_what)``; unchanged in AIR."""
+        return features, residual
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Sample the latents of the scenes ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("AIRGuide infers objects from scenes: x is required")
-        glance, remaining = self.glance(x), x
+        of_image, residual = self.image_features(x), x
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)
         with data_plate(len(x)):
             for t in range(1, self.num_steps + 1):
-                gates, context = glance
+                gates, context = of_image
                 state = self.lstm(gates, z, state)
                 features = self.predict(state[0])
                 infer = {"stop": True, **self.baseline.infer_config(context, state[0], present)}
@@ -152,7 +152,7 @@ class AIRGuide(PairModule):
                 pres = present[..., None]
                 z = torch.cat([pres, pres * z_where, pres * z_what], -1)
                 if t < self.num_steps:
-                    glance, remaining = self.update_features(glance, remaining, present, z_where, z_what)
+                    of_image, residual = self.update_features(of_image, residual, present, z_where, z_what)
 
 
 class DAIRGuide(AIRGuide):
@@ -177,8 +177,8 @@ class DAIRGuide(AIRGuide):
 
     @pyro_method
     def update_features(
-        self, glance: ImageFeatures, remaining: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
+        self, features: ImageFeatures, residual: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
     ) -> tuple[ImageFeatures, Tensor]:
-        """Subtract the rendered object from the remaining image, and compute the features of the rest."""
-        remaining = remaining - self.model.render(present[..., None], z_where[..., None, :], z_what[..., None, :])
-        return self.glance(remaining), remaining
+        """Subtract the rendered object from the residual image, and compute the features of the rest."""
+        residual = residual - self.model.render(present[..., None], z_where[..., None, :], z_what[..., None, :])
+        return self.image_features(residual), residual

@@ -19,8 +19,8 @@ from pplmodels.io import atomic_write, named_in_utf8
 from pplmodels.rng import get_rng_state, set_rng_state
 from pplmodels.states import filled, mapped, named, packed
 
-FILE = "checkpoint.safetensors"
-BEST = "best.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+BEST_WEIGHTS = "best.safetensors"
 EARLIER = "checkpoint.pt"  # the file of earlier versions, a pickle
 # Leaves that differ between versions of torch and between machines: optimizer options and states of GPUs.
 GPUS = re.compile(r"rng/\d+/cuda")
@@ -45,7 +45,7 @@ def save_checkpoint(
         "optim": svi.optim.state_dict(),
         "rng": distributed.all_gather_object(get_rng_state()),
     }
-    _write(state, folder / FILE)
+    _write(state, folder / CHECKPOINT)
 
 
 def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float, Tensor]:
@@ -55,7 +55,7 @@ def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = Non
     the file holds, tensor for tensor, what this pair and its optimizer save. The file is memory-mapped, so a size that
     exceeds its own bytes is rejected before memory is allocated.
     """
-    path = folder / FILE
+    path = folder / CHECKPOINT
     leaves = _read(path, svi)
     # Loading replaces the learning-rate tensors of an optimizer, but schedules hold references to the current ones.
     rates = [group["lr"] for group in svi.optim.param_groups]
@@ -85,7 +85,7 @@ def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = Non
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is a checkpoint. Raises :class:`InputError` if there is only one of an earlier version."""
-    found = (folder / FILE).exists()
+    found = (folder / CHECKPOINT).exists()
     if not found and (folder / EARLIER).exists():
         raise InputError(
             f"{folder} was trained with an earlier version of pplmodels, whose {EARLIER} is not read: resume it with "
@@ -104,13 +104,13 @@ def step_of(path: Path) -> int:
 
 def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Write the best weights so far."""
-    _write(_weights(svi, averaged), folder / BEST)
+    _write(_weights(svi, averaged), folder / BEST_WEIGHTS)
 
 
 def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
     """Load the weights written by :func:`save_weights`."""
-    leaves = _read(folder / BEST, svi)
-    with _refused_as_other(folder / BEST):
+    leaves = _read(folder / BEST_WEIGHTS, svi)
+    with _refused_as_other(folder / BEST_WEIGHTS):
         _restore(_checked(leaves, _weights(svi, averaged)), _parts(svi, averaged))
 
 

@@ -18,7 +18,7 @@ from pplmodels.io import STAMP, newest_run
 from pplmodels.machine import available_memory
 from pplmodels.module import PairModule
 from pplmodels.rng import LARGEST_SEED
-from pplmodels.training.checkpoint import FILE, has_checkpoint, step_of
+from pplmodels.training.checkpoint import CHECKPOINT, has_checkpoint, step_of
 from pplmodels.training.imports import add_import, run_import
 from pplmodels.training.run import Run
 from pplmodels.training.signals import raise_on_signal
@@ -246,7 +246,7 @@ def _taken_from(parser: Parser, argv: list[str] | None, options: argparse.Namesp
     if options.extend:
         if not has_checkpoint(folder):
             raise InputError(f"{folder} holds no checkpoint of a training to extend.")
-        reached = step_of(folder / FILE)
+        reached = step_of(folder / CHECKPOINT)
         if options.steps <= reached:
             raise InputError(f"{folder} has taken {reached} steps: give more --steps than that to extend it.")
 

@@ -23,8 +23,7 @@ from pplmodels.io import (
     remove_temporary_files,
     write_json,
 )
-from pplmodels.training.checkpoint import BEST, step_of
-from pplmodels.training.checkpoint import FILE as CHECKPOINT
+from pplmodels.training.checkpoint import BEST_WEIGHTS, CHECKPOINT, step_of
 from pplmodels.training.tensorboard import TensorBoardWriter
 
 LOCK = ".lock"
@@ -109,7 +108,7 @@ class Run:
     def take_over(self, earlier: str | Path) -> None:
         """Copy the checkpoint, evaluations and best weights of another run, to continue from them."""
         if distributed.rank() == 0:
-            for name in ("metrics.jsonl", BEST, CHECKPOINT):  # the checkpoint last: it marks a complete copy
+            for name in ("metrics.jsonl", BEST_WEIGHTS, CHECKPOINT):  # the checkpoint last: it marks a complete copy
                 source = Path(earlier) / name
                 if source.exists():
                     atomic_write(self.folder / name, lambda path, source=source: shutil.copyfile(source, path))
@@ -118,7 +117,7 @@ class Run:
     def give_back(self) -> None:
         """Remove what :meth:`take_over` copied, so that the folder can be used again."""
         if distributed.rank() == 0:
-            for name in ("metrics.jsonl", BEST, CHECKPOINT):
+            for name in ("metrics.jsonl", BEST_WEIGHTS, CHECKPOINT):
                 (self.folder / name).unlink(missing_ok=True)
         distributed.barrier()
 
