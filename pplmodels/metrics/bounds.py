@@ -175,7 +175,7 @@ def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
 def bits_per_dim(nats: float, shape: Sequence[int], is_density: bool) -> float:
     """Convert a log-probability of 8-bit images in nats per image to bits per pixel and channel (lower is better).
 
-    A density on [0, 1] (:func:`pplmodels.data.dequantised`) is the probability of one level times 256 per dimension.
+    A density on [0, 1] (:func:`pplmodels.data.dequantize`) is the probability of one level times 256 per dimension.
 
     >>> round(bits_per_dim(-1000.0, (3, 8, 8), is_density=False), 3)
     7.514
