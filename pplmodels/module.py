@@ -27,12 +27,12 @@ MAX_PARAMS_PER_TENSOR = 4  # that a constructor may register per saved tensor; i
 
 
 class PairModule(PyroModule):
-    """A model or a guide (one half of a pair): a PyroModule that records its constructor arguments.
+    """A model or a guide: a PyroModule that records its constructor arguments.
 
-    ``role`` ("model" or "guide") names the half's two files in a folder: ``<role>.safetensors`` holds the weights and
+    ``role`` ("model" or "guide") names the module's two files in a folder: ``<role>.safetensors`` holds the weights and
     buffers, and ``<role>.json`` the class name and the constructor arguments. Loading these files cannot execute code.
     The shapes of the weights must depend only on the constructor arguments and not on values of tensors, because a
-    half is first built on the meta device, without memory, when it is loaded.
+    module is first built on the meta device, without memory, when it is loaded.
 
     ``dims`` maps the names of sites, without the step number, to the names of their event dimensions. ``coords`` maps
     names of dimensions to the labels of their entries. Functions such as :func:`pplmodels.inspect.posterior` label
