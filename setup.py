@@ -43,7 +43,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["pplmodels", "pplmodels.*", "guides", "guides.*"]),
     package_data={"pplmodels": ["py.typed"], "guides": ["py.typed"]},
-    entry_points={"pplmodels.pairs": ["guides = guides"]},  # what load_pair imports
+    entry_points={"pplmodels.systems": ["guides = guides.systems"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -61,6 +61,8 @@ setup(
         "tensorboard>=2.14",
         "tqdm>=4.65",
         "filelock>=3.20",
+        "pydantic>=2.10",
+        "pyyaml>=6.0",
         "psutil>=5.9",
     ],
     extras_require={

@@ -18,8 +18,10 @@ from pplmodels import ConvVAE
 from pplmodels.data import Images, load_images
 from pplmodels.infer import SVI, adam
 from pplmodels.io import write_json
+from pplmodels.machine import resolve_device
 from pplmodels.rng import seed_all
 from pplmodels.training import cli
+from pplmodels.training.options import Parser, nonnegative_int, positive_int
 from pplmodels.training.run import describe_device, versions
 
 RESULT = Path(__file__).parent.parent / "results" / "data.json"
@@ -28,15 +30,15 @@ STEPS = 10  # consecutive steps of one variant before the next variant's turn
 KINDS = ("memory", ".npy files", "PNG files")
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     """The script's options."""
-    parser = cli.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--images", type=cli.positive_int, default=5000, help=f"number of color images of {SIZE}x{SIZE} pixels"
+        "--images", type=positive_int, default=5000, help=f"number of color images of {SIZE}x{SIZE} pixels"
     )
-    parser.add_argument("--batch-size", type=cli.positive_int, default=64, help="images per step")
-    parser.add_argument("--rounds", type=cli.positive_int, default=10, help=f"turns per variant, of {STEPS} steps each")
-    parser.add_argument("--workers", type=cli.nonnegative_int, default=1, help="number of data-loading processes")
+    parser.add_argument("--batch-size", type=positive_int, default=64, help="images per step")
+    parser.add_argument("--rounds", type=positive_int, default=10, help=f"turns per variant, of {STEPS} steps each")
+    parser.add_argument("--workers", type=nonnegative_int, default=1, help="number of data-loading processes")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
     return parser
 
@@ -66,7 +68,7 @@ def endless(images: Images, batch_size: int) -> Iterator[Tensor]:
 def main(argv: list[str] | None = None) -> None:
     """Create the files, train on each variant in turns and write the results."""
     options = parser().parse_args(argv)
-    device = cli.resolve_device(options.device)
+    device = resolve_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         paths = made(Path(folder), options.images)
         batches, steps = {}, {}

@@ -16,7 +16,9 @@ from pplmodels import AIR, MLPVAE, distributed
 from pplmodels.data import scene_set
 from pplmodels.infer import NVIL_ELBO, SVI, adam
 from pplmodels.io import write_json
+from pplmodels.machine import resolve_device
 from pplmodels.training import cli
+from pplmodels.training.options import Parser, positive_int
 from pplmodels.training.run import describe_device, versions
 
 RESULT = Path(__file__).parent.parent / "results" / "scaling.json"
@@ -25,14 +27,14 @@ LAST = 50  # steps over which the final loss is averaged
 CASES = {"air": (64, 256), "vae": (512, 2048)}  # global batch sizes
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     """The script's options."""
-    parser = cli.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
-        "--ranks", type=cli.positive_int, default=2, metavar="N", help="number of ranks to compare with one"
+        "--ranks", type=positive_int, default=2, metavar="N", help="number of ranks to compare with one"
     )
-    parser.add_argument("--steps", type=cli.positive_int, default=300, help="steps per turn")
-    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="turns per number of ranks")
+    parser.add_argument("--steps", type=positive_int, default=300, help="steps per turn")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="turns per number of ranks")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
     parser.add_argument(
         "--turn", nargs=2, metavar=("CASE", "BATCH"), help="run a single turn; used internally with torchrun"
@@ -80,7 +82,7 @@ def turn_on(number: int, case: str, batch: int, options) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     """Run a single turn, or run turns on one and on several ranks alternately and write results/scaling.json."""
     options = parser().parse_args(argv)
-    device = cli.resolve_device(options.device)
+    device = resolve_device(options.device)
     if options.turn:
         found = take_turn(options.turn[0], int(options.turn[1]), options.steps, device)
         if distributed.rank() == 0:

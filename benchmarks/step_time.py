@@ -20,8 +20,10 @@ from pplmodels import AIR, AIR3D, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
 from pplmodels.data import make_tabletop_scenes
 from pplmodels.infer import SVI, adam
 from pplmodels.io import write_json
+from pplmodels.machine import resolve_device
 from pplmodels.nn.renderer import KINDS, Renderer
 from pplmodels.training import cli
+from pplmodels.training.options import Parser, positive_int
 from pplmodels.training.run import describe_device, versions
 
 WARM, BLOCK = 3, 10  # consecutive untimed and timed steps of one implementation per turn
@@ -295,16 +297,16 @@ def _synchronize(device: torch.device) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure all cases and write results/benchmark.json."""
-    parser = cli.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto uses CUDA if available")
-    parser.add_argument("--rounds", type=cli.positive_int, default=6, help="turns per implementation")
+    parser.add_argument("--rounds", type=positive_int, default=6, help="turns per implementation")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="pairs to measure")
     parser.add_argument("--out", type=Path, default=RESULT, help="output file")
     parser.add_argument(
         "--renderer", action="store_true", help="benchmark only the renderer of solids, into renderer.json"
     )
     options = parser.parse_args(argv)
-    device = cli.resolve_device(options.device)
+    device = resolve_device(options.device)
     if options.renderer:
         command = " ".join(["python", *sys.argv])
         row = rendering(device)

@@ -1,10 +1,14 @@
-"""The processors and the memory that are available to this process."""
+"""The processors, the memory and the devices that are available to this process."""
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import torch
+
+from pplmodels.errors import InputError
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -28,3 +32,22 @@ def available_memory() -> int:
             if soft != resource.RLIM_INFINITY:
                 bounds.append(soft - taken)
     return max(0, min(bounds))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called "auto" (CUDA if available), "cpu" or "cuda". Raises :class:`InputError`."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no CUDA device here.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The peak memory of this process; on a GPU, the peak memory of its tensors."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not available on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

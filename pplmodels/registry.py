@@ -1,29 +1,33 @@
-"""Load pairs by the names of their classes."""
+"""Installed packages with pairs and systems, and loading pairs by the names of their classes."""
 
+import importlib
 import importlib.util
 import inspect
+import pkgutil
 import sys
+import warnings
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 from pplmodels.errors import InputError
 from pplmodels.io import PAIR, named_in_utf8, newest_run
 from pplmodels.module import PairModule, description_of, files_of
 
-PAIRS = "pplmodels.pairs"  # entry-point group of packages with models and guides
+SYSTEMS = "pplmodels.systems"  # entry-point group of modules, or packages of modules, with systems
 
 
 def load_pair(folder: str | Path) -> tuple[PairModule, PairModule]:
     """Load the model and the guide saved in ``folder``, of any classes, on the CPU and in evaluation mode.
 
     Classes are found by their names, so that files cannot select code to execute. Installed packages with an entry
-    point in the group :data:`PAIRS` are imported for this; your own classes must already be imported. If the guide's
+    point in the group :data:`SYSTEMS` are imported for this; your own classes must already be imported. If the guide's
     constructor has an argument ``model``, it is given the model. For a folder of runs, the newest run that holds a
     pair is loaded, and its path is printed to stderr.
     """
-    for entry in entry_points(group=PAIRS):
-        _import_installed(entry.module)
+    list(system_modules())
     with named_in_utf8(newest_run(folder, PAIR)) as folder:
         model = _class_of(folder, "model").from_pretrained(folder)
         guide = _class_of(folder, "guide")
@@ -31,18 +35,34 @@ def load_pair(folder: str | Path) -> tuple[PairModule, PairModule]:
         return model, guide.from_pretrained(folder, **parts)
 
 
-def _import_installed(name: str) -> None:
-    """Import an installed package, even if a module of the same name in the working directory shadows it."""
-    installed, found = _installed(name), importlib.util.find_spec(name)
-    if installed is None or (found is not None and found.origin == installed.origin):
-        importlib.import_module(name)
-        return
-    own_name = f"_installed_{name}"
-    if own_name not in sys.modules:
-        places = installed.submodule_search_locations
-        spec = importlib.util.spec_from_file_location(own_name, installed.origin, submodule_search_locations=places)
-        sys.modules[own_name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[own_name])
+def system_modules() -> Iterator[ModuleType]:
+    """The modules of all entry points in the group :data:`SYSTEMS`: a package stands for the modules inside.
+
+    A package that cannot be imported causes a warning, so that it does not disable all others.
+    """
+    for entry in entry_points(group=SYSTEMS):
+        try:
+            package = _import_installed(entry.module)
+            inside = pkgutil.iter_modules(getattr(package, "__path__", ()))
+            modules = [package, *(importlib.import_module(f"{package.__name__}.{found.name}") for found in inside)]
+        except Exception as error:  # code of another package
+            warnings.warn(f"{entry.module} cannot be imported ({type(error).__name__}: {error}).", stacklevel=2)
+        else:
+            yield from modules
+
+
+def _import_installed(name: str) -> ModuleType:
+    """Import an installed module, even if one of the same name in the working directory shadows its package."""
+    top, _, rest = name.partition(".")
+    installed, found = _installed(top), importlib.util.find_spec(top)
+    if installed is not None and (found is None or found.origin != installed.origin):
+        top = f"_installed_{top}"
+        if top not in sys.modules:
+            places = installed.submodule_search_locations
+            spec = importlib.util.spec_from_file_location(top, installed.origin, submodule_search_locations=places)
+            sys.modules[top] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[top])
+    return importlib.import_module(f"{top}.{rest}" if rest else top)
 
 
 def _installed(name: str) -> ModuleSpec | None:

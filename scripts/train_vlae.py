@@ -1,14 +1,10 @@
-"""Train a VLAE: a convolutional VAE whose prior (or, with --flow posterior, posterior) is an autoregressive flow."""
+"""Train a VLAE: a convolutional VAE whose prior or posterior is an autoregressive flow."""
 
-import train_image_vae
+from functools import partial
 
-from pplmodels.training import cli
+from pplmodels.systems import run_script, train
 
-
-def main(argv: list[str] | None = None) -> None:
-    """Run the script of the image VAE, with a flow prior by default."""
-    train_image_vae.main(argv, __doc__, "vlae", "prior")
-
+main = partial(train, "vlae")
 
 if __name__ == "__main__":
-    cli.run_script(main)
+    run_script(main)

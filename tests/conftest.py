@@ -13,7 +13,7 @@ torch.set_num_threads(1)  # the tests' tensors are small, and two processes shar
 os.environ["OMP_NUM_THREADS"] = "1"  # so for scripts and notebooks that the tests start
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-sys.path[:0] = [str(ROOT / folder) for folder in ("scripts", "benchmarks", "tools")]  # none of them is installed
+sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "tools")]  # none of them is installed
 
 
 @pytest.fixture(autouse=True)

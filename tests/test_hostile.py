@@ -28,7 +28,7 @@ from pplmodels.io import atomic_write
 from pplmodels.module import PairModule
 from pplmodels.registry import load_pair
 from pplmodels.states import mapped, packed
-from pplmodels.training import Run, best_of_seeds, cli
+from pplmodels.training import Run, best_of_seeds
 from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint, step_of
 
 SIZES = {"image": (1, 4, 4), "z_dim": 2, "hidden_dims": (3,)}
@@ -471,54 +471,3 @@ def test_only_a_seed_that_was_tried_can_have_been_kept(tmp_path, content):
     run = Run.create(tmp_path / "run", {"seed": 0})
     (run.folder / "starts.json").write_text(content)
     refused(best_of_seeds, run, range(2, 4), None, match="does not say which of the seeds 2, 3")
-
-
-def stored(folder, change, *typed):
-    parser = cli.training_parser("", steps=3, batch_size=4, lr=0.1)
-    parser.add_argument("--widths", type=cli.positive_int, nargs="+")
-    parser.add_argument("--range", type=float, nargs=2, default=[0.0, 1.0])
-    parser.add_argument("--kind", choices=("a", "b"), default="a")
-    config = {name: value for name, value in vars(parser.parse_args([])).items() if name not in ("out", "resume")}
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**config, "command": "python x.py", **change}))
-    return cli.parse(parser, ["--resume", "--out", str(folder), *typed])
-
-
-def test_stored_options_are_as_if_typed(tmp_path):
-    options, run = stored(tmp_path / "run", {"widths": [3, 4], "lr": 1, "range": [-1e-05, 2], "seed": 5})
-    assert (options.widths, options.lr, options.range, options.seed) == ([3, 4], 1.0, [-1e-05, 2.0], 5)
-    assert isinstance(options.lr, float) and run.config["range"] == [-1e-05, 2.0]
-
-
-def test_the_folder_of_the_data_is_the_one_that_a_run_had_unless_another_is_typed(tmp_path):
-    had = {"data_dir": "/data"}
-    assert stored(tmp_path / "run", had)[0].data_dir == "/data"
-    options, run = stored(tmp_path / "moved", had, "--data-dir", "data")  # the default, typed
-    assert options.data_dir == "data" and run.config["data_dir"] == "/data"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"steps": "many"},
-        {"steps": [3]},
-        {"steps": 2.5},
-        {"steps": True},
-        {"steps": None},
-        {"batch_size": 0},
-        {"lr": {}},
-        {"data": 3},
-        {"data": None},
-        {"compile": "yes"},
-        {"widths": 3},
-        {"widths": [[3]]},
-        {"range": [1.0]},
-        {"kind": "c"},
-        {"kind": []},
-        {"device": "tpu"},
-        {"command": 3},
-    ],
-    ids=str,
-)
-def test_a_stored_option_that_cannot_be_typed_is_refused(tmp_path, change):
-    refused(stored, tmp_path / "run", change)

@@ -8,8 +8,9 @@ from pathlib import Path
 from pplmodels import plotting
 from pplmodels.errors import InputError
 from pplmodels.io import atomic_write, newest_run
-from pplmodels.report import last_slope
 from pplmodels.training import cli
+from pplmodels.training.options import Parser
+from pplmodels.training.run import last_slope
 
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "results"
@@ -43,7 +44,7 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
     if "valid_elbo" in lines[0][-1]:
         metrics["last_slope"] = [last_slope(run) for run in lines]
     card = {
-        "model": configs[0]["script"],
+        "model": configs[0]["system"],
         "data": _in_default_folder(configs[0]["data"]),
         "protocol": note,
         "command": published(results[0]["command"]),
@@ -207,7 +208,7 @@ def benchmark_tables(measured: dict) -> str:
 
 def main() -> None:
     """Run ``result_cards.py card NAME RUN...``, ``picture FILE.png NAME...`` or ``tables``."""
-    parser = cli.Parser(description=__doc__)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     card = commands.add_parser("card", help="write results/NAME.json from runs that only differ in their seed")
     card.add_argument("name", metavar="NAME", help="<model>-<data>[-<variant>]")

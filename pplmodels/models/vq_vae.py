@@ -68,9 +68,12 @@ class VQVAE(PairModule):
         self.decoder = residual_decoder(dim, channels, blocks, self.likelihood.num_params(image[0]))
         self.__dict__["prior"] = None
 
-    def use_prior(self, prior: PixelCNN | GatedPixelCNN) -> None:
-        """Use a trained prior for the codes. It is neither trained nor saved with this half."""
-        if (prior.map, prior.levels) != (self.map, len(self.codebook)):
+    def use_prior(self, prior: PixelCNN | GatedPixelCNN | None) -> None:
+        """Use a trained prior for the codes; None stands for the uniform one. It is neither trained nor saved here.
+
+        Raises ValueError if the prior is one of other maps or of another number of values.
+        """
+        if prior is not None and (prior.map, prior.levels) != (self.map, len(self.codebook)):
             raise ValueError(
                 f"a prior of {prior.levels} values on {prior.map} maps is not one of "
                 f"{len(self.codebook)} codes on {self.map} maps"

@@ -1,12 +1,12 @@
 """User-defined classes from the file given by ``--import``."""
 
-import argparse
 import copy
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,72 +19,59 @@ from pplmodels.rng import fork_rng
 from pplmodels.training.run import Run
 
 USER_MODULE = "pplmodels_imported"  # the name of the module that is loaded from the file
-NAMED_BY_RUN = True  # the value of --import without a file
 CHECKED = 32  # number of images used to check a pair
 UNMOVED = "No step would move"  # prefix of findings that only warn: a subclass may not use all inherited parameters
 NUDGE = 1e-3  # standard deviation of the perturbation of the checked pair's weights
 
 
-def add_import(parser: argparse.ArgumentParser, help: str) -> None:
-    """Add the option that executes a file of user code. Only the command line can do this, never a run folder."""
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        nargs="?",
-        const=NAMED_BY_RUN,
-        metavar="FILE.py",
-        help=f"your module: {help} (without FILE.py: the module that the run was trained with)",
-    )
-
-
-def run_import(options: argparse.Namespace, run: Run | None = None) -> None:
+def run_import(given: str | Literal[True] | None, run: Run | None = None) -> str | None:
     """Execute the file given by ``--import``, if any, so that the classes it defines are available.
 
-    Sets ``options.imports`` to its absolute path. ``run`` is the run to continue or to evaluate; ``--import`` without
-    a file selects the file that ``run`` was trained with. Raises :class:`InputError` if this fails, or if ``run`` was
-    trained with a file and ``--import`` is missing.
+    Returns its absolute path. Only the command line can select the file, never a run folder. ``run`` is the run to
+    continue or to evaluate; ``--import`` without a file (True) selects the file that ``run`` was trained with. Raises
+    :class:`InputError` if this fails, or if ``run`` was trained with a file and ``--import`` is missing.
     """
     stored = None if run is None else run.config.get("imports")
-    if options.imports is None:
-        if stored:
+    if given is None:
+        if run is not None and stored:
             raise InputError(
                 f"{run.folder} was trained with --import {stored}: give --import, which runs that file, or "
                 "--import FILE.py if it is elsewhere now."
             )
-        return
-    if options.imports is NAMED_BY_RUN:
-        if not isinstance(stored, str):
+        return None
+    if given is True:
+        if run is None or not isinstance(stored, str):
             raise InputError("--import: which file? Only a run that was trained with one names it.")
-        options.imports = stored
+        given = stored
         if distributed.rank() == 0:
             print(f"importing {Path(stored).absolute()}, which {run.folder} names", file=sys.stderr)
-    path = Path(options.imports).absolute()
+    path = Path(given).absolute()
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"--import {options.imports}: there is no such .py file.")
-    options.imports = str(path)
+        raise InputError(f"--import {given}: there is no such .py file.")
     spec = importlib.util.spec_from_file_location(USER_MODULE, path)
     sys.modules[USER_MODULE] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # user code can raise anything
         raise _told(error, path) from error
+    return str(path)
 
 
-def user_classes(options: argparse.Namespace, *kinds: type) -> list[type]:
-    """The pair's classes ``kinds``, each replaced by its subclass in the file given by ``--import``, if any."""
-    if options.imports is None:
-        return list(kinds)
+def user_classes(path: str | None, classes: Sequence[type]) -> list[type]:
+    """The pair's ``classes``, each replaced by its subclass in the file given by ``--import``, if any."""
+    if path is None:
+        return list(classes)
     chosen = []
-    for kind in kinds:
+    for kind in classes:
         found = _defined(kind)
         last = [child for child in found if not any(other is not child and issubclass(other, child) for other in found)]
         if len(last) > 1:
             names = " or ".join(child.__name__ for child in last)
-            raise InputError(f"--import {options.imports}: which {kind.__name__} is meant, {names}? Leave one of them.")
+            raise InputError(f"--import {path}: which {kind.__name__} is meant, {names}? Leave one of them.")
         chosen += last or [kind]
-    if chosen == list(kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise InputError(f"--import {options.imports}: there is no subclass of {names} in it.")
+    if chosen == list(classes):
+        names = " or ".join(kind.__name__ for kind in classes)
+        raise InputError(f"--import {path}: there is no subclass of {names} in it.")
     return chosen
 
 
@@ -98,33 +85,35 @@ def _defined(kind: type) -> list[type]:
     return [child for child in own if issubclass(child, kind)]
 
 
-def checked(options: argparse.Namespace, build: Callable[[], Iterable[PairModule]], images: Images) -> nn.ModuleList:
-    """The pair returned by ``build()``, on the device of ``images``. Pairs with user-defined classes are checked.
+def check(path: str | None, build: Callable[[], Iterable[PairModule]], images: Images) -> None:
+    """Check that a pair can be built by ``build()`` and, if it has classes of the user's file, that it is sound.
 
-    Raises :class:`InputError` if the pair cannot be built with these options, if the user's code fails, or if
+    Raises :class:`InputError` if the pair cannot be built, if the user's code fails, or if
     :func:`pplmodels.inspect.check_pair` finds a problem. Parameters without a gradient only cause a warning on
     stderr. The check does not change the state of the random generators.
     """
+    with fork_rng():
+        _check(path and Path(path), build, images)
+
+
+def _check(file: Path | None, build: Callable[[], Iterable[PairModule]], images: Images) -> None:
     try:
         pair = nn.ModuleList(build()).to(images.pixels.device)
     except InputError:
         raise
     except Exception as error:  # user code can raise anything
-        file = options.imports and Path(options.imports)
         if file and (isinstance(error, TypeError) or _lines(error, file)):  # or wrong arguments
             raise _told(error, file) from error
         if isinstance(error, ValueError):
             raise InputError(f"{error}.") from error
         raise
-    if options.imports is not None:
-        with fork_rng():
-            findings = _findings(pair, images.head(CHECKED)[:], Path(options.imports))
-        told = f"{options.imports}: {' '.join(findings)}"
+    if file is not None:
+        findings = _findings(pair, images.head(CHECKED)[:], file)
+        told = f"{file}: {' '.join(findings)}"
         if not all(finding.startswith(UNMOVED) for finding in findings):
             raise InputError(told)
         if findings and distributed.rank() == 0:
             print(f"warning: {told}", file=sys.stderr)
-    return pair
 
 
 def _findings(pair: nn.ModuleList, x: Tensor, file: Path) -> list[str]:

@@ -48,6 +48,8 @@ class Run:
     folder with links is rejected (:class:`InputError`).
     """
 
+    RECORDED = ("command", "directory")  # entries of config.json beside those that are given
+
     def __init__(self, folder: Path, config: dict):
         _refuse_links(folder)
         self.folder, self.config = folder, config
@@ -209,6 +211,14 @@ class Run:
             (self.folder / LOCK).unlink(missing_ok=True)
             self._lock.release(force=True)
             self._lock = None
+
+
+def last_slope(metrics: list[dict]) -> float | None:
+    """The increase of the validation bound between the last two evaluations, in nats per 1,000 steps."""
+    if len(metrics) < 2:
+        return None
+    before, last = metrics[-2:]
+    return 1000 * (last["valid_elbo"] - before["valid_elbo"]) / (last["step"] - before["step"])
 
 
 def environment(device: torch.device) -> dict:

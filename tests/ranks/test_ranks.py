@@ -104,7 +104,7 @@ def test_rank_0_writes_and_speaks_for_all(straight):
     run, output, errors = straight
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [12, 24]
-    assert output.count("held out, 31 scenes") == output.count("everything is in") == 1
+    assert output.count("held out, 31 images") == output.count("everything is in") == 1
     assert errors.count("step     24") == 1 and "uncompiled" not in errors
     result = json.loads((run / "result.json").read_text())
     assert result["device"].endswith(", 2 ranks")

@@ -36,10 +36,12 @@ def files(folder):
     ("change", "sentence"),
     [
         ([], "holds no run"),
-        ({"script": "air"}, "does not say all that it was trained with"),
-        ({"script": "vae-2d"}, "cannot have been trained with --valid None"),
-        ({"script": "vq-vae", "data": 3}, "cannot have been trained with --data 3"),
-        ({"reading": "x"}, "cannot have been trained with --reading 'x'"),
+        ({"system": "air"}, "does not say all that it was trained with"),
+        ({"system": "vae-2d", "train_points": 5}, "cannot have been trained with --valid None"),
+        ({"data": 3}, "cannot have been trained with --data 3"),
+        ({"binarise": "x"}, "cannot have been trained with --binarise 'x'"),
+        ({"system": "x"}, "there is no system 'x': choose"),
+        ({"system": 3}, "does not say which system trained it"),
         ({"data": "../x\ny"}, "there is no data set"),
         ({"valid": -3}, "cannot have been trained with --valid -3"),
         ({"image": 7}, "was trained on 7"),
@@ -64,8 +66,9 @@ def test_evaluating_a_pair_of_other_images_ends_with_one_sentence(script, tmp_pa
     ("file", "change", "sentence"),
     [
         ("config.json", [], "holds no run"),
-        ("config.json", {"script": [], "hidden": [10**9, "x"]}, "cannot have been trained with --hidden"),
-        ("config.json", {"command": None}, "holds a run of another script"),
+        ("config.json", {"hidden": [10**9, "x"]}, "cannot have been trained with --hidden"),
+        ("config.json", {"system": []}, "holds a run of another system"),
+        ("config.json", {"command": None}, "does not say how it was started"),
         ("config.json", {"image": "x"}, "was trained on x"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from starting import ROOT, SMALL
 
 from pplmodels.errors import InputError
-from pplmodels.report import last_slope
+from pplmodels.training.run import last_slope
 
 
 @pytest.mark.filterwarnings("default")
@@ -65,7 +65,7 @@ def test_a_card_does_not_say_where_the_data_lay(typed, published, tmp_path, monk
     data = re.split("[ =]", typed)[1] if typed.startswith("--data") else "digits"
     found = {"seed": 0, "command": f"python scripts/train_vae.py {typed}", "metrics": {}, "seconds": 1.0}
     files = {
-        "config.json": {"script": "vae", "data": data, "seed": 0},
+        "config.json": {"system": "vae", "data": data, "seed": 0},
         "result.json": found | {"device": "cpu", "versions": {}, "commit": None},
         "metrics.jsonl": {"step": 1},
     }

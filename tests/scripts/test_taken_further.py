@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from starting import OWN, SMALL
 
 from pplmodels.registry import load_pair
-from pplmodels.training import cli
+from pplmodels.systems import run_script, train
 from pplmodels.training.checkpoint import step_of
 
 VAE = ["--hidden", "8", "--z-dim", "3", "--batch-size", "64", "--no-compile", "--hold", "1", "--eval-every", "2"]
@@ -18,7 +18,7 @@ VAE = ["--hidden", "8", "--z-dim", "3", "--batch-size", "64", "--no-compile", "-
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("vaes.image_pictures", lambda *_: None)
+    monkeypatch.setattr("pplmodels.systems.images.image_pictures", lambda *_: None)
 
 
 def weights(run):
@@ -32,12 +32,12 @@ def same(first, second):
 @pytest.mark.filterwarnings("default")
 def test_an_extended_run_is_the_longer_run_bit_for_bit(script, tmp_path, no_pictures):
     """With a rate that stays: 4 steps and then 3 more are 7 steps, and the first run stays as it is."""
-    train = script("train_vae")
+    train_vae = script("train_vae")
     short, longer, straight = (tmp_path / name for name in ("short", "longer", "straight"))
-    train([*VAE, "--steps", "4", "--out", str(short)])
+    train_vae([*VAE, "--steps", "4", "--out", str(short)])
     before = {path: path.read_bytes() for path in short.rglob("*") if path.is_file()}
-    train(["--extend", str(short), "--steps", "7", "--eval-every", "2", "--out", str(longer)])
-    train([*VAE, "--steps", "7", "--schedule-steps", "4", "--out", str(straight)])
+    train_vae(["--extend", str(short), "--steps", "7", "--eval-every", "2", "--out", str(longer)])
+    train_vae([*VAE, "--steps", "7", "--schedule-steps", "4", "--out", str(straight)])
     assert same(weights(longer), weights(straight))
     steps = [json.loads(line)["step"] for line in (longer / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6, 7]
@@ -46,7 +46,7 @@ def test_an_extended_run_is_the_longer_run_bit_for_bit(script, tmp_path, no_pict
     assert config["extend"] == str(short) and config["hidden"] == [8]
     (longer / "checkpoint.safetensors").unlink()  # as if it had been killed while it took over the first run's state
     (longer / "metrics.jsonl").unlink()
-    train(["--resume", "--out", str(longer)])
+    train_vae(["--resume", "--out", str(longer)])
     assert same(weights(longer), weights(straight))
 
 
@@ -99,16 +99,14 @@ def test_a_run_begins_with_the_weights_of_another(script, tmp_path):
 BAD = [
     (["train_vae", "--extend", "RUN"], "has taken 2 steps: give more --steps than that to extend it"),
     (["train_vae", "--init-from", "RUN", "--z-dim", "5"], "does not hold the weights of a MLPVAE of these sizes"),
-    (["train_ladder_vae", "--extend", "RUN", "--steps", "9"], "holds a run of another script"),
+    (["train_ladder_vae", "--extend", "RUN", "--steps", "9"], "holds a run of another system"),
 ]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    import train_vae
-
     run = tmp_path_factory.mktemp("trained") / "run"
-    train_vae.main([*VAE, "--steps", "2", "--out", str(run)])
+    train("vae", [*VAE, "--steps", "2", "--out", str(run)])
     return run
 
 
@@ -118,7 +116,7 @@ def trained(tmp_path_factory):
 def test_what_cannot_go_on_is_refused_before_there_is_a_folder(script, tmp_path, capsys, trained, arguments, sentence):
     name, *options = [str(trained) if word == "RUN" else word for word in arguments]
     with pytest.raises(SystemExit) as stopped:
-        cli.run_script(lambda: script(name)([*options, "--out", str(tmp_path / "new")]))
+        run_script(lambda: script(name)([*options, "--out", str(tmp_path / "new")]))
     assert stopped.value.code == 2 and sentence in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()
 
@@ -129,14 +127,14 @@ def test_of_a_run_of_an_earlier_version_only_the_weights_are_taken(script, tmp_p
     shutil.copytree(trained, earlier)
     (earlier / "checkpoint.safetensors").rename(earlier / "checkpoint.pt")
     before = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
-    train = script("train_vae")
+    train_vae = script("train_vae")
     for options in (["--resume", "--out", earlier], ["--extend", earlier, "--steps", "9", "--out", new]):
         with pytest.raises(SystemExit) as stopped:
-            cli.run_script(lambda options=options: train(list(map(str, options))))
+            run_script(lambda options=options: train_vae(list(map(str, options))))
         assert stopped.value.code == 2
         assert f"weights by --init-from {earlier}" in capsys.readouterr().err.splitlines()[-1]
         assert not new.exists()
-    train(["--init-from", str(earlier), "--steps", "1", "--out", str(new)])
+    train_vae(["--init-from", str(earlier), "--steps", "1", "--out", str(new)])
     assert step_of(new / "checkpoint.safetensors") == 1
     after = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
@@ -193,7 +191,7 @@ def test_a_state_that_does_not_fit_is_given_back(script, tmp_path, trained, caps
     """The folder of the failed start is taken by the next one."""
     extend = ["--extend", str(trained), "--steps", "4", "--out", str(tmp_path / "new")]
     with pytest.raises(SystemExit) as stopped:
-        cli.run_script(lambda: script("train_vae")([*extend, "--averaging", "0.9"]))
+        run_script(lambda: script("train_vae")([*extend, "--averaging", "0.9"]))
     assert stopped.value.code == 2
     assert f"{trained} was trained with other options than these" in capsys.readouterr().err.splitlines()[-1]
     script("train_vae")(extend)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from starting import HANGS, OWN, ROOT, SMALL, start
 
-from pplmodels.training import cli
+from pplmodels.systems import run_script
 
 
 @pytest.mark.filterwarnings("default")  # what a user's session has; the libraries' own warnings are not ours
@@ -71,7 +71,7 @@ def test_five_objects_get_the_steps_that_they_need(script, tmp_path):
     options = ["--max-objects", "5", "--steps", "2", "--canvas", "40", "--out", str(run)]
     script("train_air")([*options, *SMALL[2:]])
     config = json.loads((run / "config.json").read_text())
-    assert config["counts"] == [0, 1, 2, 3, 4, 5] and config["num_steps"] == 6
+    assert config["max_objects"] == 5 and config["num_steps"] == 6
     assert (1 - config["explore"][0]) ** 4 == pytest.approx(0.7)  # from the first object to the fifth
     assert np.array(json.loads((run / "result.json").read_text())["metrics"]["confusion"]).shape == (6, 7)
 
@@ -97,7 +97,7 @@ def test_a_site_without_its_event_is_named_before_there_is_a_folder(script, tmp_
     )
     small = ["--train-scenes", "40", "--test-scenes", "30", "--import", str(file), "--out", str(run)]
     with pytest.raises(SystemExit) as stopped:
-        cli.run_script(lambda: script(name)(small))
+        run_script(lambda: script(name)(small))
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
     assert f"{file}: The guide cannot be computed: ValueError: " in errors and errors.count("\n") == 1
@@ -170,7 +170,7 @@ BAD = [
     (["--restart-steps", "9"], "--restart-steps says how long each of several --restarts is"),
     (["--white-level", "255"], "--white-level is for files"),
     (["--extend", "no-such-run"], "holds no run"),
-    (["--extend", "a", "--init-from", "b"], "not allowed with argument"),
+    (["--extend", "a", "--init-from", "b"], "--config, --extend and --init-from: each takes options"),
     (["--resume"], "--resume needs the run's folder"),
     (["--resume", "--out", "no-such-run"], "holds no run"),
 ]
@@ -182,7 +182,7 @@ BAD = [
 def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.run_script(lambda: script("train_air")(arguments))
+        run_script(lambda: script("train_air")(arguments))
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
     assert sentence in errors.splitlines()[-1] and "Traceback" not in errors
@@ -200,7 +200,7 @@ def test_a_run_keeps_its_options_and_its_folder(script, tmp_path, capsys):
     ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            cli.run_script(lambda arguments=arguments: script("train_air")(arguments))
+            run_script(lambda arguments=arguments: script("train_air")(arguments))
         assert stopped.value.code == 2
         assert sentence in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before

@@ -98,7 +98,6 @@ def test_a_guide_of_yours_is_trained_by_the_other_estimator(script, tmp_path):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (["--data", "mnist"], "scenes are drawn"),
         (["--counts", "0"], "there must be scenes with a solid"),
         (["--counts", "40"], "do not fit on the table"),
         (["--size", "18"], "a multiple of 4"),

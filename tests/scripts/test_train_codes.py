@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from test_train_vaes import FILES, PICTURES, refused
 
+from guides.systems import pixelcnn
 from pplmodels.errors import InputError
+from pplmodels.systems import train
 
 SHORT = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--device", "cpu", "--no-compile"]
 BOOK = ["--codes", "6", "--dim", "4", "--channels", "6", "--blocks", "1"]
@@ -53,12 +55,12 @@ def test_stage_two_learns_the_codes_of_stage_one_and_leaves_it_as_it_is(script, 
 
 @pytest.mark.filterwarnings("default")
 def test_the_prior_is_trained_as_its_codes_were_and_resumed(script, tmp_path, monkeypatch):
-    main, run, file = script("train_vqvae"), tmp_path / "run", tmp_path / "mine.py"
+    run, file = tmp_path / "run", tmp_path / "mine.py"
     file.write_text("from pplmodels import VQVAE\n\n\nclass Mine(VQVAE):\n    pass\n")
-    second, options = main.__globals__["train_pixelcnn"], ["--seed", "3", "--precision", "bfloat16"]
-    monkeypatch.setitem(second.STEPS, "digits", 2)
+    options = ["--seed", "3", "--precision", "bfloat16"]
+    monkeypatch.setitem(pixelcnn.STEPS, "digits", 2)
     for wanted in ([*SHORT, *BOOK, *options, "--with-prior"], ["--resume", "--device", "cpu", "--no-compile"]):
-        main([*wanted, "--out", str(run), "--import", str(file)])
+        train("vq-vae", [*wanted, "--out", str(run), "--import", str(file)])
         config = json.loads((run / "prior/config.json").read_text())
         assert {config[name] for name in ("seed", "precision", "device", "compile")} == {3, "bfloat16", "cpu", False}
     assert len((run / "prior/environment.jsonl").read_text().splitlines()) == 2
@@ -82,7 +84,7 @@ def test_pixels_are_maps_too(script, tmp_path, pixels):
         ("train_vqvae", ["--data", "odd.npz"], "sides of 6x8 images are not multiples of 4"),
         ("train_pixelcnn", ["nowhere"], "nowhere holds no run"),
         ("train_pixelcnn", ["a-vae"], "a-vae is not the run of a VQ-VAE"),
-        ("train_pixelcnn", ["unfinished"], "unfinished/model.json cannot be read"),
+        ("train_pixelcnn", ["unfinished"], "unfinished does not say all that it was trained with"),
         ("train_pixelcnn", ["--size", "4"], "--size: '4' is not an odd whole number from 3"),
         ("train_pixelcnn", ["--data", "colours.npz"], "colours.npz has colours"),
     ],
@@ -91,7 +93,7 @@ def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     for folder, kind in (("a-vae", "vae"), ("unfinished", "vq-vae")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_text(json.dumps({"script": kind}))
+        (tmp_path / folder / "config.json").write_text(json.dumps({"system": kind}))
     for file, shape in (("odd", (20, 6, 8)), ("colours", (20, 8, 8, 3))):
         images = np.zeros(shape, np.uint8)
         np.savez(f"{file}.npz", x_train=images, x_test=images)

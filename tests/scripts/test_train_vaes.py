@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from starting import HANGS, start
 
-from pplmodels.training import cli
+from pplmodels.systems import run_script
 
 SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up", "2", "--device", "cpu"]
 COMPILED = ("fully connected, cut", "rows")  # every pair's step is compared with the compiled one in test_pairs.py
@@ -221,7 +221,7 @@ def test_a_flow_that_starts_as_the_identity_is_no_fault_and_looking_draws_nothin
 def refused(main, sentence, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        cli.run_script(main)
+        run_script(main)
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
     assert sentence.strip() in errors.splitlines()[-1] and "Traceback" not in errors

@@ -1,6 +1,5 @@
 """Change good files at random and load them: each must load or be refused in one sentence, in bounded memory."""
 
-import argparse
 import errno
 import json
 import multiprocessing
@@ -17,24 +16,26 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import evaluate
 import hypothesis
 import hypothesis.configuration
 import numpy as np
 import torch
-import train_vae
 from mutations import mutated
 from PIL import Image
 
 from guides import MLPGuide
 from pplmodels import MLPVAE
-from pplmodels.data import load_images, load_scenes
+from pplmodels.data import Images, ImageSet, load_images, load_scenes
 from pplmodels.errors import InputError
 from pplmodels.infer import SVI, adam
 from pplmodels.io import write_json
 from pplmodels.registry import load_pair
+from pplmodels.systems import find_system
+from pplmodels.systems.command_line import parse, stored_options
+from pplmodels.systems.evaluation import system_of
 from pplmodels.training import Run, best_of_seeds, cli
 from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
+from pplmodels.training.options import Parser, nonnegative_int, positive_int, seed
 from pplmodels.training.run import describe_device, versions
 
 # What a small file may take, above what the process has before it: an image of 2**24 pixels takes about 200 MB, the
@@ -42,6 +43,7 @@ from pplmodels.training.run import describe_device, versions
 BOUND = 2**30
 PATIENCE = 20  # seconds for an input, after which the process is stopped
 FOLDER = "fuzzed"
+IMAGES = ImageSet(*[Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))] * 2)
 SIZES = {"image": (1, 6, 6), "z_dim": 2, "hidden_dims": (3,)}
 # events of Python's auditing that no loading of a file may raise
 STARTS = ("subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "socket.", "ctypes.dlopen")
@@ -59,8 +61,8 @@ CHANGES = (
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of file: ``write`` makes good ones in a folder, ``load`` reads them; ``change`` says which to change."""
+class FileFormat:
+    """A file format: ``write`` makes good ones in a folder, ``load`` reads them; ``change`` says which to change."""
 
     write: Callable[[Path], object]
     load: Callable[[Path], object]
@@ -114,9 +116,9 @@ def load_state(folder: Path) -> None:
 
 def write_run(folder: Path) -> None:
     """The JSON files of a run that can be resumed."""
-    options = vars(train_vae.parser().parse_args(["--warm-up", "3", "--steps", "9"]))
-    config = {name: value for name, value in options.items() if name not in ("out", "resume")}
-    config |= {"script": "vae", "reading": "dynamic", "image": [1, 8, 8], "command": "python train_vae.py"}
+    system = find_system("vae")
+    options = system.options_class.of({"warm_up": 3, "steps": 9})
+    config = {"system": "vae", **options.plain(), "image": [1, 8, 8], "command": "python train_vae.py"}
     lines = [{"step": step, "seconds": 1.5, "train_elbo": -2.5, "kl/z": 1.0, "valid_elbo": -3.0} for step in (3, 6)]
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -124,11 +126,11 @@ def write_run(folder: Path) -> None:
 
 
 def load_run(folder: Path) -> None:
-    """As resuming and evaluating read it."""
-    given = argparse.Namespace(data=None, data_dir=None, reading=None, device="cpu")
-    evaluate.as_trained(given, Run.open(folder))
-    options, run = cli.parse(train_vae.parser(), ["--resume", "--out", str(folder)])
-    cli.check_images(options, run, (1, 8, 8))
+    """As resuming, evaluating and ``--config`` read it."""
+    stored_options(system_of(Run.open(folder)), Run.open(folder))
+    parse(find_system("vae"), ["--config", str(folder / "config.json")])
+    options, run = parse(find_system("vae"), ["--resume", "--out", str(folder)])
+    find_system("vae").check_data(options, IMAGES, run)
     best_of_seeds(run, range(3), None)
     run.forget_after(6)
     assert all(line["step"] <= 6 for line in run.metrics)
@@ -161,15 +163,15 @@ def load_folder(folder: Path) -> None:
     assert load_images(str(folder)).train.pixels.dtype == torch.uint8
 
 
-KINDS = {
-    "npz": Kind(write_npz, load_npz, ("images.npz", "scenes.npz", "bits.npz")),
-    "npy": Kind(write_npy, load_folder, ("x_train.npy", "x_test.npy")),
-    "weights and description": Kind(
+FORMATS = {
+    "npz": FileFormat(write_npz, load_npz, ("images.npz", "scenes.npz", "bits.npz")),
+    "npy": FileFormat(write_npy, load_folder, ("x_train.npy", "x_test.npy")),
+    "weights and description": FileFormat(
         write_pair, load_pair, ("model.json", "model.safetensors", "guide.json", "guide.safetensors")
     ),
-    "training state": Kind(write_checkpoint, load_state, ("checkpoint.safetensors",)),
-    "run": Kind(write_run, load_run, ("config.json", "metrics.jsonl", "starts.json")),
-    "images": Kind(write_images, load_folder, ("0.png", "1.jpg", "2.bmp", "3.webp", "4.tif", "5.png", "6.png")),
+    "training state": FileFormat(write_checkpoint, load_state, ("checkpoint.safetensors",)),
+    "run": FileFormat(write_run, load_run, ("config.json", "metrics.jsonl", "starts.json")),
+    "images": FileFormat(write_images, load_folder, ("0.png", "1.jpg", "2.bmp", "3.webp", "4.tif", "5.png", "6.png")),
 }
 
 
@@ -222,7 +224,9 @@ def _out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, MemoryError) or "allocate" in str(error) or "not enough memory" in str(error)
 
 
-def work(kind: Kind, number: int, seed: int, replay: int | None, folder: Path, position, answer: Connection) -> None:
+def work(
+    format: FileFormat, number: int, seed: int, replay: int | None, folder: Path, position, answer: Connection
+) -> None:
     """Load ``number`` changed files in this process, which may not take more memory; send the counts."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the libraries' own, of files that are odd
@@ -230,9 +234,9 @@ def work(kind: Kind, number: int, seed: int, replay: int | None, folder: Path, p
     hypothesis.configuration.set_hypothesis_home_dir(folder / "hypothesis")
     place = folder / FOLDER
     place.mkdir()
-    kind.write(place)
-    kind.load(place)
-    good = {name: (place / name).read_bytes() for name in kind.change}
+    format.write(place)
+    format.load(place)
+    good = {name: (place / name).read_bytes() for name in format.change}
     counts, others = {"tried": 0, "loaded": 0, "refused": 0, "other": 0}, []
     state = {"watch": None}
 
@@ -246,9 +250,9 @@ def work(kind: Kind, number: int, seed: int, replay: int | None, folder: Path, p
         if replay is not None:
             Path(f"fuzzed-{index}-{name}").write_bytes(content)
         signal.alarm(PATIENCE)
-        found = outcome(kind.load, place, state["watch"])
+        found = outcome(format.load, place, state["watch"])
         signal.alarm(0)
-        for other in kind.change:  # loading may have put a file in another's place
+        for other in format.change:  # loading may have put a file in another's place
             (place / other).write_bytes(good[other])
         counts[found if found in counts else "other"] += 1
         if found not in counts:
@@ -275,7 +279,7 @@ def limit_memory() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def fuzz(kind: Kind, number: int, seed: int, replay: int | None = None) -> dict:
+def fuzz(format: FileFormat, number: int, seed: int, replay: int | None = None) -> dict:
     """The counts of ``number`` inputs in a process of their own; that it died counts as ``other`` and says at which."""
     context = multiprocessing.get_context("forkserver")  # which imports once what is installed
     context.set_forkserver_preload(
@@ -283,7 +287,7 @@ def fuzz(kind: Kind, number: int, seed: int, replay: int | None = None) -> dict:
     )
     position, (receiver, sender) = context.Value("q", -1), context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=work, args=(kind, number, seed, replay, Path(folder), position, sender))
+        process = context.Process(target=work, args=(format, number, seed, replay, Path(folder), position, sender))
         process.start()
         sender.close()
         try:
@@ -297,21 +301,21 @@ def fuzz(kind: Kind, number: int, seed: int, replay: int | None = None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fuzz every kind; leave with 1 if anything but loading and refusing happened."""
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of files")
-    parser.add_argument("--inputs", type=cli.positive_int, default=10_000, metavar="N", help="of each kind")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of the changes")
+    """Fuzz every format; leave with 1 if anything but loading and refusing happened."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="file formats")
+    parser.add_argument("--inputs", type=positive_int, default=10_000, metavar="N", help="per format")
+    parser.add_argument("--seed", type=seed, default=0, help="of the changes")
     parser.add_argument(
-        "--replay", type=cli.nonnegative_int, metavar="INDEX", help="load this input only, and leave it here"
+        "--replay", type=nonnegative_int, metavar="INDEX", help="load this input only, and leave it here"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="where the counts go (default: they are shown only)"
     )
     options = parser.parse_args(argv)
     begun, rows = time.perf_counter(), []
-    for name in options.kinds:
-        rows.append({"what": name, **fuzz(KINDS[name], options.inputs, options.seed, options.replay)})
+    for name in options.formats:
+        rows.append({"what": name, **fuzz(FORMATS[name], options.inputs, options.seed, options.replay)})
         print(json.dumps(rows[-1]), flush=True)
     described = {
         "command": " ".join(["python", *sys.argv]),

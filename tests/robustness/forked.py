@@ -1,4 +1,4 @@
-"""Run scripts in forked child processes and observe their current phase; used by scripts/faults.py."""
+"""Train systems in forked child processes and observe their current phase; used by faults.py."""
 
 import importlib
 import mmap
@@ -9,25 +9,24 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
-import train_air
-import train_pixelcnn
-import vaes
-
-from pplmodels.training import cli, loop
+from pplmodels.systems import all_systems, run_script, train
+from pplmodels.systems import system as system_module
+from pplmodels.training import loop
 
 for slow in ("sklearn.datasets", "torch._dynamo"):  # slow to import: done once here instead of in each child
     importlib.import_module(slow)
+all_systems()
 
 SCENES = "--canvas 20 --object-size 8 --train-scenes 40 --test-scenes 30 --window 8 --what-dim 4 --batch-size 16"
 NET = "--channels 6 --layers 2 --size 3 --embedding 4 --hidden 8 --batch-size 16 --averaging 0.9 --lr 0.05"
-SYSTEMS: dict[str, tuple[ModuleType, str]] = {
-    "pixelcnn": (train_pixelcnn, f"{NET} --device cpu --steps 60 --eval-every 3 --patience 4 --no-compile"),
-    "air": (train_air, f"{SCENES} --device cpu --steps 12 --eval-every 4"),
+RUNS: dict[str, tuple[str, str]] = {  # the system and the options of each kind of run
+    "pixelcnn": ("pixelcnn", f"{NET} --device cpu --steps 60 --eval-every 3 --patience 4 --no-compile"),
+    "air": ("air", f"{SCENES} --device cpu --steps 12 --eval-every 4"),
     "starts": (
-        train_air,
+        "air",
         f"{SCENES} --device cpu --steps 8 --eval-every 4 --restarts 2 --count-steps 1 4 --no-compile",
     ),
 }
@@ -38,8 +37,8 @@ PATIENCE = 900  # seconds after which a child counts as hanging
 phase = mmap.mmap(-1, 1)  # written by the child, read by its parent
 
 
-def begin(script: ModuleType, arguments: list[str], log: Path, fault: Callable[[], object] = lambda: None) -> int:
-    """Call ``fault()`` and run a script in a forked child, which inherits all imports; returns the process id."""
+def begin(system: str, arguments: list[str], log: Path, fault: Callable[[], object] = lambda: None) -> int:
+    """Call ``fault()`` and train a system in a forked child, which inherits all imports; returns the process id."""
     phase[0] = STARTING
     if pid := os.fork():
         return pid
@@ -48,10 +47,10 @@ def begin(script: ModuleType, arguments: list[str], log: Path, fault: Callable[[
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.argv = [f"scripts/{Path(script.__file__).name}", *arguments]
+        sys.argv = [f"train_{system}", *arguments]
         watch()
         fault()
-        cli.run_script(script.main)
+        run_script(partial(train, system))
         code = 0
     except SystemExit as leaving:
         code = leaving.code
@@ -78,8 +77,7 @@ def watch() -> None:
     loop.save_checkpoint = noted(loop.save_checkpoint, WRITING, TRAINING)
     loop.Run.log = noted(loop.Run.log, WRITING, TRAINING)
     loop._undisturbed = noted(loop._undisturbed, EVALUATING, TRAINING)
-    train_air.fit = noted(train_air.fit, STARTING, FINISHING)
-    vaes.fit = noted(vaes.fit, STARTING, FINISHING)
+    system_module.fit = noted(system_module.fit, STARTING, FINISHING)
 
 
 def end(pid: int) -> int:
@@ -95,9 +93,9 @@ def end(pid: int) -> int:
     return -signal.SIGALRM
 
 
-def run(script: ModuleType, arguments: str, log: Path, fault: Callable[[], object] = lambda: None) -> int:
-    """Run a script in a forked child and wait for it: :func:`begin` and :func:`end`."""
-    return end(begin(script, shlex.split(arguments), log, fault))
+def run(system: str, arguments: str, log: Path, fault: Callable[[], object] = lambda: None) -> int:
+    """Train a system in a forked child and wait for it: :func:`begin` and :func:`end`."""
+    return end(begin(system, shlex.split(arguments), log, fault))
 
 
 def until(condition: Callable[[], bool], pid: int) -> bool:

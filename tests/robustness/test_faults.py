@@ -1,4 +1,4 @@
-"""What befalls trainings: scripts/faults.py in a short and in its full form, and what can be seen in one process."""
+"""What befalls trainings: faults.py in a short and in its full form, and what can be seen in one process."""
 
 import errno
 import json
@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def survived(tmp_path, *arguments):
-    """The rows of scripts/faults.py, in a process of its own: it forks, which one that has computed must not."""
+    """The rows of faults.py, in a process of its own: it forks, which one that has computed must not."""
     out = tmp_path / "faults.json"
-    command = [sys.executable, str(ROOT / "scripts/faults.py"), *arguments, "--out", str(out)]
+    command = [sys.executable, str(Path(__file__).parent / "faults.py"), *arguments, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return {row["what"]: (row["tried"], row["survived"]) for row in json.loads(out.read_text())["rows"]}
@@ -33,7 +33,7 @@ def survived(tmp_path, *arguments):
 
 @pytest.mark.slow
 def test_a_few_of_each_fault(tmp_path):
-    rows = survived(tmp_path, "--kills", "2", "--systems", "pixelcnn")
+    rows = survived(tmp_path, "--kills", "2", "--runs", "pixelcnn")
     assert all(tried == good for tried, good in rows.values())
     assert sum(tried for what, (tried, _) in rows.items() if what.startswith("kill -9")) == 2
     assert {"the same seed twice", "a write that fails", "a loss that is not finite"} <= set(rows)

@@ -1,4 +1,4 @@
-"""Files changed at random, each within its format or as bytes: what scripts/fuzz.py loads."""
+"""Files changed at random, each within its format or as bytes: what fuzz.py loads."""
 
 import copy
 import io

@@ -20,21 +20,21 @@ NUMBER = 100
 
 
 def counts(name, number, seed=0):
-    row = fuzz.fuzz(fuzz.KINDS[name], number, seed)
+    row = fuzz.fuzz(fuzz.FORMATS[name], number, seed)
     assert (row["other"], row["others"]) == (0, [])
     assert row["tried"] == row["loaded"] + row["refused"] == number
     assert row["peak_bytes"] < fuzz.BOUND
     return row
 
 
-@pytest.mark.parametrize("name", fuzz.KINDS)
+@pytest.mark.parametrize("name", fuzz.FORMATS)
 def test_changed_files_load_or_are_refused(name):
     row = counts(name, NUMBER)
     assert row["loaded"] and row["refused"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", fuzz.KINDS)
+@pytest.mark.parametrize("name", fuzz.FORMATS)
 def test_many_changed_files_load_or_are_refused(name):
     counts(name, 10_000, seed=1)
 
@@ -121,25 +121,25 @@ SEEN = {
 
 @pytest.mark.parametrize("load", SEEN, ids=lambda load: load.__name__)
 def test_what_may_not_happen_is_seen(load):
-    row = fuzz.fuzz(fuzz.Kind(write, load, ("file.json",)), 3, 0)
+    row = fuzz.fuzz(fuzz.FileFormat(write, load, ("file.json",)), 3, 0)
     assert row["other"] and SEEN[load] in row["others"][0]["found"]
 
 
 def test_an_input_can_be_had_again_by_seed_and_index(tmp_path, monkeypatch):
-    first = fuzz.fuzz(fuzz.Kind(write, bug, ("file.json",)), 20, 3)
+    first = fuzz.fuzz(fuzz.FileFormat(write, bug, ("file.json",)), 20, 3)
     monkeypatch.chdir(tmp_path)
     for failed in first["others"][-1:]:
-        row = fuzz.fuzz(fuzz.Kind(write, bug, ("file.json",)), 20, 3, failed["index"])
+        row = fuzz.fuzz(fuzz.FileFormat(write, bug, ("file.json",)), 20, 3, failed["index"])
         assert row["others"] == [failed]
         assert (tmp_path / f"fuzzed-{failed['index']}-file.json").read_bytes() != b"{}"
 
 
 def test_the_counts_are_written_and_decide_the_exit_code(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fuzz, "KINDS", {"good": None, "bad": None})
-    monkeypatch.setattr(fuzz, "fuzz", lambda kind, number, seed, replay: {"tried": number, "other": 0})
+    monkeypatch.setattr(fuzz, "FORMATS", {"good": None, "bad": None})
+    monkeypatch.setattr(fuzz, "fuzz", lambda format, number, seed, replay: {"tried": number, "other": 0})
     fuzz.main(["--inputs", "4", "--out", str(tmp_path / "fuzz.json")])
     assert [row["tried"] for row in json.loads((tmp_path / "fuzz.json").read_text())["rows"]] == [4, 4]
-    monkeypatch.setattr(fuzz, "fuzz", lambda kind, number, seed, replay: {"tried": number, "other": 1})
+    monkeypatch.setattr(fuzz, "fuzz", lambda format, number, seed, replay: {"tried": number, "other": 1})
     with pytest.raises(SystemExit) as stopped:
         fuzz.main(["--inputs", "4"])
     assert stopped.value.code == 1

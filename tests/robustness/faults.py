@@ -19,14 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import train_air
 from forked import (
     EVALUATING,
     FINISHING,
     PHASES,
+    RUNS,
     SCENES,
     STARTING,
-    SYSTEMS,
     TRAINING,
     begin,
     end,
@@ -40,12 +39,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pplmodels import io
 from pplmodels.infer import SVI
 from pplmodels.io import TEMPORARY, read_complete_lines, write_json
+from pplmodels.systems import command_line
 from pplmodels.training import cli, loop
 from pplmodels.training.checkpoint import step_of
+from pplmodels.training.options import Parser, positive_int, seed
 from pplmodels.training.run import environment
 
-RESULT = Path(__file__).parent.parent / "results" / "faults.json"
-QUICK = "pixelcnn"  # the system for faults that need one only
+RESULT = Path(__file__).parents[2] / "results" / "faults.json"
+QUICK = "pixelcnn"  # the kind of run for faults that need one only
 
 
 def outcome(folder: Path) -> dict:
@@ -64,54 +65,54 @@ def outcome(folder: Path) -> dict:
     }
 
 
-def complaints(folder: Path, straight: dict) -> list[str]:
-    """In what a run, finished after what befell it, differs from the straight one."""
+def diff_from_reference(folder: Path, reference: dict) -> list[str]:
+    """In what a run, finished after what befell it, differs from the reference one."""
     try:
         found = outcome(folder)
     except (OSError, ValueError) as error:
         return [f"unreadable: {error}"]
-    return [name for name, value in straight.items() if found[name] != value]
+    return [name for name, value in reference.items() if found[name] != value]
 
 
-def broken(folder: Path, straight: dict) -> list[str]:
+def check_stopped_run(folder: Path, reference: dict) -> list[str]:
     """What is wrong in the folder of a run that was stopped somewhere."""
     wrong = []
     if not (folder / "checkpoint.safetensors").exists():
         return wrong
     try:
         step = step_of(folder / "checkpoint.safetensors")
-        expected = [line for line in straight["lines"] if line["step"] <= step]
+        expected = [line for line in reference["lines"] if line["step"] <= step]
         lines = [json.loads(line) for line in read_complete_lines(folder / "metrics.jsonl")]
         lines = [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
         if lines[: len(expected)] != expected or len(lines) > len(expected) + 1:
             wrong.append(f"lines {[line['step'] for line in lines]} at step {step}")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        wrong.append(f"broken: {error}")
+        wrong.append(f"check_stopped_run: {error}")
     return wrong
 
 
-def again(name: str, folder: Path) -> str:
+def start_or_resume_args(name: str, folder: Path) -> str:
     """The arguments that take up the run in ``folder``."""
-    return f"--resume --out {folder}" if (folder / "config.json").exists() else f"{SYSTEMS[name][1]} --out {folder}"
+    return f"--resume --out {folder}" if (folder / "config.json").exists() else f"{RUNS[name][1]} --out {folder}"
 
 
-def kills(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """kill -9 at random moments, several in each run until it is done; then it has to be the straight one."""
+def kills(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """kill -9 at random moments, several in each run until it is done; then it has to be the reference one."""
     count, left = 0, number
     while left:
-        name = QUICK if count % 4 < 2 else list(straight)[count // 2 % len(straight)]
+        name = QUICK if count % 4 < 2 else list(reference)[count // 2 % len(reference)]
         folder, log = work / f"killed{count}", work / "log"
         count += 1
         here, finishing = [], False
         while True:
-            pid = begin(SYSTEMS[name][0], shlex.split(again(name, folder)), log)
+            pid = begin(RUNS[name][0], shlex.split(start_or_resume_args(name, folder)), log)
             if len(here) < left and not finishing:
                 wanted = rng.randrange(len(PHASES))
                 if wanted == STARTING:
                     time.sleep(rng.uniform(0, 0.3))
                 else:
                     until(lambda pid=pid: phase[0] != STARTING, pid)
-                    time.sleep(rng.uniform(0, straight[name]["seconds"] / 6))
+                    time.sleep(rng.uniform(0, reference[name]["seconds"] / 6))
                     until(lambda pid=pid, wanted=wanted: phase[0] in (wanted, FINISHING), pid)
                     time.sleep(rng.uniform(0, 0.005))
                 where, finishing = PHASES[phase[0]], phase[0] == FINISHING
@@ -119,15 +120,15 @@ def kills(rng: random.Random, number: int, work: Path, straight: dict[str, dict]
             code = end(pid)
             if code != -signal.SIGKILL:
                 break
-            here.append((f"kill -9 while {where}", broken(folder, straight[name]["outcome"])))
-        wrong = complaints(folder, straight[name]["outcome"])
+            here.append((f"kill -9 while {where}", check_stopped_run(folder, reference[name]["outcome"])))
+        wrong = diff_from_reference(folder, reference[name]["outcome"])
         if code != 0:
             wrong.append(f"exit code {code}: {log.read_text()[-500:]}")
         left -= len(here)
         yield from ((what, found + wrong) for what, found in here)
 
 
-def told(log: Path, code: int, expected: int) -> list[str]:
+def check_exit(log: Path, code: int, expected: int) -> list[str]:
     """What is wrong with how a process ended: its exit code, and one last sentence without a traceback."""
     text = log.read_text()
     wrong = [] if code == expected else [f"exit code {code}, not {expected}: {text[-500:]}"]
@@ -140,36 +141,36 @@ def command_in(log: Path) -> str:
     return " ".join(shlex.quote(word) for word in shlex.split(command)[1:])
 
 
-def goes_on(name: str, log: Path, folder: Path, straight: dict) -> list[str]:
+def check_continuation(name: str, log: Path, folder: Path, reference: dict) -> list[str]:
     """What is wrong after the command has been run that the last line of ``log`` names."""
     command = command_in(log)
     if "--resume" not in command or str(folder) not in command:
         return [f"no command in: {log.read_text()[-300:]}"]
-    code = run(SYSTEMS[name][0], command, log)
-    return told(log, code, 0) + complaints(folder, straight[name]["outcome"])
+    code = run(RUNS[name][0], command, log)
+    return check_exit(log, code, 0) + diff_from_reference(folder, reference[name]["outcome"])
 
 
-def stops(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """SIGINT and SIGTERM in each phase; the command that the process then names has to end as the straight run."""
+def stops(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """SIGINT and SIGTERM in each phase; the command that the process then names has to end as the reference run."""
     log = work / "log"
     cases = [(QUICK, moment) for moment in range(1, 5)]
-    cases += [case for case in (("air", 1), ("starts", 1), ("starts", 2)) if case[0] in straight]
+    cases += [case for case in (("air", 1), ("starts", 1), ("starts", 2)) if case[0] in reference]
     for count in range(number):
         name, moment = cases[count % len(cases)]
         asked, expected = ((signal.SIGINT, 130), (signal.SIGTERM, 143))[count % 2]
         folder = work / f"stopped{count}"
-        pid = begin(SYSTEMS[name][0], shlex.split(again(name, folder)), log)
+        pid = begin(RUNS[name][0], shlex.split(start_or_resume_args(name, folder)), log)
         wanted = (TRAINING, EVALUATING, TRAINING, FINISHING)[moment - 1]
         until(lambda pid=pid, wanted=wanted: phase[0] == wanted, pid)
         if moment == 3:
-            time.sleep(rng.uniform(0, straight[name]["seconds"] / 3))
+            time.sleep(rng.uniform(0, reference[name]["seconds"] / 3))
         where = PHASES[phase[0]] if moment > 1 else "tracing the first step"
         os.kill(pid, asked)
-        wrong = told(log, end(pid), expected) + goes_on(name, log, folder, straight)
+        wrong = check_exit(log, end(pid), expected) + check_continuation(name, log, folder, reference)
         yield f"{asked.name} while {where}{', in a start of several' if name == 'starts' else ''}", wrong
 
 
-def writes(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+def writes(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
     """The n-th file that is forced to disk finds none left: checkpoints, lines, weights, pictures."""
     log = work / "log"
     for count in range(number):
@@ -185,13 +186,13 @@ def writes(rng: random.Random, number: int, work: Path, straight: dict[str, dict
 
             io.os.fsync = fsync_on_a_full_disk
 
-        code = run(SYSTEMS[name][0], again(name, folder), log, fault)
+        code = run(RUNS[name][0], start_or_resume_args(name, folder), log, fault)
         if code == 0:  # the run needed fewer
             continue
-        wrong = told(log, code, 1) + broken(folder, straight[name]["outcome"])
+        wrong = check_exit(log, code, 1) + check_stopped_run(folder, reference[name]["outcome"])
         if any(folder.glob(f"{TEMPORARY}*")):
             wrong.append("a temporary file")
-        yield "a write that fails", wrong + goes_on(name, log, folder, straight)
+        yield "a write that fails", wrong + check_continuation(name, log, folder, reference)
 
 
 @contextmanager
@@ -206,48 +207,48 @@ def mounted(folder: Path, options: str) -> Iterator[bool]:
             subprocess.run(["umount", folder], check=True)
 
 
-def disks(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """A disk of too few kilobytes; after it has grown, the command that was named ends as the straight run."""
+def disks(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+    """A disk of too few kilobytes; after it has grown, the command that was named ends as the reference run."""
     log = work / "log"
     for count in range(number):
         disk = work / f"disk{count}"
-        with mounted(disk, f"size={4 * rng.randrange(1, straight[QUICK]['kilobytes'] // 4)}k") as done:
+        with mounted(disk, f"size={4 * rng.randrange(1, reference[QUICK]['kilobytes'] // 4)}k") as done:
             if not done:
                 return
-            code = run(SYSTEMS[QUICK][0], again(QUICK, disk / "run"), log)
+            code = run(RUNS[QUICK][0], start_or_resume_args(QUICK, disk / "run"), log)
             if code == 0:  # there was room: temporary files need some only for a moment
                 continue
             if not (disk / "run" / "config.json").exists():
-                yield "a full disk", told(log, code, 2)
+                yield "a full disk", check_exit(log, code, 2)
                 continue
-            wrong = told(log, code, 1) + broken(disk / "run", straight[QUICK]["outcome"])
+            wrong = check_exit(log, code, 1) + check_stopped_run(disk / "run", reference[QUICK]["outcome"])
             if any((disk / "run").glob(f"{TEMPORARY}*")):
                 wrong.append("a temporary file")
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-            yield "a full disk", wrong + goes_on(QUICK, log, disk / "run", straight)
+            yield "a full disk", wrong + check_continuation(QUICK, log, disk / "run", reference)
 
 
-def read_only(rng: random.Random, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+def read_only(rng: random.Random, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
     """Folders that cannot be written to are refused, with exit code 2 and nothing left."""
     log = work / "log"
     for folder in (Path("/proc/run"), Path("/sys/run")):
-        wrong = told(log, run(SYSTEMS[QUICK][0], again(QUICK, folder), log), 2)
+        wrong = check_exit(log, run(RUNS[QUICK][0], start_or_resume_args(QUICK, folder), log), 2)
         yield "a folder that cannot be written to", wrong + ([] if not folder.exists() else ["something left"])
     with mounted(work / "disk", "size=64m") as done:
         if done:
-            run(SYSTEMS[QUICK][0], f"{SYSTEMS[QUICK][1]} --steps 3 --out {work / 'disk' / 'run'}", log)
+            run(RUNS[QUICK][0], f"{RUNS[QUICK][1]} --steps 3 --out {work / 'disk' / 'run'}", log)
             before = sorted((work / "disk").rglob("*"))
             subprocess.run(["mount", "-o", "remount,ro", work / "disk"], check=True)
             for arguments in (
-                f"{SYSTEMS[QUICK][1]} --out {work / 'disk' / 'new'}",
-                again(QUICK, work / "disk" / "run"),
+                f"{RUNS[QUICK][1]} --out {work / 'disk' / 'new'}",
+                start_or_resume_args(QUICK, work / "disk" / "run"),
             ):
-                wrong = told(log, run(SYSTEMS[QUICK][0], arguments, log), 2)
+                wrong = check_exit(log, run(RUNS[QUICK][0], arguments, log), 2)
                 left = sorted((work / "disk").rglob("*")) != before
                 yield "a folder that cannot be written to", wrong + (["something left"] if left else [])
 
 
-def clocks(rng: random.Random, number: int, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+def clocks(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
     """The wall clock jumps by up to a year, either way, at every look; no figure changes, nor the seconds."""
     log = work / "log"
     for count in range(number):
@@ -258,16 +259,16 @@ def clocks(rng: random.Random, number: int, work: Path, straight: dict[str, dict
             time.time = lambda: true() + jumps.uniform(-3e7, 3e7)
 
         begun = time.monotonic()
-        code = run(SYSTEMS[QUICK][0], again(QUICK, folder), log, fault)
+        code = run(RUNS[QUICK][0], start_or_resume_args(QUICK, folder), log, fault)
         spent = time.monotonic() - begun
-        wrong = told(log, code, 0) + complaints(folder, straight[QUICK]["outcome"])
+        wrong = check_exit(log, code, 0) + diff_from_reference(folder, reference[QUICK]["outcome"])
         seconds = [json.loads(line)["seconds"] for line in read_complete_lines(folder / "metrics.jsonl")]
         if seconds != sorted(seconds) or not 0 < seconds[-1] < spent:
             wrong.append(f"seconds {seconds} of {spent}")
         yield "a wall clock that jumps", wrong
 
 
-def twins(rng: random.Random, work: Path, straight: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
+def concurrent_runs(rng: random.Random, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
     """Two runs that begin in one second without --out, and two that are given one folder."""
     name, log = QUICK, work / "log"
     (work / "cwd").mkdir()
@@ -278,33 +279,33 @@ def twins(rng: random.Random, work: Path, straight: dict[str, dict]) -> Iterator
             return cls(2030, 1, 2, 3, 4, 5)
 
     def fault() -> None:
-        cli.datetime = Still
+        command_line.datetime = Still
         os.chdir(work / "cwd")
 
-    pids = [begin(SYSTEMS[QUICK][0], shlex.split(SYSTEMS[name][1]), work / f"log{i}", fault) for i in range(3)]
-    wrong = [sentence for i, pid in enumerate(pids) for sentence in told(work / f"log{i}", end(pid), 0)]
+    pids = [begin(RUNS[QUICK][0], shlex.split(RUNS[name][1]), work / f"log{i}", fault) for i in range(3)]
+    wrong = [sentence for i, pid in enumerate(pids) for sentence in check_exit(work / f"log{i}", end(pid), 0)]
     folders = sorted((work / "cwd" / "runs" / f"{QUICK}-digits").iterdir())
     if len(folders) != 3:
         wrong.append(f"folders {folders}")
     for folder in folders:
-        wrong += complaints(folder, straight[name]["outcome"])
+        wrong += diff_from_reference(folder, reference[name]["outcome"])
     yield "runs that begin in the same second", wrong
 
     folder = work / "shared"
-    pid = begin(SYSTEMS[QUICK][0], [*shlex.split(again(name, folder)), "--steps", "1000000"], work / "log0")
+    pid = begin(RUNS[QUICK][0], [*shlex.split(start_or_resume_args(name, folder)), "--steps", "1000000"], work / "log0")
     until(lambda: (folder / "checkpoint.safetensors").exists(), pid)
-    for arguments in (f"--resume --out {folder}", f"{SYSTEMS[name][1]} --out {folder}"):
-        yield "a second process in a folder", told(log, run(SYSTEMS[QUICK][0], arguments, log), 2)
+    for arguments in (f"--resume --out {folder}", f"{RUNS[name][1]} --out {folder}"):
+        yield "a second process in a folder", check_exit(log, run(RUNS[QUICK][0], arguments, log), 2)
     os.kill(pid, signal.SIGKILL)
     end(pid)
-    pid = begin(SYSTEMS[QUICK][0], ["--resume", "--out", str(folder)], log)
+    pid = begin(RUNS[QUICK][0], ["--resume", "--out", str(folder)], log)
     until(lambda: phase[0] == TRAINING, pid)
     os.kill(pid, signal.SIGTERM)
-    yield "a folder whose first process was killed", told(log, end(pid), 143)
+    yield "a folder whose first process was killed", check_exit(log, end(pid), 143)
 
 
-def infinities(rng: random.Random, number: int, work: Path, straight: dict) -> Iterator[tuple[str, list[str]]]:
-    """The loss of a random step is not finite; the last good checkpoint stays and ends as the straight run."""
+def non_finite_losses(rng: random.Random, number: int, work: Path, reference: dict) -> Iterator[tuple[str, list[str]]]:
+    """The loss of a random step is not finite; the last good checkpoint stays and ends as the reference run."""
     log = work / "log"
     for count in range(number):
         folder, bad = work / f"infinite{count}", rng.randrange(20)
@@ -320,14 +321,17 @@ def infinities(rng: random.Random, number: int, work: Path, straight: dict) -> I
 
             SVI.gradients = infinite
 
-        wrong = told(log, run(SYSTEMS[QUICK][0], again(QUICK, folder), log, fault), 1)
+        wrong = check_exit(log, run(RUNS[QUICK][0], start_or_resume_args(QUICK, folder), log, fault), 1)
         if "infinite or NaN" not in log.read_text() or "checkpoint is kept" not in log.read_text():
             wrong.append(f"no sentence: {log.read_text()[-300:]}")
         if step_of(folder / "checkpoint.safetensors") > bad:
             wrong.append("a checkpoint that is not good")
-        wrong += broken(folder, straight[QUICK]["outcome"])
-        code = run(SYSTEMS[QUICK][0], again(QUICK, folder), log)
-        yield "a loss that is not finite", wrong + told(log, code, 0) + complaints(folder, straight[QUICK]["outcome"])
+        wrong += check_stopped_run(folder, reference[QUICK]["outcome"])
+        code = run(RUNS[QUICK][0], start_or_resume_args(QUICK, folder), log)
+        yield (
+            "a loss that is not finite",
+            wrong + check_exit(log, code, 0) + diff_from_reference(folder, reference[QUICK]["outcome"]),
+        )
 
 
 def long_run(steps: int, work: Path) -> list[str]:
@@ -346,7 +350,7 @@ def long_run(steps: int, work: Path) -> list[str]:
         loop.Run.log = look
 
     arguments = f"{SCENES} --device cpu --steps {steps} --eval-every {steps // 10} --out {work / 'long'}"
-    wrong = told(log, run(train_air, arguments, log, fault), 0)
+    wrong = check_exit(log, run("air", arguments, log, fault), 0)
     rows = [json.loads(line) for line in seen.read_text().splitlines()]
     (_, held, descriptors), *_, (_, held_last, descriptors_last) = rows[len(rows) // 2 :]
     if held_last > held + 8e6:
@@ -354,30 +358,30 @@ def long_run(steps: int, work: Path) -> list[str]:
     return wrong + ([] if descriptors_last <= descriptors else [f"{descriptors_last} descriptors, from {descriptors}"])
 
 
-def straight_runs(names: list[str], work: Path) -> tuple[dict[str, dict], list[str]]:
+def reference_runs(names: list[str], work: Path) -> tuple[dict[str, dict], list[str]]:
     """What each system comes to when nothing befalls it, and what is wrong if it is trained twice."""
-    straight, wrong = {}, []
+    reference, wrong = {}, []
     for name in names:
-        (script, arguments), log = SYSTEMS[name], work / "log"
-        pid = begin(script, shlex.split(f"{arguments} --out {work / name}"), log)
+        (system, arguments), log = RUNS[name], work / "log"
+        pid = begin(system, shlex.split(f"{arguments} --out {work / name}"), log)
         until(lambda pid=pid: phase[0] != STARTING, pid)
         begun = time.monotonic()
-        wrong += told(log, end(pid), 0)
+        wrong += check_exit(log, end(pid), 0)
         size = sum(path.stat().st_size for path in (work / name).rglob("*") if path.is_file())
         found = {"outcome": outcome(work / name), "seconds": time.monotonic() - begun, "kilobytes": size // 1024}
-        straight[name] = found
-        run(script, f"{arguments} --out {work / f'{name}-again'}", log)
-        wrong += [f"{name}: {what}" for what in complaints(work / f"{name}-again", found["outcome"])]
-    return straight, wrong
+        reference[name] = found
+        run(system, f"{arguments} --out {work / f'{name}-again'}", log)
+        wrong += [f"{name}: {what}" for what in diff_from_reference(work / f"{name}-again", found["outcome"])]
+    return reference, wrong
 
 
 def main(argv: list[str] | None = None) -> None:
     """Try every fault, print a line for each kind, write results/faults.json; exit code 1 if one was not survived."""
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("--kills", type=cli.positive_int, default=50, help="by kill -9; of other faults fewer")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help=f"{QUICK} is one of them")
-    parser.add_argument("--long", type=cli.positive_int, default=10_000, metavar="STEPS", help="of a run to watch")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="of the moments")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--kills", type=positive_int, default=50, help="by kill -9; of other faults fewer")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help=f"{QUICK} is one of them")
+    parser.add_argument("--long", type=positive_int, default=10_000, metavar="STEPS", help="of a run to watch")
+    parser.add_argument("--seed", type=seed, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="where the counts go")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -385,22 +389,22 @@ def main(argv: list[str] | None = None) -> None:
     tried, survived = Counter(), Counter()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        straight, wrong = straight_runs(options.systems, work)
+        reference, wrong = reference_runs(options.runs, work)
         note = partial(_note, tried, survived)
         note("the same seed twice", wrong)
         for faults in (
-            kills(rng, options.kills, work, straight),
-            stops(rng, few, work, straight),
-            writes(rng, few, work, straight),
-            disks(rng, few, work, straight),
-            read_only(rng, work, straight),
-            clocks(rng, -(-few // 4), work, straight),
-            twins(rng, work, straight),
-            infinities(rng, -(-few // 3), work, straight),
+            kills(rng, options.kills, work, reference),
+            stops(rng, few, work, reference),
+            writes(rng, few, work, reference),
+            disks(rng, few, work, reference),
+            read_only(rng, work, reference),
+            clocks(rng, -(-few // 4), work, reference),
+            concurrent_runs(rng, work, reference),
+            non_finite_losses(rng, -(-few // 3), work, reference),
         ):
             for what, wrong in faults:
                 note(what, wrong)
-        if "air" in options.systems:
+        if "air" in options.runs:
             note("memory and file descriptors of a long run", long_run(options.long, work))
     described = {
         "command": shlex.join(["python", *sys.argv]),

@@ -1,0 +1,378 @@
+"""AIR (Attend, Infer, Repeat), which finds, counts and draws the objects of scenes."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from pyro.infer import TraceGraph_ELBO
+from torch import Tensor
+from typing_extensions import Self
+
+from pplmodels import AIR, inspect, plotting
+from pplmodels.data import Images, SceneSet, scene_set
+from pplmodels.errors import InputError
+from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
+from pplmodels.messages import say
+from pplmodels.metrics import gradient_variance
+from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
+from pplmodels.systems.counting import scene_metrics
+from pplmodels.systems.options import BACKGROUND, BatchSize, LearningRate, by_data
+from pplmodels.systems.pictures import save_picture
+from pplmodels.training import Run, best_of_seeds
+from pplmodels.training.options import (
+    FiniteFloat,
+    NonnegativeInt,
+    Option,
+    PositiveFloat,
+    PositiveInt,
+    Switch,
+)
+
+from ..air import AIRGuide, DAIRGuide
+
+GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
+ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
+MOST = 2  # default for --max-objects
+EVALUATED = 5000  # held-out scenes that are evaluated during training
+SHOWN = 12  # scenes in the plots
+
+
+class AIROptions(ImageFileOptions):
+    """The options of AIR. Defaults are the paper's values, except where these would make training too slow."""
+
+    steps: Annotated[
+        PositiveInt, Option("gradient steps (default: 6000; 3000 for the built-in digits)", "training")
+    ] = by_data({"digits": 3000}, 6000)  # small canvases need fewer steps
+    batch_size: BatchSize = 128
+    lr: LearningRate = 1.5e-3
+    background: Annotated[str, BACKGROUND] = "black"
+
+    scenes: Annotated[
+        Switch,
+        Option(
+            "--data is an .npz file of complete scenes on black; otherwise, scenes are composed from its images",
+            "scenes",
+        ),
+    ] = False
+    canvas: Annotated[
+        PositiveInt | None,
+        Option("side of composed scenes in pixels (50; 40 for built-in digits)", "scenes", scope="data"),
+    ] = None
+    object_size: Annotated[
+        PositiveFloat | None,
+        Option(
+            "object size in composed scenes (21.5; 13 for built-in digits); with --scenes, the size of the objects in "
+            "the file (default: estimated)",
+            "scenes",
+            "PIXELS",
+            scope="data",
+        ),
+    ] = None
+    object_spread: Annotated[
+        PositiveFloat | None,
+        Option(
+            "relative standard deviation of the object size in the prior (0.07; 0.05 for built-in digits; estimated "
+            "with --scenes)",
+            "scenes",
+            "SHARE",
+            scope="data",
+        ),
+    ] = None
+    max_objects: Annotated[
+        PositiveInt | None,
+        Option(
+            "maximum number of objects per scene (2; with --scenes, the maximum of the counts in the file, if any)",
+            "scenes",
+            scope="data",
+        ),
+    ] = None
+    counts: Annotated[
+        tuple[NonnegativeInt, ...] | None,
+        Option("object counts of composed scenes (default: 0 to --max-objects)", "scenes", "N", scope="data"),
+    ] = None
+    unseen_counts: Annotated[
+        tuple[NonnegativeInt, ...] | None,
+        Option(
+            "object counts of additional composed scenes, which are only used for the final evaluation",
+            "scenes",
+            "N",
+            scope="data",
+        ),
+    ] = None
+    train_scenes: Annotated[
+        PositiveInt, Option("number of training scenes; with --scenes, the maximum number", "scenes")
+    ] = 60_000
+    test_scenes: Annotated[
+        PositiveInt, Option("number of held-out scenes; with --scenes, the maximum number", "scenes")
+    ] = 10_000
+
+    guide: Annotated[Literal["air", "dair"], Option("dair also sees what is not yet explained", "model")] = "air"
+    num_steps: Annotated[
+        PositiveInt | None, Option("maximum number of inferred objects (default: 1 more than in scenes)", "model")
+    ] = None
+    what_dim: Annotated[PositiveInt, Option("size of an object's appearance code", "model")] = 50
+    window: Annotated[PositiveInt, Option("side of the attention window in pixels", "model")] = 28
+
+    estimator: Annotated[
+        Literal["reinforce", "summed-out"], Option("gradient estimator for z_pres", "learning to count")
+    ] = "reinforce"
+    restarts: Annotated[
+        PositiveInt,
+        Option(
+            "number of seeds to train for --restart-steps steps each; training continues with the best of them",
+            "learning to count",
+            "K",
+            scope="once",
+        ),
+    ] = 1
+    restart_steps: Annotated[
+        PositiveInt | None,
+        Option(
+            "steps per restart (default: the end of --count-steps or half of --steps, whichever is less)",
+            "learning to count",
+            "N",
+        ),
+    ] = None
+    baseline_lr: Annotated[PositiveFloat, Option("learning rate of the baseline", "learning to count")] = 1.5e-3
+    clip_norm: Annotated[PositiveFloat, Option("maximum gradient norm per image", "learning to count")] = 100.0
+    presence_bias: Annotated[FiniteFloat, Option("initial logit of z_pres", "learning to count")] = 2.0
+    count_ratio: Annotated[
+        tuple[PositiveFloat, PositiveFloat],
+        Option("p(n+1)/p(n) of the prior over counts, annealed from K0 to K1", "learning to count", ("K0", "K1")),
+    ] = (0.1, 1e-4)
+    count_steps: Annotated[
+        tuple[NonnegativeInt, NonnegativeInt],
+        Option("steps between which --count-ratio is annealed, geometrically", "learning to count", ("BEGIN", "END")),
+    ] = (300, 1500)
+    explore: Annotated[
+        tuple[PositiveFloat, PositiveFloat] | None,
+        Option(
+            "minimum probability of stopping and of continuing, annealed (default: to 0.0001, from 0.3 for two "
+            "objects and from less for more objects, so that enough samples reach the last object)",
+            "learning to count",
+            ("P0", "P1"),
+        ),
+    ] = None
+    explore_steps: Annotated[
+        tuple[NonnegativeInt, NonnegativeInt],
+        Option(
+            "steps between which --explore is annealed (default: first of --count-steps to 3/4 of --schedule-steps)",
+            "learning to count",
+            ("BEGIN", "END"),
+        ),
+    ] = Field(
+        default_factory=lambda given: (
+            given.get("count_steps", (0, 0))[0],
+            3 * given.get("schedule_steps", 1) // 4,
+        )
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.scenes:
+            for name in ("canvas", "counts", "unseen_counts", "image_size", "data_memory", "workers"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{self.flag(name)} does not apply to --scenes, which are made already.")
+        if self.counts is not None and self.max_objects is not None:
+            raise ValueError("--counts says which numbers of objects there are: leave --max-objects out.")
+        if self.restart_steps is not None and self.restarts == 1:
+            raise ValueError("--restart-steps says how long each of several --restarts is: say how many.")
+        if self.restarts > 1 and self.first_steps > self.steps:
+            raise ValueError(f"--restart-steps {self.first_steps} is more than the run's {self.steps} --steps.")
+        if self.restarts > 1 and (self.extend or self.init_from):
+            raise ValueError("--restarts tries new seeds: it does not go together with --extend and --init-from.")
+        if self.explore is not None and not all(p < 0.5 for p in self.explore):
+            raise ValueError("--explore: the probabilities must be below 0.5.")
+        return self
+
+    @property
+    def scene_counts(self) -> tuple[int, ...]:
+        """The object counts of composed scenes."""
+        return self.counts or tuple(range((self.max_objects or MOST) + 1))
+
+    @property
+    def first_steps(self) -> int:
+        """The number of steps per restart."""
+        return self.restart_steps or min(self.count_steps[1], max(1, self.steps // 2))
+
+
+class AIRSystem(System[AIROptions, SceneSet]):
+    """Trains :class:`pplmodels.AIR` with :class:`guides.AIRGuide` or :class:`guides.DAIRGuide`."""
+
+    name = "air"
+    description = "Train AIR (Attend, Infer, Repeat) to find, count and draw the objects of scenes."
+    options_class = AIROptions
+    progress_metrics = ("elbo", "count_accuracy")
+    final_metrics = ("elbo", "count_accuracy")
+    schedule_options = "--count-steps, --explore-steps"
+
+    def load(self, options: AIROptions) -> SceneSet:
+        """The training and held-out scenes."""
+        scenes = scene_set(
+            options.data,
+            options.data_dir,
+            **options.loading(),
+            ready_made=options.scenes,
+            canvas=options.canvas,
+            counts=options.scene_counts,
+            unseen_counts=options.unseen_counts or (),
+            object_size=options.object_size,
+            object_spread=options.object_spread,
+            num_train=options.train_scenes,
+            num_test=options.test_scenes,
+            seed=options.seed,
+        )
+        return scenes.to(options.torch_device())
+
+    def resolve(self, options: AIROptions, data: SceneSet) -> AIROptions:
+        """The number of steps and the exploration follow from the number of objects in the scenes."""
+        most = most_objects(options, data)
+        return options.replaced(
+            num_steps=options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0),
+            explore=options.explore or (1 - 0.7 ** (1 / max(1, most - 1)), 1e-4),
+        )
+
+    def classes(self, options: AIROptions) -> tuple[type, ...]:
+        """The classes of model and guide."""
+        return AIR, GUIDES[options.guide]
+
+    def build(self, options: AIROptions, data: SceneSet, model_class: Any, guide_class: Any) -> Pair:
+        """A new pair, whose prior of windows fits the objects of the scenes."""
+        sizes = {
+            "canvas": data.train.shape,
+            "num_steps": options.num_steps,
+            "what_dim": options.what_dim,
+            "window": options.window,
+        }
+        where_loc, where_scale = data.window_prior()
+        model = model_class(**sizes, where_loc=where_loc, where_scale=where_scale)
+        log_k = math.log(options.count_ratio[0])
+        parts = {"model": model} if options.guide == "dair" else {}
+        guide = guide_class(**parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k)
+        return model, guide
+
+    def svi(self, options: AIROptions, model: Any, guide: Any) -> SVI:
+        """The estimator of the options, with a learning rate of its own for the baseline."""
+        optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
+        elbo = ESTIMATORS[options.estimator]()
+        return SVI(model, guide, optim, elbo, clip_norm=options.clip_norm, **options.svi_settings())
+
+    def schedules(self, options: AIROptions, svi: SVI) -> list[Annealed]:
+        """The count prior, the exploration and the learning rates."""
+        log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
+        limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.explore_steps)
+        decay = (options.steps // 2, options.steps)
+        rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr), strict=True)
+        return [
+            *(Annealed(module.log_k, log_k) for module in (svi.model, svi.guide)),
+            Annealed(svi.guide.presence_limit, limit),
+            *(Annealed(tensor, cosine(rate, rate / 100, *decay)) for tensor, rate in rates),
+        ]
+
+    def metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, images: Images) -> dict[str, Any]:
+        """:func:`pplmodels.systems.counting.scene_metrics` of the scenes."""
+        return scene_metrics(log_probs, guide, images)
+
+    def evaluate(
+        self, options: AIROptions, svi: SVI, log_probs: LogProbFunction, model: Any, guide: Any, data: SceneSet
+    ) -> dict[str, Any]:
+        """The metrics of some held-out scenes, and the noise of the gradient."""
+        few = data.test.head(EVALUATED)
+        return self.metrics(log_probs, model, guide, few) | gradient_health(svi, few, options.batch_size)
+
+    def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: SceneSet) -> dict[str, Any]:
+        """The metrics of the held-out scenes and, named ``unseen_...``, some metrics of the unseen counts."""
+        metrics = self.metrics(log_probs, model, guide, data.test)
+        if data.unseen is not None:
+            unseen = self.metrics(log_probs, model, guide, data.unseen)
+            metrics |= {f"unseen_{name}": unseen[name] for name in ("elbo", "count_accuracy", "confusion")}
+        return metrics
+
+    def further(
+        self, model: Any, guide: Any, data: SceneSet, batch_size: int, paths: int, gradient_samples: int | None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The count posterior of each scene, and the gradient variance of each estimator."""
+        posterior = torch.cat([inspect.count_posterior(guide, x, paths) for x in data.test.batches()])
+        metrics = {}
+        if gradient_samples:
+            metrics = gradient_variances(model, guide, data.test.head(batch_size)[:], gradient_samples)
+        return metrics, {"count_posterior": posterior}
+
+    def plot(self, model: Any, guide: Any, data: SceneSet, run: Run) -> None:
+        """Some scenes with windows and reconstructions, samples by count, and curves."""
+        scene_pictures(model, guide, data.test.head(SHOWN), run.metrics, run.folder)
+
+    def fit(self, options: AIROptions, data: SceneSet, run: Run, **part: Any) -> Trained:
+        """Train from one seed, or briefly from several and to the end from the best of them."""
+        if options.restarts == 1 or part:
+            return super().fit(options, data, run, **part)
+        brief, every = options.first_steps, options.restarts * options.first_steps
+        say(f"{options.restarts} starts of {brief:,} steps, {every + options.steps - brief:,} steps in all")
+        begin = partial(self._begin, options, data, brief)
+        seed = best_of_seeds(run, range(options.seed, options.seed + options.restarts), begin)
+        return super().fit(options, data, run, seed=seed, resume=True)
+
+    def _begin(self, options: AIROptions, data: SceneSet, steps: int, run: Run, seed: int, resume: bool) -> None:
+        super().fit(options, data, run, seed=seed, steps=steps, resume=resume)
+
+
+def most_objects(options: AIROptions, scenes: SceneSet) -> int:
+    """The maximum number of objects per scene. Raises :class:`InputError` if the options give less than the scenes."""
+    if not options.scenes:
+        return max(options.scene_counts)
+    known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
+    if not known:
+        most = options.max_objects or MOST
+        say(f"{options.data} does not say how many objects its scenes have: at most {most} are assumed (--max-objects)")
+        return most
+    for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):
+        if given is not None and given < max(known):
+            raise InputError(f"{flag} {given} is fewer than the {max(known)} objects of a scene of {options.data}.")
+    return max(*known, options.max_objects or 0)
+
+
+def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
+    """The gradient noise of AIR's discrete sites.
+
+    ``score_variance`` is the gradient variance of the presence layer in (nats per image per unit)^2, for batches of
+    ``batch_size`` as in training. ``baseline_explained`` is the fraction of the costs' variance explained by the
+    baseline, if one is used.
+    """
+    guide = svi.guide
+    batch = scenes.head(batch_size)[:]
+    health = {"score_variance": gradient_variance(svi, (batch,), list(guide.presence.parameters()))}
+    if guide.baseline.observations > 0:
+        health["baseline_explained"] = float(guide.baseline.explained_variance())
+    return health
+
+
+def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
+    """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
+    view = inspect.view_scenes(model, guide, scenes[:])
+    drawn = view.reconstruction.clamp(0, 1)
+    arrays = [tensor.cpu().numpy() for tensor in (view.scenes, drawn, view.z_pres, view.z_where)]
+    counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
+    save_picture(plotting.scenes_with_windows(*arrays, counts), folder / "scenes.png")
+    numbers = range(1, model.num_steps + 1)
+    samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
+    save_picture(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
+    groups = [["elbo", "train_elbo"], ["count_accuracy"], ["kl/z_pres", "kl/z_where", "kl/z_what"]]
+    save_picture(plotting.curves(metrics, groups), folder / "curves.png")
+
+
+def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int) -> dict[str, float]:
+    """The unnormalized gradient variance of each estimator, for the presence layer and for the whole guide."""
+    learned = {"presence": list(guide.presence.parameters())}
+    learned["guide"] = [p for name, p in guide.named_parameters() if not name.startswith("baseline.")]
+    variances = {}
+    for name, elbo in (("reinforce", TraceGraph_ELBO()), ("summed-out", SummedOut_ELBO())):
+        svi = SVI(model, guide, adam(model, guide, lr=0.0), elbo, compile="auto")
+        for part, parameters in learned.items():
+            variances[f"gradient_variance/{name}/{part}"] = gradient_variance(svi, (batch,), parameters, repeats)
+    return variances
+
+
+SYSTEM = AIRSystem()

@@ -1,0 +1,28 @@
+"""Systems: how a pair is trained, measured, plotted and rebuilt. Those of this project are in ``guides.systems``."""
+
+from pplmodels.systems.images import ImageOptions, ImageSystem, LatentImageOptions
+from pplmodels.systems.lookup import all_systems, find_system, train
+from pplmodels.systems.options import ImageFileOptions, TrainingOptions
+from pplmodels.systems.system import Data, LogProbFunction, Pair, System, Trained
+from pplmodels.systems.validated import AnnealingOptions, ScheduleOptions, ValidatedSystem
+from pplmodels.training.cli import run_script
+
+__all__ = [
+    "AnnealingOptions",
+    "Data",
+    "ImageFileOptions",
+    "ImageOptions",
+    "ImageSystem",
+    "LatentImageOptions",
+    "LogProbFunction",
+    "Pair",
+    "ScheduleOptions",
+    "System",
+    "Trained",
+    "TrainingOptions",
+    "ValidatedSystem",
+    "all_systems",
+    "find_system",
+    "run_script",
+    "train",
+]

@@ -1,0 +1,222 @@
+"""Evaluation of a trained pair on held-out images, optionally with tighter bounds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from pplmodels import distributed
+from pplmodels.data import Images
+from pplmodels.data.transforms import TRANSFORMS
+from pplmodels.errors import InputError
+from pplmodels.io import PAIR, atomic_write, newest_run, write_json
+from pplmodels.machine import peak_bytes, resolve_device
+from pplmodels.metrics import compiled_log_probs, importance_weighted
+from pplmodels.metrics import log_probs as pair_log_probs
+from pplmodels.metrics.bounds import Weighted
+from pplmodels.registry import load_pair
+from pplmodels.rng import seed_all
+from pplmodels.systems.command_line import stored_options
+from pplmodels.systems.images import ImageOptions, ImageSystem, image_metrics, level_bits, load_transformed
+from pplmodels.systems.lookup import find_system
+from pplmodels.systems.options import (
+    BACKGROUND,
+    DATA,
+    DATA_DIR,
+    DATA_MEMORY,
+    IMAGE_SIZE,
+    WHITE_LEVEL,
+    WORKERS,
+    Device,
+    Seeded,
+    TrainingOptions,
+)
+from pplmodels.systems.pictures import image_pictures
+from pplmodels.systems.system import Data, LogProbFunction, System
+from pplmodels.training import Run, imports
+from pplmodels.training.options import (
+    NonnegativeInt,
+    Option,
+    OptionModel,
+    PositiveFloat,
+    PositiveInt,
+    parser_of,
+)
+
+TOGETHER = 100  # batch size of the importance-weighted bound
+# Options of the training that an evaluation may override
+OVERRIDES = ("data", "data_dir", "background", "image_size", "white_level", "data_memory", "workers")
+
+
+class EvaluationOptions(OptionModel):
+    """The options of an evaluation. By default the data are those of the training."""
+
+    run: Annotated[
+        str,
+        Option(
+            "folder of a run, of several runs (uses the newest), or of a saved model and guide", metavar="RUN", flag=""
+        ),
+    ]
+    imports: Annotated[
+        str | Literal[True] | None,
+        Option(
+            "your module: it defines the classes of the pair (without FILE.py: the module of the training)",
+            metavar="FILE.py",
+            flag="--import",
+            const=True,
+        ),
+    ] = None
+    data: Annotated[str | None, DATA] = None
+    data_dir: Annotated[str | None, DATA_DIR] = None
+    background: Annotated[str | None, BACKGROUND] = None
+    image_size: Annotated[PositiveInt | None, IMAGE_SIZE] = None
+    white_level: Annotated[PositiveFloat | None, WHITE_LEVEL] = None
+    data_memory: Annotated[PositiveFloat | None, DATA_MEMORY] = None
+    workers: Annotated[NonnegativeInt | None, WORKERS] = None
+    reading: Annotated[
+        str | None, Option("pixel transform of systems that model images", "data", choices=tuple(TRANSFORMS))
+    ] = None
+    device: Device = "auto"
+    seed: Seeded = 0
+    iw_samples: Annotated[PositiveInt | None, Option("samples per image", "importance-weighted bound", "K")] = None
+    iw_images: Annotated[
+        PositiveInt | None, Option("use only the first N images", "importance-weighted bound", "N")
+    ] = None
+    iw_chunk: Annotated[
+        PositiveInt,
+        Option(
+            f"samples drawn at once for {TOGETHER} images; determines the memory use",
+            "importance-weighted bound",
+            "S",
+        ),
+    ] = 50
+    gradient_samples: Annotated[
+        PositiveInt | None,
+        Option("estimate the gradient variance of each estimator from R samples", "AIR", "R"),
+    ] = None
+    paths: Annotated[PositiveInt, Option("samples per scene for the count posterior", "AIR")] = 1
+
+    def overriding(self) -> dict[str, Any]:
+        """The options of the training that this evaluation overrides."""
+        given = {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
+        return {**given, "device": self.device}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What is evaluated: the system that trained a run and the run's options, with the data of the evaluation.
+
+    For a pair without a run, ``system`` is None and the data are images.
+    """
+
+    system: System | None
+    options: TrainingOptions
+    data: Data
+
+    @classmethod
+    def of(cls, run: Run, asked: EvaluationOptions) -> "Evaluated":
+        """Load what ``run`` was trained on, or what the evaluation asks for. Raises :class:`InputError`."""
+        if "system" not in run.config:
+            if asked.data is None or asked.reading is None:
+                raise InputError(f"{run.folder} does not say what it was trained on: give --data and --reading.")
+            options = ImageOptions.of(asked.overriding())
+            return cls(None, options, load_transformed(options, asked.reading))
+        system = system_of(run)
+        options = system.options_class.of({**stored_options(system, run).plain(), **asked.overriding()})
+        if asked.reading is None:
+            data = system.load(options)
+        elif isinstance(system, ImageSystem):
+            data = load_transformed(options, asked.reading)
+        else:
+            raise InputError(f"--reading is for systems that model images, not for {system.name}.")
+        system.check_data(options, data, run)
+        return cls(system, options, data)
+
+    def metrics(self, log_probs: LogProbFunction, model: Any, guide: Any) -> dict[str, Any]:
+        """The held-out metrics."""
+        if self.system is None:
+            return image_metrics(log_probs, model, guide, self.data.test)
+        return self.system.held_out_metrics(log_probs, model, guide, self.data)
+
+    def plot(self, model: Any, guide: Any, run: Run) -> None:
+        """Write the plots into the folder of the run."""
+        if self.system is None:
+            image_pictures(model, guide, self.data.test, run.metrics, run.folder)
+        else:
+            self.system.plot(model, guide, self.data, run)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate the pair of a run as the words of the command line say, and print the metrics."""
+    parser = parser_of(EvaluationOptions, "Evaluate a trained pair on held-out images, optionally with tighter bounds.")
+    print(evaluate(EvaluationOptions.of(vars(parser.parse_args(argv)))))
+
+
+def evaluate(options: EvaluationOptions) -> str:
+    """Evaluate a pair, write evaluation.json, evaluation.npz and plots into its folder; returns the report."""
+    if distributed.world_size() > 1:
+        raise InputError("a run is evaluated by one process: start this script without torchrun.")
+    device = resolve_device(options.device)
+    folder = newest_run(options.run, PAIR)
+    run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
+    imports.run_import(options.imports, run)
+    model, guide = (module.to(device) for module in load_pair(run.folder))
+    found = Evaluated.of(run, options)
+    try_out(model, guide, found.data.test, run.folder)
+    log_probs = compiled_log_probs(model, guide, fallback=True)
+    seed_all(options.seed)
+    metrics = {"data": found.options.data, **found.metrics(log_probs, model, guide)}
+    arrays: dict[str, Tensor] = {}
+    if found.system is not None:
+        size = found.options.batch_size
+        further = found.system.further(model, guide, found.data, size, options.paths, options.gradient_samples)
+        metrics, arrays = metrics | further[0], further[1]
+    if options.iw_samples:
+        images = found.data.test.head(options.iw_images or len(found.data.test))
+        bound = weighted(model, guide, images, options.iw_samples, options.iw_chunk)
+        arrays |= {"iw_bound": bound.bound, "effective_sample_size": bound.sample_size}
+        metrics |= {"iw_samples": options.iw_samples, "iw_images": len(images)}
+        metrics |= {name: float(array.mean()) for name, array in arrays.items() if array.dim() == 1}
+        metrics["peak_bytes"] = peak_bytes(device)
+        metrics["iw_bound_standard_error"] = float(bound.bound.std() / len(images) ** 0.5)
+        if "bits_per_dim" in metrics:
+            metrics["iw_bits_per_dim"] = level_bits(images, metrics["iw_bound"])
+    write_json(run.folder / "evaluation.json", metrics)
+    shown = {name: array.cpu().numpy() for name, array in arrays.items()}
+    atomic_write(run.folder / "evaluation.npz", lambda path: _savez(path, shown))
+    found.plot(model, guide, run)
+    closing = f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}"
+    return f"{json.dumps(metrics, indent=2)}\n{closing}"
+
+
+def system_of(run: Run) -> System:
+    """The system that trained a run. Raises :class:`InputError`."""
+    name = run.config.get("system")
+    if not isinstance(name, str):
+        raise InputError(f"{run.folder} does not say which system trained it.")
+    return find_system(name)
+
+
+def try_out(model: Any, guide: Any, images: Images, folder: Path) -> None:
+    """Reject a pair that does not fit the images, before anything is measured."""
+    try:
+        pair_log_probs(model, guide, images.head(2)[:])
+    except Exception as error:  # the folder is untrusted, so the pair can have any sizes
+        raise InputError(f"the pair in {folder} does not fit the images of its data ({error}).") from error
+
+
+def weighted(model: Any, guide: Any, images: Images, num_samples: int, chunk: int = 50) -> Weighted:
+    """The importance-weighted bound of each image, ``chunk`` samples at a time."""
+    bound = compiled_log_probs(model, guide, samples=min(chunk, num_samples), fallback=True)
+    batches = tqdm(images.batches(TOGETHER), total=-(-len(images) // TOGETHER), unit=f"{TOGETHER} images")
+    return importance_weighted(bound, batches, num_samples)
+
+
+def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:  # np.savez would append .npz to a path
+        np.savez(file, **arrays)
