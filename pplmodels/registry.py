@@ -41,6 +41,8 @@ def _import_installed(name: str) -> None:
     if own_name not in sys.modules:
         places = installed.submodule_search_locations
         spec = importlib.util.spec_from_file_location(own_name, installed.origin, submodule_search_locations=places)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{name} is not a package of Python files", name=name)
         sys.modules[own_name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[own_name])
 
