@@ -9,6 +9,15 @@ HERE = Path(__file__).parent
 # The package says its version; importing it here would need all of its requirements.
 VERSION = re.search('^__version__ = "(.+)"$', (HERE / "pplmodels/__init__.py").read_text("utf-8"), re.MULTILINE)[1]
 NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"]
+# mypy 1.18.1 crashes on the package; the others describe packages that have no types of their own
+TYPES = [
+    "mypy>=1.19",
+    "pandas-stubs>=2.3",
+    "scipy-stubs>=1.15",
+    "types-networkx>=3.4",
+    "types-psutil>=7",
+    "types-tqdm>=4.67",
+]
 DOCS = ["sphinx>=7.4", "myst-nb>=1.1", "furo>=2024.8"]
 
 setup(
@@ -72,6 +81,7 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.15.13",
             "zuko>=1.2",
+            *TYPES,
             *NOTEBOOKS,
             *DOCS,
         ],

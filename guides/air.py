@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -62,6 +64,8 @@ class AIRGuide(PairModule):
     """
 
     role = "guide"
+    log_k: Tensor
+    presence_limit: Tensor
 
     def __init__(
         self,
@@ -100,19 +104,19 @@ class AIRGuide(PairModule):
             self.where.weight.mul_(0.1)  # all windows start at where_loc
 
     @pyro_method
-    def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
+    def q_z_pres(self, features: Tensor, present: Tensor) -> TorchDistributionMixin:
         """q(z_pres_t | h_t, z_pres_{t-1}) from ``features (..., B, predict_dim)`` of h_t and ``present (..., B)``."""
         evidence = self.presence(features).squeeze(-1)
         return masked_bernoulli(clamp_logits(evidence + self.log_k, self.presence_limit), present)
 
     @pyro_method
-    def q_z_where(self, features: Tensor) -> dist.Distribution:
+    def q_z_where(self, features: Tensor) -> TorchDistributionMixin:
         """q(z_where_t | h_t), event shape (3), from ``features (..., B, predict_dim)`` of h_t."""
         loc, raw = self.where(features).chunk(2, -1)
         return dist.Normal(loc, softplus(raw)).to_event(1)
 
     @pyro_method
-    def q_z_what(self, glimpse: Tensor) -> dist.Distribution:
+    def q_z_what(self, glimpse: Tensor) -> TorchDistributionMixin:
         """q(z_what_t | glimpse_t), event shape (D), from ``glimpse (..., B, C, window, window)``."""
         loc, raw = self.encoder(glimpse.flatten(-3)).chunk(2, -1)
         return dist.Normal(loc, softplus(raw)).to_event(1)
@@ -143,7 +147,8 @@ class AIRGuide(PairModule):
                 gates, context = of_image
                 state = self.lstm(gates, z, state)
                 features = self.predict(state[0])
-                infer = {"stop": True, **self.baseline.infer_config(context, state[0], present)}
+                # Pyro's InferDict does not list the keys of baselines and of stopping chains
+                infer: Any = {"stop": True, **self.baseline.infer_config(context, state[0], present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
                 seen = present > 0
                 z_where = pyro.sample(f"z_where_{t}", self.q_z_where(features).mask(seen))
@@ -170,6 +175,8 @@ class DAIRGuide(AIRGuide):
             the model to :meth:`from_pretrained`, too.
         sizes: as for :class:`AIRGuide`.
     """
+
+    model: AIR
 
     def __init__(self, model: AIR, **sizes):
         super().__init__(**sizes)

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -66,6 +68,11 @@ class AIR3DGuide(PairModule):
     """
 
     role = "guide"
+    log_k: Tensor
+    presence_limit: Tensor
+    kind_limit: Tensor
+    yaw_limit: Tensor
+    repeats: Tensor  # (4), the rotation period of each kind as a fraction of the circle
 
     def __init__(
         self,
@@ -124,26 +131,26 @@ class AIR3DGuide(PairModule):
             self.yaw.bias.copy_(torch.tensor([1.0, 0.0, 1.0, 0.0, raw[2]]))
 
     @pyro_method
-    def q_z_pres(self, features: Tensor, present: Tensor) -> dist.Distribution:
+    def q_z_pres(self, features: Tensor, present: Tensor) -> TorchDistributionMixin:
         """q(z_pres_t | f_t, z_pres_{t-1}) from ``features (..., B, hidden_dim)`` and ``present (..., B)``."""
         evidence = self.presence(features).squeeze(-1)
         return masked_bernoulli(clamp_logits(evidence + self.log_k, self.presence_limit), present)
 
     @pyro_method
-    def q_z_kind(self, features: Tensor) -> dist.Distribution:
+    def q_z_kind(self, features: Tensor) -> TorchDistributionMixin:
         """q(z_kind_t | f_t), one of :data:`pplmodels.nn.renderer.KINDS`."""
         logits = self.kind(features)
         below = logits - logits.max(-1, keepdim=True).values
         return dist.Categorical(logits=clamp_logits(below, self.kind_limit))
 
     @pyro_method
-    def q_z_place(self, features: Tensor, seen: Tensor) -> dist.Distribution:
+    def q_z_place(self, features: Tensor, seen: Tensor) -> TorchDistributionMixin:
         """q(z_place_t | f_t), event shape (2), relative to the place seen at ``seen (..., B, 2)``."""
         shift, raw = self.place(features).chunk(2, -1)
         return dist.Normal(self.renderer.standing_at(seen) + shift, softplus(raw) + 1e-3).to_event(1)
 
     @pyro_method
-    def q_z_yaw(self, features: Tensor) -> dist.Distribution:
+    def q_z_yaw(self, features: Tensor) -> TorchDistributionMixin:
         """q(z_yaw_t | f_t), on a circle that represents the period of the most probable kind.
 
         It is uniform for rotationally symmetric kinds.
@@ -186,7 +193,8 @@ class AIR3DGuide(PairModule):
             for t in range(1, self.num_steps + 1):
                 seen = self.attend(maps)
                 features = self.look(left, seen)
-                infer = {"stop": True, **self.baseline.infer_config(context, features, present)}
+                # Pyro's InferDict does not list the keys of baselines and of stopping chains
+                infer: Any = {"stop": True, **self.baseline.infer_config(context, features, present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
                 there = present > 0
                 infer = {"choice": True, **self.kind_baseline.infer_config(kind_context, features, present)}

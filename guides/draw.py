@@ -3,6 +3,7 @@
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ class DRAWGuide(PairModule):
     """
 
     role = "guide"
+    model: DRAW
 
     def __init__(self, model: DRAW, hidden_dim: int = 256, read_window: int | None = None):
         super().__init__("draw_guide")
@@ -54,7 +56,7 @@ class DRAWGuide(PairModule):
         return self.reader(seen, x, x - canvas.sigmoid(), painter, state)
 
     @pyro_method
-    def q_z(self, s: Tensor) -> dist.Distribution:
+    def q_z(self, s: Tensor) -> TorchDistributionMixin:
         """q(z_t | z_{<t}, x), event shape (D), from the encoder's state ``s (..., B, hidden_dim)``."""
         loc, log_scale = self.code(s).chunk(2, -1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
@@ -64,7 +66,8 @@ class DRAWGuide(PairModule):
         if x is None:
             raise ValueError("DRAW's guide infers codes from images: x is required")
         with data_plate(len(x)):
-            seen, reader = self.reader.look(x), (self.h, self.c)
+            seen = self.reader.look(x)
+            reader: State = (self.h, self.c)
             painter, canvas = self.model.start()
             for t in pyro.markov(range(1, self.model.num_steps + 1)):
                 reader = self.read(seen, x, canvas, painter[0], reader)

@@ -4,6 +4,8 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -42,14 +44,14 @@ class LadderGuide(PairModule):
     """
 
     role = "guide"
+    model: LadderVAE
 
     def __init__(self, model: LadderVAE):
         super().__init__("ladder_guide")
         self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
         below, layers, heads = math.prod(model.image), [], []
         for dim, width in zip(model.z_dims, model.hidden_dims, strict=True):
-            options = {"activation": "leaky-relu", "batch_norm": model.batch_norm}
-            layers.append(mlp(below, (width, width), **options))
+            layers.append(mlp(below, (width, width), activation="leaky-relu", batch_norm=model.batch_norm))
             heads.append(NormalHead(width, dim, model.batch_norm))
             below = width
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
@@ -64,7 +66,7 @@ class LadderGuide(PairModule):
         return messages
 
     @pyro_method
-    def q_z(self, layer: int, message: Message, above: Tensor | None) -> dist.Distribution:
+    def q_z(self, layer: int, message: Message, above: Tensor | None) -> TorchDistributionMixin:
         """q(z_layer | z_{layer+1}, x), event shape (D_layer); ``above`` is None for the top layer."""
         if above is None:
             loc, variance = message
@@ -77,13 +79,15 @@ class LadderGuide(PairModule):
         if x is None:
             raise ValueError("a ladder's guide infers codes from images: x is required")
         with data_plate(len(x)):
-            messages, z = self.messages(x), None
+            messages = self.messages(x)
+            drawn: list[Tensor] = []
             for layer in pyro.markov(range(len(messages), 0, -1)):
-                z = pyro.sample(f"z{layer}", self.q_z(layer, messages[layer - 1], z))
-            return z
+                above = drawn[-1] if drawn else None
+                drawn.append(pyro.sample(f"z{layer}", self.q_z(layer, messages[layer - 1], above)))
+            return drawn[-1]
 
 
-def merge(message: Message, expected: dist.Distribution) -> Message:
+def merge(message: Message, expected: torch.distributions.Distribution) -> Message:
     """Mean and variance of the normalized product of two normals, ``message`` and ``expected``; precisions add up."""
     loc, variance = message
     share = expected.variance / (expected.variance + variance)  # weight of the message

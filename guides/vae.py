@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.transforms import AffineAutoregressive
 from pyro.nn import pyro_method
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class VAEGuide(PairModule):
         self.network = made(z_dim, flow) if flow else None
 
     @pyro_method
-    def q_z(self, x: Tensor) -> dist.Distribution:
+    def q_z(self, x: Tensor) -> TorchDistributionMixin:
         """q(z | x), event shape (D), from ``x (..., B, C, H, W)``."""
         loc, raw = self.encoder(x).chunk(2, -1)
         normal = dist.Normal(loc, softplus(raw)).to_event(1)

@@ -2,6 +2,7 @@
 
 import pyro
 import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor
 
@@ -42,6 +43,7 @@ class VQGuide(PairModule):
     """
 
     role = "guide"
+    model: VQVAE
 
     def __init__(self, model: VQVAE, channels: int = 128, blocks: int = 2, commitment: float = 0.25):
         super().__init__("vq_guide")
@@ -50,12 +52,12 @@ class VQGuide(PairModule):
         self.commitment = commitment
 
     @pyro_method
-    def q_codes(self, z_e: Tensor) -> dist.Distribution:
+    def q_codes(self, z_e: Tensor) -> TorchDistributionMixin:
         """q(codes | x), a single map, event shape (H/4, W/4), from ``z_e (..., B, D, H/4, W/4)``."""
         return dist.Delta(self.model.codebook.nearest(z_e), event_dim=2)
 
     @pyro_method
-    def q_z(self, z_e: Tensor, e: Tensor) -> dist.Distribution:
+    def q_z(self, z_e: Tensor, e: Tensor) -> TorchDistributionMixin:
         """q(z | codes, x), a single value, event shape (D, H/4, W/4), from the codes' vectors ``e`` of that shape."""
         return dist.Delta(straight_through(z_e, e.detach()), event_dim=3)
 

@@ -44,10 +44,10 @@ def _fresh_store(store: dist.Store, number: int, size: int) -> dist.Store:
     """
     store.set(f"name/{number}", uuid.uuid4().hex)
     while True:
-        names = store.multi_get([f"name/{other}" for other in range(size)])
-        store.set(f"seen/{number}", b" ".join(names))
+        names = [name.decode() for name in store.multi_get([f"name/{other}" for other in range(size)])]
+        store.set(f"seen/{number}", " ".join(names))
         if len(set(store.multi_get([f"seen/{other}" for other in range(size)]))) == 1:
-            return dist.PrefixStore(names[0].decode(), store)
+            return dist.PrefixStore(names[0], store)
         time.sleep(0.02)
 
 

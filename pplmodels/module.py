@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -20,6 +21,9 @@ from pplmodels.defaults import default_dtype
 from pplmodels.errors import InputError, as_input_error
 from pplmodels.io import atomic_write, read_json, write_json
 from pplmodels.states import mapped, packed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11
 
 IMAGE_DIMS = ("channel", "row", "column")  # dimensions
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -80,7 +84,7 @@ class PairModule(PyroModule):
             self.load_state_dict(found, strict=False)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "PairModule":
+    def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Self":
         """Load a half saved by :meth:`save_pretrained`, on the CPU, in evaluation mode, in the dtypes of its weights.
 
         Tensors that are not saved are created in the dtype of most weights. If that dtype has 16 bits, they are
@@ -94,26 +98,27 @@ class PairModule(PyroModule):
         if name != cls.__name__:
             raise InputError(f"{description} describes a {name}, not a {cls.__name__}.")
 
-        def build() -> PairModule:
-            try:
-                return cls(**arguments, **modules)
-            except Exception as error:  # untrusted arguments can cause any exception
-                raise InputError(f"{description} does not say what a {name} is made of ({error}).") from error
-
         with as_input_error(f"{weights} does not hold the weights of the {name} in {description}."):
             values = mapped(weights)
             shapes = _shapes(values)
             most = MAX_PARAMS_PER_TENSOR * (len(shapes) + 1)
             with torch.device("meta"), _ZeroForUnknown(), _registering_at_most(most):
-                sketch = build()
+                sketch = cls._built(description, arguments, modules)
             if _shapes(sketch.state_dict()) != shapes:
                 raise ValueError("other shapes")
             dtype = _commonest_dtype(values)
             with torch.device("cpu"), default_dtype(dtype if dtype.itemsize > 2 else torch.float32):
-                half = build()
+                half = cls._built(description, arguments, modules)
             _give_dtypes(half, values, dtype)
             half.load_state_dict(values)
         return half.eval()
+
+    @classmethod
+    def _built(cls, description: Path, arguments: dict, modules: dict[str, torch.nn.Module]) -> "Self":
+        try:
+            return cls(**arguments, **modules)
+        except Exception as error:  # untrusted arguments can cause any exception
+            raise InputError(f"{description} does not say what a {cls.__name__} is made of ({error}).") from error
 
 
 def files_of(folder: str | Path, role: str) -> tuple[Path, Path]:
@@ -187,10 +192,11 @@ def _registering_at_most(number: int) -> Iterator[None]:
         hook.remove()
 
 
-def data_plate(number: int) -> AbstractContextManager:
+def data_plate(number: int | None) -> AbstractContextManager:
     """The plate "data" of ``number`` images, or a null context if it is already open.
 
-    So a half can be embedded in another one that opens the plate.
+    So a half can be embedded in another one that opens the plate. If ``number`` is None, there is one image without a
+    batch dimension: the plate has no size, as in :class:`pyro.plate`.
     """
     for plate in get_plates():
         if plate.name == "data":

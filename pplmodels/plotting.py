@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import networkx
 import numpy as np
@@ -30,13 +31,14 @@ def scenes_with_windows(
     Shapes: ``scenes, reconstruction (B, C, H, W)``, ``z_pres (B, T)``, ``z_where (B, T, 3)`` and true ``counts (B)``.
     """
     figure, axis, places = _tiled([scenes, reconstruction], ["scene", "reconstruction"], 1.1)
+    height, width = scenes.shape[2:]
     for i, place in enumerate(places[0]):
-        for t in np.flatnonzero(z_pres[i]):
-            _draw_window(axis, z_where[i, t], t, *scenes.shape[2:], place)
+        for t in np.flatnonzero(z_pres[i]).tolist():
+            _draw_window(axis, z_where[i, t], t, height, width, place)
         found = int(z_pres[i].sum())
         wrong = counts is not None and found != counts[i]
         title = f"{found}" if counts is None else f"{found} of {counts[i]}"
-        middle, above = scenes.shape[3] / 2, -0.06 * scenes.shape[2]
+        middle, above = width / 2, -0.06 * height
         colour = "tab:red" if wrong else "black"
         axis.text(middle, above, title, fontsize=8, color=colour, ha="center", va="bottom", transform=place)
     return figure
@@ -56,7 +58,7 @@ def painting_rows(
     rows = canvases.swapaxes(0, 1)
     if images is not None:
         rows = np.concatenate([images[:, None], rows], 1)
-    figure, axis, places = _tiled(rows, [""] * len(rows), 0.8)
+    figure, axis, places = _tiled(list(rows), [""] * len(rows), 0.8)
     for windows, colour in ((reading, READ), (writing, WRITE)):
         if windows is not None:
             for b, line in enumerate(places):
@@ -89,22 +91,22 @@ def canvas_gif(
 
 def _draw_square(axis: Axes, where: np.ndarray, colour: str, place: Transform) -> None:
     x, y, side = where
-    look = {"fill": False, "color": colour, "linewidth": 0.8}
-    axis.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, transform=place, **look))
+    corner = x - side / 2, y - side / 2
+    axis.add_patch(Rectangle(corner, side, side, fill=False, color=colour, linewidth=0.8, transform=place))
 
 
 def _draw_window(axis: Axes, where: np.ndarray, step: int, height: int, width: int, place: Transform) -> None:
     scale, x, y = np.exp(where[0]), where[1], where[2]
     left, top = ((centre - scale + 1) * size / 2 - 0.5 for centre, size in ((x, width), (y, height)))
     colour = STEP_COLOURS[step % len(STEP_COLOURS)]
-    look = {"color": colour, "clip_on": False, "transform": place}
+    look: dict[str, Any] = {"color": colour, "clip_on": False, "transform": place}
     axis.add_patch(Rectangle((left, top), scale * width, scale * height, fill=False, **look))
     axis.text(left, top, str(step + 1), fontsize=7, va="bottom", **look)
 
 
 def _show_image(axis: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:
-    look = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-    axis.imshow(image.transpose(1, 2, 0).squeeze(), extent=extent, **look)
+    pixels = image.transpose(1, 2, 0).squeeze()
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
     axis.set(xticks=[], yticks=[])
 
 
@@ -212,20 +214,22 @@ def shares(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
 
 def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
     """The dependency graphs of each half side by side, with arrows from parents to sites, in topological order."""
-    drawn = {half: networkx.DiGraph({site: [] for site in parents}) for half, parents in halves.items()}
+    drawn: dict[str, networkx.DiGraph[str]] = {half: networkx.DiGraph() for half in halves}
     rows = {}
     for half, parents in halves.items():
+        drawn[half].add_nodes_from(parents)
         drawn[half].add_edges_from((parent, site) for site, others in parents.items() for parent in others)
         rows[half] = list(networkx.topological_generations(drawn[half]))
     deepest = max(map(len, rows.values()))
     figure, axes = _grid(1, len(halves), 5 * len(halves), 1.2 * deepest)
     for axis, (half, arrows) in zip(axes[0], drawn.items(), strict=True):
         for row, sites in enumerate(rows[half]):
-            networkx.set_node_attributes(arrows, dict.fromkeys(sites, -row), "row")
+            for site in sites:
+                arrows.nodes[site]["row"] = -row
         places = networkx.multipartite_layout(arrows, subset_key="row", align="horizontal")
         curved = "arc3,rad=0.25"  # keeps arrows that pass a site visible
-        look = {"node_color": "white", "edgecolors": "tab:blue", "edge_color": "gray", "connectionstyle": curved}
-        networkx.draw_networkx(arrows, places, ax=axis, node_size=1500, font_size=8, **look)
+        colours: dict[str, Any] = {"node_color": "white", "edgecolors": "tab:blue", "edge_color": "gray"}
+        networkx.draw_networkx(arrows, places, ax=axis, node_size=1500, font_size=8, connectionstyle=curved, **colours)
         axis.margins(y=0.7 / deepest)
         axis.set(title=half, xlim=(-1.4, 1.4))
         axis.axis("off")
@@ -260,11 +264,17 @@ def _tiled(
 
 
 def _grid(
-    rows: int, columns: int, width: float, height: float, layout: str | None = "constrained", **sharing: bool
+    rows: int,
+    columns: int,
+    width: float,
+    height: float,
+    layout: Literal["constrained"] | None = "constrained",
+    sharex: bool = False,
+    sharey: bool = False,
 ) -> tuple[Figure, np.ndarray]:
     """A figure of the given size in inches, and its axes ``(rows, columns)``."""
     figure = Figure(figsize=(width, height), layout=layout)
-    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
 
 
 def _one(width: float, height: float) -> tuple[Figure, Axes]:

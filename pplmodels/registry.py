@@ -60,6 +60,8 @@ def _import_installed(name: str) -> ModuleType:
         if top not in sys.modules:
             places = installed.submodule_search_locations
             spec = importlib.util.spec_from_file_location(top, installed.origin, submodule_search_locations=places)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{name} is not a package of Python files", name=name)
             sys.modules[top] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[top])
     return importlib.import_module(f"{top}.{rest}" if rest else top)

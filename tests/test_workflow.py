@@ -24,9 +24,9 @@ def test_every_promised_python_is_tested():
 
 
 def test_the_commands_of_the_local_check_run_there_too():
-    run = {*commands("lint"), *commands("tests")}
+    run = {*commands("lint"), *commands("types"), *commands("tests")}
     local = (ROOT / ".ci/run").read_text("utf-8").splitlines()
-    for command in ("ruff check .", "ruff format --check .", "pytest"):
+    for command in ("ruff check .", "ruff format --check .", "mypy", "pytest"):
         assert command in local and command in run
 
 

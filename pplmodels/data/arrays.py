@@ -3,6 +3,7 @@
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -103,14 +104,14 @@ def array_formats(
 
 
 class NpyFile:
-    """Images that are read from a .npy file on demand: a source of :class:`pplmodels.data.streams.DiskPixels`.
+    """The rows of an array in a .npy file, which are read on demand.
 
     The header is read without pickle, and the file must have exactly the size given by its header. Raises
     :class:`InputError`.
     """
 
     def __init__(self, path: Path):
-        self.path, self.format = path, None
+        self.path = path
         if not path.is_file():
             raise InputError(f"{path} is not a file.")
         with as_input_error(f"{path} is not a .npy file of a plain array, or was cut short."), open(path, "rb") as file:
@@ -128,13 +129,8 @@ class NpyFile:
                 raise InputError(f"{path} has its columns first (Fortran order): save numpy.ascontiguousarray of it.")
 
     def __len__(self) -> int:
-        """The number of images."""
+        """The number of rows."""
         return self.stored[0]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return tuple(self.format(np.zeros((1, *self.stored[1:]), self.dtype)).shape[1:])
 
     def rows(self, indices: Iterable[int]) -> np.ndarray:
         """The rows of the array at ``indices``, unconverted."""
@@ -145,7 +141,7 @@ class NpyFile:
         with as_input_error(f"{self.path} has changed, or cannot be read."), open(self.path, "rb", buffering=0) as file:
             for row, index in zip(data, indices, strict=True):
                 file.seek(self.start + index * row.nbytes)
-                if file.readinto(memoryview(row)) != row.nbytes:
+                if file.readinto(row.data) != row.nbytes:
                     raise ValueError("cut short")
         return rows
 
@@ -154,6 +150,24 @@ class NpyFile:
         size = max(1, AT_ONCE // math.prod(self.stored[1:]))
         return (self.rows(range(i, min(i + size, len(self)))) for i in range(0, len(self), size))
 
+
+@dataclass(frozen=True)
+class NpyImages:
+    """The rows of a .npy file as images: a source of :class:`pplmodels.data.streams.DiskPixels`."""
+
+    file: NpyFile
+    format: ArrayFormat
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.file)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.format(np.zeros((1, *self.file.stored[1:]), self.file.dtype)).shape
+        return channels, height, width
+
     def read(self, indices: Iterable[int]) -> Tensor:
         """The images at ``indices``, uint8 ``(B, C, H, W)``."""
-        return self.format(self.rows(indices))
+        return self.format(self.file.rows(indices))

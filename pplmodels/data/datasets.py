@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pplmodels.data.arrays import NpyFile, array_formats, pixels_of, read_npz
+from pplmodels.data.arrays import NpyFile, NpyImages, array_formats, pixels_of, read_npz
 from pplmodels.data.folders import load_folder
 from pplmodels.data.images import Images, ImageSet
 from pplmodels.data.levels import Decoding
@@ -81,7 +81,8 @@ def load_images(
         return _from_npy(arrays, decoding, storage) if arrays else load_folder(path, decoding, storage)
     if white_level is not None:
         raise InputError(f"{data} has levels of its own: --white-level is for files of yours.")
-    return _built_in(data, Path(data_dir)).map(lambda part: replace(part, pixels=decoding.fitted(part.pixels)))
+    images = _built_in(data, Path(data_dir))
+    return images.map(lambda part: replace(part, pixels=decoding.fitted(part.pixels[:])))  # [:] is a tensor
 
 
 def _built_in(data: str, data_dir: Path) -> ImageSet:
@@ -124,11 +125,10 @@ def _from_npy(paths: list[Path], decoding: Decoding, storage: Storage) -> ImageS
     source = str(paths[0].parent)
     kinds = {name: (file.stored, file.dtype) for name, file in files.items()}
     formats = array_formats(kinds, {name: file.chunks() for name, file in files.items()}, source, decoding)
-    for name, file in files.items():
-        file.format = formats[name]
-    _refuse_sizes(files, source)
-    resident = storage.holds(*files.values())
-    read = [storage.read(file, resident) for file in files.values()]
+    images = {name: NpyImages(file, formats[name]) for name, file in files.items()}
+    _refuse_sizes(images, source)
+    resident = storage.holds(*images.values())
+    read = [storage.read(part, resident) for part in images.values()]
     _say_shared([part.contents for part in read], source)
     return ImageSet(*(Images(part.pixels) for part in read))
 
@@ -155,7 +155,7 @@ def _names(found: Collection[str]) -> tuple[str, ...] | None:
     return None
 
 
-def _refuse_sizes(parts: Mapping[str, Tensor | NpyFile], source: str) -> None:
+def _refuse_sizes(parts: Mapping[str, Tensor | NpyImages], source: str) -> None:
     shapes = {name: tuple(part.shape[-3:]) for name, part in parts.items()}
     first = next(iter(shapes))
     for name, shape in shapes.items():

@@ -20,8 +20,10 @@ from pplmodels.messages import say
 DARK = 64  # the 8-bit level of 14-bit white in a 16-bit image
 HELD_OUT = 10  # every tenth image of a folder is held out
 # ignored names in lower case, besides those that begin with a dot: from macOS archives, network and Windows drives
-NO_DATA = ("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "lost+found")
-NO_DATA += ("$recycle.bin", "recycler", "system volume information")
+NO_DATA = (
+    *("__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "lost+found"),
+    *("$recycle.bin", "recycler", "system volume information"),
+)
 # names of subfolders for training, validation and held-out images
 PARTS = (("train", "training"), ("test", "testing"), ("valid", "val", "validation"))
 
@@ -79,7 +81,8 @@ def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
 
 def _find(folder: Path) -> list[Path]:
     """The image files, sorted by path. Prints a line about other files."""
-    found, skipped = [], Counter()
+    found: list[Path] = []
+    skipped: Counter[str] = Counter()
     for path in sorted(_files(folder)):
         if not path.is_file():
             link, directory = path.is_symlink(), path.is_dir()

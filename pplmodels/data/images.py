@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,19 +13,23 @@ from pplmodels.data.transforms import Transform, threshold, to_float
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11
+
 BATCH = 500  # batch size of evaluation
 LARGE = 3 * 32 * 32  # values per image above which evaluation uses smaller batches
 
 
 @dataclass(frozen=True)
 class Images:
-    """A set of 8-bit images with optional object counts.
+    """A set of 8-bit images with optional object counts, or of other data that a model is trained on.
 
-    ``pixels`` is uint8 ``(N, C, H, W)``, which needs a quarter of the memory of floats, or an object that reads such
-    pixels from disk. Indexing applies the transform ``reading``, by default to intensities in [0, 1]. ``counts`` is
-    int64 ``(N)`` or None. ``copies_of``, int64 ``(N)``, has the same number for all copies of an image, or is None if
-    there are no copies. ``boxes`` are the objects' bounding boxes, float32 ``(N, K, 4)``, or None
-    (:func:`pplmodels.data.load_scenes`).
+    ``pixels`` of images is uint8 ``(N, C, H, W)``, which needs a quarter of the memory of floats, or an object that
+    reads such pixels from disk. Other data, such as points ``(N, D)`` of floats or maps of codes ``(N, H, W)``, is a
+    tensor of any dtype, for which :meth:`frozen`, :meth:`levels` and :meth:`mean` have no meaning. Indexing applies the
+    transform ``reading``, by default to intensities in [0, 1]. ``counts`` is int64 ``(N)`` or None. ``copies_of``,
+    int64 ``(N)``, has the same number for all copies of an image, or is None if there are no copies. ``boxes`` are the
+    objects' bounding boxes, float32 ``(N, K, 4)``, or None (:func:`pplmodels.data.load_scenes`).
     """
 
     pixels: Tensor | DiskPixels
@@ -38,46 +43,46 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, index) -> Tensor:
-        """Images as floats: ``(C, H, W)`` for an integer, ``(B, C, H, W)`` for a slice or indices."""
+        """What ``reading`` makes of images: ``(C, H, W)`` for an integer, ``(B, C, H, W)`` for a slice or indices."""
         return self.reading(self.pixels[index])
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image, or the shape of one item of other data."""
         return tuple(self.pixels.shape[1:])
 
-    def to(self, device: torch.device | str) -> "Images":
+    def to(self, device: torch.device | str) -> "Self":
         """The same images on another device."""
         return self._each(lambda rows: rows.to(device))
 
-    def part(self, indices: slice | Tensor) -> "Images":
+    def part(self, indices: slice | Tensor) -> "Self":
         """A subset of the images."""
         return self._each(lambda rows: rows.part(indices) if isinstance(rows, DiskPixels) else rows[indices])
 
-    def _each(self, change: Callable) -> "Images":
+    def _each(self, change: Callable) -> "Self":
         names = [field.name for field in fields(self) if field.name != "reading"]
         rows = {name: getattr(self, name) for name in names}
         return replace(self, **{name: change(value) for name, value in rows.items() if value is not None})
 
-    def head(self, n: int) -> "Images":
+    def head(self, n: int) -> "Self":
         """The first ``n`` images."""
         return self.part(slice(n))
 
-    def read_as(self, reading: Transform) -> "Images":
+    def read_as(self, reading: Transform) -> "Self":
         """The same images with another transform."""
         return replace(self, reading=reading)
 
     @float32_on_cpu()
-    def frozen(self, seed: int = 0) -> "Images":
+    def frozen(self, seed: int = 0) -> "Self":
         """The same images, with random binarization sampled once and then fixed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(self.pixels, DiskPixels):
                 drawn = (self.reading(pixels).bool().numpy() for pixels in self.to("cpu").levels())
-                pixels = DiskPixels.all_of(PackedBits(drawn, self.shape), 0, self.pixels.device)
-            else:
-                pixels = (self.reading(self.pixels.cpu()) * 255).byte().to(self.pixels.device)
-        return replace(self, pixels=pixels, reading=threshold)
+                bits = PackedBits(drawn, self.pixels.source.shape)
+                return replace(self, pixels=DiskPixels.all_of(bits, 0, self.pixels.device), reading=threshold)
+            levels = (self.reading(self.pixels.cpu()) * 255).byte().to(self.pixels.device)
+            return replace(self, pixels=levels, reading=threshold)
 
     def levels(self) -> Iterator[Tensor]:
         """All 8-bit levels in order, in batches uint8 ``(B, C, H, W)``."""
@@ -138,5 +143,4 @@ class ImageSet:
 
     def map(self, change: Callable[[Images], Images]) -> "ImageSet":
         """The dataset with ``change`` applied to each part."""
-        parts = (self.train, self.test, self.valid)
-        return ImageSet(*(None if part is None else change(part) for part in parts))
+        return ImageSet(change(self.train), change(self.test), None if self.valid is None else change(self.valid))

@@ -1,5 +1,6 @@
 """Loading user-provided scenes, and estimating the size of their objects."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,28 +52,29 @@ def load_scenes(
 
 def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], half: str, path: str | Path) -> Images:
     counts, boxes = arrays.get(f"n_{half}"), arrays.get(f"boxes_{half}")
-    if boxes is not None:
-        boxes = _checked_boxes(boxes, pixels, f"boxes_{half} in {path}")
-        used = np.isfinite(boxes).all(-1).sum(-1)
-        if counts is None:
-            counts = used
+    used = None if boxes is None else _checked_boxes(boxes, pixels, f"boxes_{half} in {path}")
+    if counts is None:
+        counts = used
     if counts is not None:
         most = pixels[0, 0].numel()  # bounds the confusion matrix, which has a row per count
         if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
             raise InputError(f"n_{half} in {path} must hold one whole number from 0 for each image of x_{half}.")
         if counts.max() > most:
             raise InputError(f"n_{half} in {path} says {counts.max()} objects in an image of {most} pixels.")
-        if boxes is not None and (used != counts).any():
+        if used is not None and (used != counts).any():
             scene = int((used != counts).argmax())
             raise InputError(
                 f"boxes_{half} in {path} has {used[scene]} boxes for scene {scene}, and n_{half} says {counts[scene]}."
             )
-        counts = torch.from_numpy(counts.astype("int64"))
-    return Images(pixels, counts, boxes=None if boxes is None else torch.from_numpy(boxes.astype("float32")))
+    return Images(
+        pixels,
+        None if counts is None else torch.from_numpy(counts.astype("int64")),
+        boxes=None if boxes is None else torch.from_numpy(boxes.astype("float32")),
+    )
 
 
 def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
-    """The boxes. Raises :class:`InputError` if they are not valid."""
+    """The number of boxes of each scene, ``(N)``. Raises :class:`InputError` if boxes are not valid."""
     if boxes.ndim != 3 or boxes.shape[2] != 4 or len(boxes) != len(pixels) or boxes.dtype.kind not in "iuf":
         raise InputError(f"{name} has shape {boxes.shape} and type {boxes.dtype}, not ({len(pixels)}, K, 4) of floats.")
     unused = np.isnan(boxes).all(-1)
@@ -86,7 +88,7 @@ def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
         )
     if len(right) and max(right.max(), bottom.max()) <= 1 < min(height, width):
         raise InputError(f"{name} holds fractions of the image: give left, top, right and bottom in pixels.")
-    return boxes
+    return (~unused).sum(-1)
 
 
 @float32_on_cpu()
@@ -125,9 +127,10 @@ def object_sides(scenes: Images) -> Tensor | None:
         found = [ndimage.find_objects(scene.astype(int))[:1] for scene in ink[(counts == 1).numpy()]]
     else:
         for index, scene in enumerate(ink):
-            labels, number = ndimage.label(scene, np.ones((3, 3)))
+            labels = np.empty(scene.shape, np.int32)
+            ndimage.label(scene, np.ones((3, 3)), output=labels)
             large = [part for part in ndimage.find_objects(labels) if _area(part) > SPECK]
-            if number and (counts is None or len(large) == counts[index]):
+            if counts is None or len(large) == counts[index]:
                 found.append(large)
     sides = torch.tensor([max(float(axis.stop - axis.start) for axis in part) for parts in found for part in parts])
     canvas = min(scenes.shape[1:])
@@ -147,5 +150,5 @@ def _differing(scenes: Images) -> np.ndarray:
     return (np.abs(pixels - ground[:, None, None]) > INK).any(1)
 
 
-def _area(part: tuple[slice, slice]) -> int:
-    return (part[0].stop - part[0].start) * (part[1].stop - part[1].start)
+def _area(part: tuple[slice, ...]) -> int:
+    return math.prod(axis.stop - axis.start for axis in part)

@@ -2,13 +2,14 @@
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from pplmodels.data.levels import Decoding, laid_over, to_levels
 from pplmodels.errors import InputError, as_input_error
@@ -59,20 +60,19 @@ def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
     with _opened(path) as image:
         transparent, grey, deep = _is_transparent(image), _is_grey(image), _is_deep(image)
         depth = _depth(image)
-        inverted = deep and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        inverted = deep and _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO
         white = None if image.mode == "1" else decoding.white_level  # 1-bit images have no other levels
         if white is not None and _is_cut(image):
             raise InputError(
                 f"{path} has 16 bits per colour, of which the upper 8 are read: --white-level does not apply to it."
             )
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
+        upright = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
         if deep:
-            levels = _deep_levels(image, path, white, *depth)
+            levels = _deep_levels(upright, path, white, *depth)
             levels = 255 - levels if inverted else levels  # Pillow inverts images with fewer bits itself
         else:
             colours = "L" if grey else "RGB"
-            levels = np.array(image.convert("RGBA" if transparent else colours))
+            levels = np.array(upright.convert("RGBA" if transparent else colours))
             if white is not None:
                 shown = levels[..., :3] if transparent else levels
                 shown[...] = to_levels(shown, white, str(path))
@@ -104,7 +104,7 @@ def _deep_levels(image: Image.Image, path: Path, white: float | None, bits: int,
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """Open the file with Pillow. Any error inside this context becomes an error of one sentence."""
     with as_input_error(f"{path} is not a readable image."), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the limit here is below the one that Pillow warns about
@@ -127,12 +127,12 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _is_cut(image: Image.Image) -> bool:
+def _is_cut(image: ImageFile.ImageFile) -> bool:
     """Whether the file has several channels of 16 bits, of which Pillow only reads the upper 8."""
     return not _is_deep(image) and ";16" in str(image.tile)
 
 
-def _scale_key(image: Image.Image) -> None:
+def _scale_key(image: ImageFile.ImageFile) -> None:
     """Scale the transparent level of a 2-bit or 4-bit PNG like its pixels, which Pillow reads as 8 bits."""
     factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0][3])) if image.tile else None
     if factor and isinstance(image.info.get("transparency"), int):
@@ -141,15 +141,21 @@ def _scale_key(image: Image.Image) -> None:
 
 def _scale_palette(image: Image.Image) -> None:
     """Use the colors of a TIFF with an 8-bit color map unchanged, because Pillow takes the upper 8 of 16 bits."""
-    colours = np.array(image.tag_v2.get(COLOURS, ())) if image.format == "TIFF" and image.mode == "P" else ()
-    if len(colours) and colours.max() <= 255:
-        image.putpalette(colours.reshape(3, -1).T.astype(np.uint8).tobytes())
+    if image.mode == "P":
+        colours = np.array(_tags(image).get(COLOURS, ()))
+        if len(colours) and colours.max() <= 255:
+            image.putpalette(colours.reshape(3, -1).T.astype(np.uint8).tobytes())
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF, or none for other formats."""
+    return getattr(image, "tag_v2", {})
 
 
 def _depth(image: Image.Image) -> tuple[int, bool]:
     """The number of bits per value of a single-channel image, and whether values are signed."""
     if image.format == "TIFF":
-        return image.tag_v2.get(BITS, (1,))[0], image.tag_v2.get(SAMPLE, (1,))[0] == SIGNED
+        return _tags(image).get(BITS, (1,))[0], _tags(image).get(SAMPLE, (1,))[0] == SIGNED
     return (8 if image.mode in GREY else 16), False  # for a PNG; old Pillow versions read 16 bits as I
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -157,12 +158,12 @@ def scene_set(
     extent = ink_extent(images.train)
     if not extent:
         raise InputError(f"the objects of {data} are black, and so are the scenes: nothing would be seen.")
-    options = {"canvas": canvas, "object_size": object_size, "seed": seed}
+    compose = partial(make_scenes, canvas=canvas, object_size=object_size, seed=seed)
     return SceneSet(
-        make_scenes(images.train, num_train, counts=counts, **options),
-        make_scenes(images.test, num_test, counts=counts, **options),
+        compose(images.train, num_train, counts=counts),
+        compose(images.test, num_test, counts=counts),
         object_size * extent,
-        make_scenes(images.test, num_test, counts=unseen_counts, **options) if unseen_counts else None,
+        compose(images.test, num_test, counts=unseen_counts) if unseen_counts else None,
         spread,
     )
 
@@ -176,10 +177,7 @@ def _ready_made(path: Path, background: str, white_level: float | None) -> tuple
 def _object_size(scenes: Images, side: float | None, spread: float | None) -> tuple[float, float]:
     """The side of objects in pixels and its relative standard deviation, as given or estimated from the scenes."""
     sides = object_sides(scenes)
-    if side is None and sides is None:
-        side = 0.4 * min(scenes.shape[1:])
-        say(f"the size of the objects cannot be told from the scenes: {side:.3g} pixels are assumed (--object-size)")
-    elif sides is not None and (side is None or spread is None):
+    if sides is not None and (side is None or spread is None):
         # robust statistics, because touching objects and fragments each count as one object
         low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # one standard deviation below and above
         side, spread = side or float(sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
@@ -187,6 +185,9 @@ def _object_size(scenes: Images, side: float | None, spread: float | None) -> tu
             f"the sides of {len(sides):,} objects were measured; {side:.3g} pixels, with a deviation of {spread:.0%}, "
             "are the prior's (--object-size, --object-spread)"
         )
+    elif side is None:
+        side = 0.4 * min(scenes.shape[1:])
+        say(f"the size of the objects cannot be told from the scenes: {side:.3g} pixels are assumed (--object-size)")
     if side > max(scenes.shape[1:]):
         raise InputError(f"--object-size {side:g} is larger than the scenes, of {scenes.shape[1]}x{scenes.shape[2]}.")
     return side, spread or SceneSet.spread

@@ -26,7 +26,9 @@ FEW = 4096  # number of images below which starting processes does not pay off
 class Source(Protocol):
     """Images on disk. Sources can be sent to other processes."""
 
-    shape: tuple[int, int, int]
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
 
     def __len__(self) -> int:
         """The number of images."""
@@ -131,18 +133,19 @@ class Storage:
         """Read every image once, so that unreadable images raise an error. Keep the pixels if ``resident``."""
         workers = min(4, max(1, processors() - 1)) if self.workers is None else self.workers
         on_disk = DiskPixels.all_of(source, workers)
-        pixels = torch.empty(on_disk.shape, dtype=torch.uint8, device="cpu") if resident else on_disk
+        in_memory = torch.empty(on_disk.shape, dtype=torch.uint8, device="cpu") if resident else None
         reading = replace(on_disk, workers=workers if len(source) > FEW else 0)
         batches = reading.batched(on_disk.order.split(SOME))
-        contents, brightest = [], []
+        contents: list[bytes] = []
+        brightest: list[int] = []
         with tqdm(total=len(source), desc="reading images", delay=2, leave=False, unit=" images") as bar:
             for start, batch in zip(range(0, len(source), SOME), batches, strict=True):
-                if resident:
-                    pixels[start : start + len(batch)] = batch
+                if in_memory is not None:
+                    in_memory[start : start + len(batch)] = batch
                 contents += digests(batch)
                 brightest += batch.flatten(1).amax(1).tolist()
                 bar.update(len(batch))
-        return Read(pixels, contents, brightest)
+        return Read(on_disk if in_memory is None else in_memory, contents, brightest)
 
 
 class PackedBits:

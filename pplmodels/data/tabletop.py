@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ LIGHT, STRENGTH = 0.1, 0.1  # standard deviations of the light's direction and o
 NOISE = 0.03  # standard deviation of the pixel noise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TabletopScenes(Images):
     """Images ``(N, 3, H, W)`` with the true latents of their solids.
 
@@ -29,9 +29,10 @@ class TabletopScenes(Images):
     ``(N, T)``. Only the first ``counts`` entries of each image are valid.
     """
 
-    kind: Tensor | None = None
-    place: Tensor | None = None
-    yaw: Tensor | None = None
+    counts: Tensor = field()  # required, unlike those of Images
+    kind: Tensor
+    place: Tensor
+    yaw: Tensor
 
 
 @float32_on_cpu()
@@ -61,7 +62,7 @@ def make_tabletop_scenes(
             pictures = renderer(present[part], kind[part], place[part], yaw[part], light[part])
         pictures = pictures + NOISE * torch.randn(pictures.shape, generator=generator)
         pixels.append(pictures.clamp(0, 1).mul(255).round_().byte())
-    return TabletopScenes(torch.cat(pixels), chosen, kind=kind, place=place, yaw=yaw)
+    return TabletopScenes(torch.cat(pixels), counts=chosen, kind=kind, place=place, yaw=yaw)
 
 
 def _places(counts: Tensor, most: int, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Kind = Literal["binary", "mass", "density"]  # see Transform
+
 
 class Transform:
     """A function of tensors together with the kind of likelihood of its values.
@@ -22,7 +24,7 @@ class Transform:
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
-        kind: Literal["binary", "mass", "density"] | None = None,
+        kind: Kind | None = None,
         random: bool = False,
     ):
         update_wrapper(self, function)
@@ -33,7 +35,7 @@ class Transform:
         return self.function(values)
 
 
-def _transform(kind: str | None = None, random: bool = False) -> Callable[[Callable], Transform]:
+def _transform(kind: Kind | None = None, random: bool = False) -> Callable[[Callable], Transform]:
     return lambda function: Transform(function, kind, random)
 
 

@@ -1,12 +1,25 @@
 """Autoregressive distributions over maps of discrete values."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import ClassVar, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from pplmodels.nn.masked_conv import Steps
+
+
+class RasterOrderNetwork(Protocol):
+    """A network whose logits at a position depend only on earlier positions (:mod:`pplmodels.nn.masked_conv`)."""
+
+    __call__: Callable[..., Tensor]  # from maps (B, H, W), and labels (B) if any, to logits (B, K, H, W)
+
+    @property
+    def steps(self) -> Callable[..., Steps]:
+        """From the number, height and width of maps, and their labels if any, to the logits of each position."""
 
 
 class AutoregressiveCategorical(TorchDistribution):
@@ -16,7 +29,7 @@ class AutoregressiveCategorical(TorchDistribution):
     (:mod:`pplmodels.nn.masked_conv`).
 
     Arguments:
-        network: a module from maps ``(B, H, W)``, and labels if any, to logits ``(B, K, H, W)``, with ``steps``.
+        network: a :class:`RasterOrderNetwork`.
         shape: (H, W).
         levels: K.
         temperature: divisor of the logits in sampling; 0 takes the most probable value. It does not affect
@@ -29,7 +42,7 @@ class AutoregressiveCategorical(TorchDistribution):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: RasterOrderNetwork,
         shape: Sequence[int],
         levels: int,
         temperature: float = 1.0,
@@ -68,13 +81,11 @@ class AutoregressiveCategorical(TorchDistribution):
         """Maps ``(..., H, W)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         steps = self.network.steps(shape.numel(), *self.event_shape, *self._labels(shape))
-        codes, logits = [], next(steps)
-        while logits is not None:
-            codes.append(self._choose(logits))
-            try:
-                logits = steps.send(codes[-1])
-            except StopIteration:
-                logits = None
+        logits = next(steps)
+        codes = [self._choose(logits)]
+        with suppress(StopIteration):  # after the last position
+            while True:
+                codes.append(self._choose(steps.send(codes[-1])))
         return torch.stack(codes, -1).view(*shape, *self.event_shape)
 
     def _labels(self, shape: torch.Size) -> tuple[Tensor, ...]:

@@ -47,10 +47,10 @@ class DiscretizedLogisticMixture(TorchDistribution):
         self.log_scale = parts[2].clamp(min=LEAST_LOG_SCALE)
         self.coefficients = parts[3].tanh()
         shape = parameters.shape
-        super().__init__(shape[:-3], (channels, *shape[-2:]), validate_args=validate_args)
+        super().__init__(shape[:-3], torch.Size((channels, *shape[-2:])), validate_args=validate_args)
 
     @classmethod
-    def independent(cls, loc: Tensor, log_scale: Tensor) -> "DiscretizedLogisticMixture":
+    def single(cls, loc: Tensor, log_scale: Tensor) -> "DiscretizedLogisticMixture":
         """A single component with independent channels: means ``(..., C, H, W)`` and broadcastable log-scales."""
         channels = loc.shape[-3]
         zeros = torch.zeros_like(loc[..., :1, :, :])
@@ -74,7 +74,9 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
     def _means(self, loc: Tensor, coefficients: Tensor, value_of: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Means of the channels ``(..., C, H, W)``, given the values, in [-1, 1], of earlier channels."""
-        means, values, used = [], [], 0
+        means: list[Tensor] = []
+        values: list[Tensor] = []
+        used = 0
         for channel in range(self.channels):
             mean = loc[..., channel, :, :]
             for earlier in values:
@@ -114,7 +116,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
 
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(1e-5, 1 - 1e-5)
         noise = pick(self.log_scale).exp() * (uniform.log() - (-uniform).log1p())
-        drawn = []
+        drawn: list[Tensor] = []
 
         def draw(channel: int, mean: Tensor) -> Tensor:
             drawn.append((mean + noise[..., channel, :, :]).clamp(-1, 1))

@@ -2,10 +2,10 @@
 
 import pyro.distributions as dist
 import torch
-from pyro.ops.provenance import extract_provenance, track_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 from torch import Tensor
 
-from pplmodels.nn import projected_clamp
+from pplmodels.nn.projected_clamp import projected_clamp
 
 # Its sigmoid is exactly 0 in float32, and the log-probability of 0 is exactly 0.
 IMPOSSIBLE_LOGIT = -200.0
@@ -27,5 +27,4 @@ def presence_prior_logits(log_k: Tensor, num_steps: int) -> Tensor:
 
 def clamp_logits(logits: Tensor, limit: Tensor) -> Tensor:
     """:func:`pplmodels.nn.projected_clamp` for logits with provenance (:mod:`pyro.ops.provenance`)."""
-    logits, provenance = extract_provenance(logits)
-    return track_provenance(projected_clamp(logits, limit), provenance)
+    return track_provenance(projected_clamp(detach_provenance(logits), limit), get_provenance(logits))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from pyro import poutine
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from pplmodels.infer.elbos.stopping_chain import StoppingChain, trace_path
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import pair_traces, steps
+from pplmodels.infer.traces import pair_traces, random_sites, steps
+from pplmodels.inspect.images import mean_of_x
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class SceneView:
 def view_scenes(model, guide, scenes: Tensor) -> SceneView:
     """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and reconstruct the scenes."""
     guide_trace, model_trace = pair_traces(model, guide, scenes)
-    latents = {name: guide_trace.nodes[name]["value"] for name in guide_trace.stochastic_nodes}
+    latents = {name: site["value"] for name, site in random_sites(guide_trace)}
     z_pres, z_where = steps(latents, "z_pres"), steps(latents, "z_where")
-    return SceneView(scenes, model_trace.nodes["x"]["fn"].mean, torch.stack(z_pres, -1), torch.stack(z_where, -2))
+    return SceneView(scenes, mean_of_x(model_trace), torch.stack(z_pres, -1), torch.stack(z_where, -2))
 
 
 @looking
@@ -43,8 +45,7 @@ def sample_scenes(model, n: int, count: int) -> Tensor:
     ones = next(model.parameters()).new_ones(n)
     z_pres = {f"z_pres_{t}": ones * (t <= count) for t in range(1, model.num_steps + 1)}
     conditioned = poutine.condition(model, data=z_pres)
-    trace = poutine.trace(conditioned).get_trace(n=n)
-    return trace.nodes["x"]["fn"].mean
+    return mean_of_x(poutine.trace(conditioned).get_trace(n=n))
 
 
 @looking
@@ -54,7 +55,8 @@ def count_posterior(guide, scenes: Tensor, num_samples: int = 1) -> Tensor:
     Each path gives the probabilities of all n (:class:`pplmodels.infer.elbos.stopping_chain.StoppingChain`), so a
     single path is already a good estimate. The argmax is the most probable count.
     """
-    return sum(StoppingChain(trace_path(guide, scenes)).probs for _ in range(num_samples)).T / num_samples
+    paths = (StoppingChain(trace_path(guide, scenes)).probs for _ in range(num_samples))
+    return reduce(torch.add, paths).T / num_samples
 
 
 def decided_counts(posterior: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pyro
 import torch
@@ -51,7 +52,7 @@ def find_solids(guide, x: Tensor) -> Solids:
     """The most probable solids of images ``x (B, 3, H, W)`` under the guide: each site at its mode, step by step."""
     with Likeliest():
         path = trace_path(guide, x)
-    values = {name: path.nodes[name]["value"] for name in path.stochastic_nodes}
+    values = {name: site["value"] for name, site in random_sites(path)}
     kind, yaw = (torch.stack(steps_of(values, name), -1) for name in ("z_kind", "z_yaw"))
     return Solids(StoppingChain(path).probs.argmax(0), kind, torch.stack(steps_of(values, "z_place"), -2), yaw)
 
@@ -138,7 +139,7 @@ def solid_metrics(true: Solids, found: Solids) -> dict:
     ``yaw_error_degrees/<kind>``. Metrics without data are omitted.
     """
     true, found = (_on_cpu(solids) for solids in (true, found))
-    metrics = {"count_accuracy_argmax": float((true.count == found.count).double().mean())}
+    metrics: dict[str, Any] = {"count_accuracy_argmax": float((true.count == found.count).double().mean())}
     pairs = [
         (scene, row, column)
         for scene, distance in enumerate(torch.cdist(true.place, found.place))

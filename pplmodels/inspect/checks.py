@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import pandas
 import pyro
@@ -27,11 +28,11 @@ def site_table(model, guide, x: Tensor) -> pandas.DataFrame:
 
     ``kind`` is latent, observed, or auxiliary (sites that only the guide has, such as additional losses).
     """
-    traces = pair_traces(model, guide, x)
+    guide_sites, model_sites = (dict(random_sites(trace)) for trace in pair_traces(model, guide, x))
     rows = {}
-    for name in dict.fromkeys(name for trace in reversed(traces) for name, _ in random_sites(trace)):
-        guide_site, model_site = (trace.nodes.get(name) for trace in traces)
-        site = model_site or guide_site
+    for name in model_sites | guide_sites:
+        guide_site, model_site = guide_sites.get(name), model_sites.get(name)
+        site = model_site or guide_sites[name]
         rows[name] = {
             "kind": "auxiliary" if model_site is None else "observed" if site["is_observed"] else "latent",
             "model": _distribution(model_site),
@@ -61,8 +62,8 @@ def graph(model, guide, x: Tensor) -> Graph:
 
 
 def _parents(half, x: Tensor) -> Parents:
-    with torch.random.fork_rng():
-        found = get_dependencies(half, (x,))["prior_dependencies"]
+    with torch.random.fork_rng():  # Pyro annotates the dependencies as an object
+        found = cast(dict[str, dict[str, set[str]]], get_dependencies(half, (x,))["prior_dependencies"])
     return {
         site: [parent for parent in found if parent in parents and parent != site] for site, parents in found.items()
     }

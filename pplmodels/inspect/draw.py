@@ -1,5 +1,6 @@
 """Inspecting the steps of DRAW."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import steps
+from pplmodels.infer.traces import random_sites, steps
 from pplmodels.inspect.images import mean_image
 from pplmodels.nn.draw_attention import window_of
 
@@ -42,7 +43,7 @@ def reconstruction_steps(model, guide, x: Tensor) -> CanvasSteps:
 def _follow(model, guide, trace: Trace) -> CanvasSteps:
     """The model's steps at the latents of a trace."""
     state, canvas = model.start()
-    codes = steps({name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}, "z")
+    codes = steps({name: site["value"] for name, site in random_sites(trace) if not site["is_observed"]}, "z")
     canvases, reading, writing = [canvas.expand(len(codes[0]), *canvas.shape)], [], []
     for z in codes:
         if guide is not None:
@@ -51,9 +52,13 @@ def _follow(model, guide, trace: Trace) -> CanvasSteps:
         writing.append(_square(model.writer, state[0]))
         canvases.append(canvas)
     centres = torch.stack([mean_image(model.p_x(canvas)) for canvas in canvases])
-    return CanvasSteps(
-        centres, *(torch.stack(where) if where and where[0] is not None else None for where in (reading, writing))
-    )
+    return CanvasSteps(centres, _stacked(reading), _stacked(writing))
+
+
+def _stacked(windows: Sequence[Tensor | None]) -> Tensor | None:
+    """The windows of all steps, or None without attention."""
+    found = [window for window in windows if window is not None]
+    return torch.stack(found) if found else None
 
 
 def _square(part, h: Tensor) -> Tensor | None:

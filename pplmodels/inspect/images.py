@@ -4,11 +4,12 @@ from collections.abc import Collection
 
 import torch
 from pyro import poutine
-from pyro.distributions import Independent, TorchDistribution, TransformedDistribution
+from pyro.distributions import Independent, TransformedDistribution
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import pair_traces
+from pplmodels.infer.traces import pair_traces, random_sites
 from pplmodels.metrics.latents import posterior_mean_variances
 
 
@@ -16,7 +17,7 @@ from pplmodels.metrics.latents import posterior_mean_variances
 def reconstruct(model, guide, x: Tensor) -> Tensor:
     """The mean of p(x | z) at one sample of the guide per image, ``(B, C, H, W)``; see :func:`mean_image`."""
     _, trace = pair_traces(model, guide, x)
-    return mean_image(trace.nodes["x"]["fn"])
+    return mean_of_x(trace)
 
 
 @looking
@@ -28,8 +29,7 @@ def sample(model, n: int) -> Tensor:
 @looking
 def sample_means(model, n: int) -> Tensor:
     """The mean of p(x | z) at ``n`` latents from the prior, ``(n, C, H, W)``."""
-    trace = poutine.trace(model).get_trace(n=n)
-    return mean_image(trace.nodes["x"]["fn"])
+    return mean_of_x(poutine.trace(model).get_trace(n=n))
 
 
 @looking
@@ -40,8 +40,7 @@ def resample(model, guide, x: Tensor, keep: Collection[str]) -> Tensor:
     """
     values = poutine.trace(guide).get_trace(x).nodes
     kept = poutine.condition(model, data={site: values[site]["value"] for site in keep})
-    trace = poutine.trace(kept).get_trace(n=len(x))
-    return mean_image(trace.nodes["x"]["fn"])
+    return mean_of_x(poutine.trace(kept).get_trace(n=len(x)))
 
 
 @looking
@@ -53,10 +52,10 @@ def infer_codes(guide, x: Tensor, site: str = "codes") -> Tensor:
 @looking
 def interpolate(model, guide, first: Tensor, last: Tensor, steps: int, site: str = "z") -> Tensor:
     """Images along straight lines between the latents of pairs of images, ``(B, steps, C, H, W)``."""
-    ends = [poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last)]
-    weights = torch.linspace(0, 1, steps, dtype=ends[0].dtype, device=first.device)
-    weights = weights.view(-1, 1, *[1] * (ends[0].dim() - 1))
-    drawn = _drawn(model, site, torch.lerp(*ends, weights).flatten(0, 1))
+    start, end = (poutine.trace(guide).get_trace(x).nodes[site]["value"] for x in (first, last))
+    weights = torch.linspace(0, 1, steps, dtype=start.dtype, device=first.device)
+    weights = weights.view(-1, 1, *[1] * (start.dim() - 1))
+    drawn = _drawn(model, site, torch.lerp(start, end, weights).flatten(0, 1))
     return drawn.unflatten(0, (steps, len(first))).transpose(0, 1)
 
 
@@ -111,11 +110,15 @@ def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Ten
 
 def _drawn(model, site: str, codes: Tensor) -> Tensor:
     """The mean of p(x | z) at ``codes (N, ...)`` of one site, ``(N, C, H, W)``."""
-    trace = poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes))
-    return mean_image(trace.nodes["x"]["fn"])
+    return mean_of_x(poutine.trace(poutine.condition(model, data={site: codes})).get_trace(n=len(codes)))
 
 
-def mean_image(distribution: TorchDistribution) -> Tensor:
+def mean_of_x(trace: Trace) -> Tensor:
+    """The :func:`mean_image` of p(x | z) in a trace of a model."""
+    return mean_image(dict(random_sites(trace))["x"]["fn"])
+
+
+def mean_image(distribution: torch.distributions.Distribution) -> Tensor:
     """The image to show for p(x | z): its mean or, for a transformed distribution, the transformed mean of its base."""
     base = distribution
     while isinstance(base, Independent):

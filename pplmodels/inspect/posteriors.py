@@ -3,6 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from functools import reduce
 
 import numpy as np
 import torch
@@ -49,20 +50,20 @@ def posterior(
     >>> dict(found.posterior["z"].sizes)
     {'chain': 1, 'draw': 20, 'image': 5, 'latent': 3}
     """
-    kept: dict[str, list] = {}
+    kept: dict[tuple[str, str], list[np.ndarray]] = {}  # by group and name
     for images in x.split(at_once):
-        rows: dict[str, list] = {}
+        rows: dict[tuple[str, str], list[np.ndarray]] = {}
         for draws in _chunks(num_samples, at_once // len(images)):
             log_p, log_q, values = log_probs(model, guide, images, draws)
-            joint, shape = sum(log_p.values()), (draws, len(images))
+            joint, shape = reduce(torch.add, log_p.values()), (draws, len(images))
             found = {("posterior", name): value for name, value in values.items() if _wanted(name, sites)}
             found |= {("log_likelihood", name): log_p[name] for name in log_p.keys() - log_q.keys()}
             found["sample_stats", "lp"] = joint
-            found["sample_stats", "log_weight"] = joint - sum(log_q.values())
-            for name, value in found.items():
-                rows.setdefault(name, []).append(_array(value.expand(*shape, *value.shape[2:])))
-        for name, parts in rows.items():
-            kept.setdefault(name, []).append(np.concatenate(parts))
+            found["sample_stats", "log_weight"] = joint - sum(log_q.values(), joint.new_zeros(()))
+            for key, value in found.items():
+                rows.setdefault(key, []).append(_array(value.expand(*shape, *value.shape[2:])))
+        for key, parts in rows.items():
+            kept.setdefault(key, []).append(np.concatenate(parts))
     groups: dict[str, dict[str, np.ndarray]] = {}
     for (group, name), parts in kept.items():
         groups.setdefault(group, {})[name] = np.concatenate(parts, 1)[None]
@@ -138,7 +139,8 @@ def _dataset(
     """A dataset of arrays whose first dimensions are ``leading``. The steps of a site are stacked."""
     variables = {}
     for name in dict.fromkeys(map(without_step, sites)):
-        values = [sites[name]] if name in sites else steps(sites, name)
+        # steps() sorts values of any type
+        values = [sites[name]] if name in sites else steps(sites, name)  # type: ignore[arg-type]
         dims = _dims(name, values[0].ndim - len(leading), halves)
         if name in sites:
             variables[name] = (*leading, *dims), sites[name]

@@ -46,7 +46,7 @@ def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
         {name: site["log_prob"] for name, site in random_sites(trace) if not site["infer"].get("is_auxiliary")}
         for trace in (model_trace, guide_trace)
     )
-    return log_p, log_q, {name: guide_trace.nodes[name]["value"] for name in log_q}
+    return log_p, log_q, {name: site["value"] for name, site in random_sites(guide_trace) if name in log_q}
 
 
 def compiled_log_probs(
@@ -99,7 +99,7 @@ def elbo_terms(
     holds exactly. The KL weight is 1, all images are included, and sums use float64. In distributed training, each rank
     passes its own batches, and results cover all ranks.
     """
-    totals: dict[str, Tensor] = defaultdict(float)
+    totals: dict[str, Tensor | float] = defaultdict(float)
     images, statistics = 0, []
     for x in batches:
         log_p, log_q, latents = run(x)
@@ -116,8 +116,8 @@ def elbo_terms(
     totals["elbo"] = totals["reconstruction"] - totals["kl"]
     names = sorted(totals)
     sums = [torch.as_tensor(number, dtype=torch.float64, device="cpu") for number in (images, *map(totals.get, names))]
-    images, *sums = distributed.all_reduce_list(sums)
-    terms = {name: float(total / images) for name, total in zip(names, sums, strict=True)}
+    number, *sums = distributed.all_reduce_list(sums)
+    terms = {name: float(total / number) for name, total in zip(names, sums, strict=True)}
     return terms, distributed.all_gather(torch.cat(statistics)) if statistics else None
 
 
@@ -149,7 +149,8 @@ def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Ten
         squares, drawn = total.clone(), 0
         while drawn < num_samples:
             log_p, log_q, _ = run(x)
-            log_weight = sum(p.double() for p in log_p.values()) - sum(q.double() for q in log_q.values())
+            zero = total.new_zeros(())  # a pair may have no latents
+            log_weight = sum(map(Tensor.double, log_p.values()), zero) - sum(map(Tensor.double, log_q.values()), zero)
             log_weight = log_weight.view(-1, len(x))[: num_samples - drawn]
             total = torch.logaddexp(total, log_weight.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_weight).logsumexp(0))

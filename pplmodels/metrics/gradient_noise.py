@@ -23,7 +23,8 @@ def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repea
     estimates = []
     for _ in range(repeats):
         _, images, gradients = svi.gradients(*args)
-        estimates.append(torch.cat([(gradients[i] / images).flatten() for i in chosen if gradients[i] is not None]))
+        found = [gradient for gradient in (gradients[i] for i in chosen) if gradient is not None]
+        estimates.append(torch.cat([(gradient / images).flatten() for gradient in found]))
     state.restore_bindings()
     before.restore()
     return float(torch.stack(estimates).var(0).sum())

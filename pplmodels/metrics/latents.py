@@ -6,6 +6,7 @@ In distributed training, each rank passes its own batches, and results cover all
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from pyro import poutine
@@ -76,7 +77,8 @@ def elbo_surgery(model, guide, x: Tensor, site: str = "z", chunk: int = 64) -> d
 @looking
 def codebook_counts(guide, batches: Iterable[Tensor], codes: int, site: str = "codes") -> Tensor:
     """The counts of each of K discrete codes over all positions of all images, int64 ``(K)``."""
-    return distributed.all_reduce(sum(_values(guide, x)[site].flatten().bincount(minlength=codes) for x in batches))
+    counts = (_values(guide, x)[site].flatten().bincount(minlength=codes) for x in batches)
+    return distributed.all_reduce(reduce(torch.add, counts))
 
 
 def codebook_usage(counts: Tensor) -> dict[str, float]:

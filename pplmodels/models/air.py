@@ -7,6 +7,7 @@ from types import MappingProxyType
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor
 
@@ -60,6 +61,9 @@ class AIR(PairModule):
     role = "model"
     dims = MappingProxyType({"z_where": ("where",), "z_what": ("what",), "x": IMAGE_DIMS})
     coords = MappingProxyType({"where": ("log_size", "x", "y")})
+    where_loc: Tensor
+    where_scale: Tensor
+    log_k: Tensor
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class AIR(PairModule):
         self.window = window
         self.pixel_scale = pixel_scale
         self.decoder = mlp(what_dim, hidden_dims, self.canvas[0] * window**2)
-        torch.nn.init.constant_(self.decoder[-1].bias, decoder_bias)
+        torch.nn.init.constant_(self.decoder[-1].get_parameter("bias"), decoder_bias)
         self.register_buffer("where_loc", torch.tensor(where_loc, dtype=torch.get_default_dtype()))
         self.register_buffer("where_scale", torch.tensor(where_scale, dtype=torch.get_default_dtype()))
         self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
@@ -92,23 +96,23 @@ class AIR(PairModule):
         return presence_prior_logits(self.log_k, self.num_steps)
 
     @pyro_method
-    def p_z_pres(self, logits: Tensor, present: Tensor) -> dist.Distribution:
+    def p_z_pres(self, logits: Tensor, present: Tensor) -> TorchDistributionMixin:
         """p(z_pres_t | z_pres_{t-1}), from ``logits ()`` of rho_t and ``present (B)``, the previous z_pres."""
         return masked_bernoulli(logits, present)
 
     @pyro_method
-    def p_z_where(self) -> dist.Distribution:
+    def p_z_where(self) -> TorchDistributionMixin:
         """p(z_where_t), event shape (3)."""
         return dist.Normal(self.where_loc, self.where_scale).to_event(1)
 
     @pyro_method
-    def p_z_what(self) -> dist.Distribution:
+    def p_z_what(self) -> TorchDistributionMixin:
         """p(z_what_t), event shape (D)."""
         zeros = self.where_loc.new_zeros(self.what_dim)
         return dist.Normal(zeros, zeros + 1).to_event(1)
 
     @pyro_method
-    def p_x(self, z_pres: Tensor, z_where: Tensor, z_what: Tensor) -> dist.Distribution:
+    def p_x(self, z_pres: Tensor, z_where: Tensor, z_what: Tensor) -> TorchDistributionMixin:
         """p(x | z) from ``z_pres (..., B, T), z_where (..., B, T, 3), z_what (..., B, T, D)``."""
         return dist.Normal(self.render(z_pres, z_where, z_what), self.pixel_scale).to_event(3)
 
@@ -140,6 +144,8 @@ class AIR(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the scenes ``x (B, C, H, W)`` or sample ``n`` scenes; returns x."""
         batch = n if x is None else len(x)
+        if batch is None:
+            raise ValueError("AIR scores scenes or samples a number of them: x or n is required")
         with data_plate(batch):
             latents = self.latents(batch)
             return pyro.sample("x", self.p_x(*latents), obs=x)

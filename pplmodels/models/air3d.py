@@ -6,6 +6,7 @@ from types import MappingProxyType
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor
 
@@ -59,6 +60,8 @@ class AIR3D(PairModule):
     role = "model"
     dims = MappingProxyType({"z_place": ("place",), "x": IMAGE_DIMS})
     coords = MappingProxyType({"place": ("x", "y"), "channel": ("red", "green", "blue")})
+    pixel_scale: Tensor
+    log_k: Tensor
 
     def __init__(
         self,
@@ -76,28 +79,28 @@ class AIR3D(PairModule):
         self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
 
     @pyro_method
-    def p_z_pres(self, logits: Tensor, present: Tensor) -> dist.Distribution:
+    def p_z_pres(self, logits: Tensor, present: Tensor) -> TorchDistributionMixin:
         """p(z_pres_t | z_pres_{t-1}), from ``logits ()`` of rho_t and ``present (B)``, the previous z_pres."""
         return masked_bernoulli(logits, present)
 
     @pyro_method
-    def p_z_kind(self) -> dist.Distribution:
+    def p_z_kind(self) -> TorchDistributionMixin:
         """p(z_kind_t), an index into :data:`pplmodels.nn.renderer.KINDS`."""
         return dist.Categorical(logits=self.log_k.new_zeros(len(KINDS)))
 
     @pyro_method
-    def p_z_place(self) -> dist.Distribution:
+    def p_z_place(self) -> TorchDistributionMixin:
         """p(z_place_t), event shape (2)."""
         zeros = self.log_k.new_zeros(2)
         return dist.Normal(zeros, zeros + self.place_scale).to_event(1)
 
     @pyro_method
-    def p_z_yaw(self) -> dist.Distribution:
+    def p_z_yaw(self) -> TorchDistributionMixin:
         """p(z_yaw_t)."""
         return WrappedNormal(self.log_k.new_zeros(()), EVEN)
 
     @pyro_method
-    def p_x(self, z_pres: Tensor, z_kind: Tensor, z_place: Tensor, z_yaw: Tensor) -> dist.Distribution:
+    def p_x(self, z_pres: Tensor, z_kind: Tensor, z_place: Tensor, z_yaw: Tensor) -> TorchDistributionMixin:
         """p(x | z) from ``z_pres, z_kind, z_yaw (..., B, T)`` and ``z_place (..., B, T, 2)``."""
         return dist.Normal(self.render(z_pres, z_kind, z_place, z_yaw), self.pixel_scale).to_event(3)
 
@@ -109,21 +112,22 @@ class AIR3D(PairModule):
     @pyro_method
     def latents(self, n: int) -> Latents:
         """Sample the latents of ``n`` scenes inside their plate: z_pres, z_kind, z_yaw (n, T), z_place (n, T, 2)."""
-        drawn = []
+        pres, kinds, places, yaws = [], [], [], []
         present = self.log_k.new_ones(n)
         for t, logits in enumerate(presence_prior_logits(self.log_k, self.num_steps).unbind(), start=1):
             present = pyro.sample(f"z_pres_{t}", self.p_z_pres(logits, present))
             seen = present > 0
-            kind = pyro.sample(f"z_kind_{t}", self.p_z_kind().mask(seen))
-            place = pyro.sample(f"z_place_{t}", self.p_z_place().mask(seen))
-            yaw = pyro.sample(f"z_yaw_{t}", self.p_z_yaw().mask(seen))
-            drawn.append((present, kind, place, yaw))
-        pres, kind, place, yaw = zip(*drawn, strict=True)
-        return torch.stack(pres, -1), torch.stack(kind, -1), torch.stack(place, -2), torch.stack(yaw, -1)
+            pres.append(present)
+            kinds.append(pyro.sample(f"z_kind_{t}", self.p_z_kind().mask(seen)))
+            places.append(pyro.sample(f"z_place_{t}", self.p_z_place().mask(seen)))
+            yaws.append(pyro.sample(f"z_yaw_{t}", self.p_z_yaw().mask(seen)))
+        return torch.stack(pres, -1), torch.stack(kinds, -1), torch.stack(places, -2), torch.stack(yaws, -1)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, 3, H, W)`` or sample ``n`` images; returns x."""
         batch = n if x is None else len(x)
+        if batch is None:
+            raise ValueError("AIR3D scores images or samples a number of them: x or n is required")
         with data_plate(batch):
             latents = self.latents(batch)
             return pyro.sample("x", self.p_x(*latents), obs=x)

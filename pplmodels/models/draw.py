@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import pyro
-import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -79,7 +79,7 @@ class DRAW(PairModule):
         self.writer = WindowWriter(image, hidden_dim, write_window) if write_window else WholeWriter(image, hidden_dim)
 
     @pyro_method
-    def p_z(self) -> dist.Distribution:
+    def p_z(self) -> TorchDistributionMixin:
         """p(z_t), event shape (D)."""
         return self.prior()
 
@@ -96,7 +96,7 @@ class DRAW(PairModule):
         return state, canvas + self.writer(state[0])
 
     @pyro_method
-    def p_x(self, canvas: Tensor) -> dist.Distribution:
+    def p_x(self, canvas: Tensor) -> TorchDistributionMixin:
         """p(x | z_1..z_T) from the last canvas ``(..., B, C, H, W)``."""
         return self.likelihood(canvas)
 

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -62,18 +64,18 @@ class LadderVAE(PairModule):
         self.batch_norm = batch_norm
         self.dims = {f"z{layer}": (f"latent_{layer}",) for layer in range(1, len(z_dims) + 1)} | {"x": IMAGE_DIMS}
         self.top = StandardNormal(z_dims[-1])
-        options = {"activation": "leaky-relu", "batch_norm": batch_norm}
+        network = partial(mlp, activation="leaky-relu", batch_norm=batch_norm)
         self.layers = nn.ModuleList(
-            nn.Sequential(mlp(above, (width, width), **options), NormalHead(width, dim, batch_norm))
+            nn.Sequential(network(above, (width, width)), NormalHead(width, dim, batch_norm))
             for dim, above, width in zip(z_dims, z_dims[1:], hidden_dims[1:], strict=False)
         )
-        net = mlp(z_dims[0], (hidden_dims[0],) * 2, math.prod(image), **options)
-        self.decoder = nn.Sequential(net, nn.Unflatten(-1, self.image))
+        to_image = network(z_dims[0], (hidden_dims[0],) * 2, math.prod(image))
+        self.decoder = nn.Sequential(to_image, nn.Unflatten(-1, self.image))
         self.likelihood = Bernoulli()
 
     @pyro_method
     @memoised
-    def p_z(self, layer: int, above: Tensor | None = None) -> dist.Distribution:
+    def p_z(self, layer: int, above: Tensor | None = None) -> TorchDistributionMixin:
         """p(z_layer | z_{layer+1}), event shape (D_layer), from ``above (..., B, D_{layer+1})``, or p(z_L) if None."""
         if above is None:
             return self.top()
@@ -81,17 +83,17 @@ class LadderVAE(PairModule):
         return dist.Normal(loc, variance.sqrt()).to_event(1)
 
     @pyro_method
-    def p_x(self, z: Tensor) -> dist.Distribution:
+    def p_x(self, z: Tensor) -> TorchDistributionMixin:
         """p(x | z_1) from ``z (..., B, D_1)``."""
         return self.likelihood(self.decoder(z))
 
     @pyro_method
     def codes(self) -> Tensor:
         """Sample all layers inside their plate, top-down; returns z_1."""
-        z = None
+        drawn: list[Tensor] = []
         for layer in pyro.markov(range(len(self.z_dims), 0, -1)):
-            z = pyro.sample(f"z{layer}", self.p_z(layer, z))
-        return z
+            drawn.append(pyro.sample(f"z{layer}", self.p_z(layer, drawn[-1] if drawn else None)))
+        return drawn[-1]
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)`` or sample ``n`` images; returns x."""

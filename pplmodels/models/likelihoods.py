@@ -6,6 +6,7 @@ from typing import Literal
 import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -35,7 +36,7 @@ class Bernoulli(Likelihood):
 
     kind = "binary"
 
-    def forward(self, logits: Tensor) -> dist.Distribution:
+    def forward(self, logits: Tensor) -> TorchDistributionMixin:
         """p(x | z), event shape (C, H, W)."""
         return dist.Bernoulli(logits=logits).to_event(3)
 
@@ -47,7 +48,7 @@ class DiagonalNormal(Likelihood):
         """A mean and an unconstrained scale per dimension."""
         return 2 * channels
 
-    def forward(self, output: Tensor) -> dist.Distribution:
+    def forward(self, output: Tensor) -> TorchDistributionMixin:
         """p(x | z), event shape (D)."""
         loc, raw = output.chunk(2, -1)
         return dist.Normal(loc, softplus(raw)).to_event(1)
@@ -77,7 +78,7 @@ class LogitNormal(Likelihood):
         self.log_scale = nn.Parameter(log_scale) if learned_scale else None
         self.squeeze = squeeze
 
-    def forward(self, loc: Tensor) -> dist.Distribution:
+    def forward(self, loc: Tensor) -> TorchDistributionMixin:
         """p(x | z), event shape (C, H, W)."""
         scale = torch.ones_like(loc) if self.log_scale is None else self.log_scale.exp().expand(loc.shape)
         unsqueeze = transforms.AffineTransform(-self.squeeze / (2 - 2 * self.squeeze), 1 / (1 - self.squeeze))
@@ -101,7 +102,7 @@ class UnitNormal(Likelihood):
 
     kind = "density"
 
-    def forward(self, loc: Tensor) -> dist.Distribution:
+    def forward(self, loc: Tensor) -> TorchDistributionMixin:
         """p(x | z), event shape (C, H, W)."""
         y = dist.Normal(loc, torch.ones_like(loc))
         return dist.TransformedDistribution(y, [transforms.AffineTransform(0.5, 0.5)]).to_event(3)
@@ -125,9 +126,9 @@ class DiscretizedLogistic(Likelihood):
         super().__init__()
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(start)))
 
-    def forward(self, loc: Tensor) -> dist.Distribution:
+    def forward(self, loc: Tensor) -> TorchDistributionMixin:
         """p(x | z), event shape (C, H, W)."""
-        return DiscretizedLogisticMixture.independent(loc, self.log_scale)
+        return DiscretizedLogisticMixture.single(loc, self.log_scale)
 
 
 class LogisticMixture(Likelihood):
@@ -148,7 +149,7 @@ class LogisticMixture(Likelihood):
         """Weights, means, scales and coefficients per pixel."""
         return self.components * DiscretizedLogisticMixture.per_component(channels)
 
-    def forward(self, output: Tensor) -> dist.Distribution:
+    def forward(self, output: Tensor) -> TorchDistributionMixin:
         """p(x | z), event shape (C, H, W)."""
         return DiscretizedLogisticMixture(output, self.channels)
 

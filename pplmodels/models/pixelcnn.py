@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import pyro
-import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
-from torch import Tensor, nn
+from torch import Tensor
 
 from pplmodels.distributions import AutoregressiveCategorical
 from pplmodels.module import PairModule, data_plate
@@ -22,13 +22,15 @@ class _RasterOrder(PairModule):
     role = "model"
     dims = MappingProxyType({"x": ("row", "column")})
 
-    def __init__(self, network: nn.Module, map: Sequence[int], levels: int, classes: int = 0):
+    def __init__(
+        self, network: PixelCNNNetwork | GatedPixelCNNNetwork, map: Sequence[int], levels: int, classes: int = 0
+    ):
         super().__init__("pixelcnn")
         self.network, self.map, self.levels, self.classes = network, tuple(map), levels, classes
         self.temperature = 1.0
 
     @pyro_method
-    def p_x(self, label: Tensor | None = None) -> dist.Distribution:
+    def p_x(self, label: Tensor | None = None) -> TorchDistributionMixin:
         """p(x), event shape (H, W), or p(x | label) given the classes ``label (B)``."""
         if (label is not None) != bool(self.classes):
             raise ValueError(f"a model of {self.classes} classes takes {'labels' if self.classes else 'no labels'}")

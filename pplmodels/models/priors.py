@@ -4,19 +4,22 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.transforms import AffineAutoregressive
 from pyro.nn import AutoRegressiveNN
-from torch import nn
+from torch import Tensor, nn
 
 
 class StandardNormal(nn.Module):
     """N(0, I) over D dimensions."""
 
+    loc: Tensor
+
     def __init__(self, dim: int):
         super().__init__()
         self.register_buffer("loc", torch.zeros(dim))
 
-    def forward(self) -> dist.Distribution:
+    def forward(self) -> TorchDistributionMixin:
         """p(z), event shape (D)."""
         return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
 
@@ -41,7 +44,7 @@ class AutoregressiveFlow(nn.Module):
         self.base = StandardNormal(dim)
         self.network = made(dim, hidden_dims)
 
-    def forward(self) -> dist.Distribution:
+    def forward(self) -> TorchDistributionMixin:
         """p(z), event shape (D)."""
         return dist.TransformedDistribution(self.base(), [AffineAutoregressive(self.network).inv])
 
@@ -56,7 +59,8 @@ def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
             f"hidden layers of {min(hidden_dims)} units cannot hold a MADE's {dim} degrees: make them wider"
         )
     with torch.random.fork_rng(devices=[]):  # so the pair's other weights do not depend on it
-        network = AutoRegressiveNN(dim, list(hidden_dims), permutation=torch.arange(dim))
+        order = torch.arange(dim)  # Pyro's annotation, LongTensor, means any tensor of int64
+        network = AutoRegressiveNN(dim, list(hidden_dims), permutation=order)  # type: ignore[arg-type]
     for parameter in network.layers[-1].parameters():
         nn.init.zeros_(parameter)
     return network

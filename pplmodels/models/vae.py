@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import pyro
-import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
@@ -46,12 +46,12 @@ class VAE(PairModule):
         self.prior, self.decoder, self.likelihood = prior, decoder, likelihood
 
     @pyro_method
-    def p_z(self) -> dist.Distribution:
+    def p_z(self) -> TorchDistributionMixin:
         """p(z), event shape (D)."""
         return self.prior()
 
     @pyro_method
-    def p_x(self, z: Tensor) -> dist.Distribution:
+    def p_x(self, z: Tensor) -> TorchDistributionMixin:
         """p(x | z) from ``z (..., B, D)``."""
         return self.likelihood(self.decoder(z))
 
@@ -72,7 +72,7 @@ class MLPVAE(VAE):
         activation: a name in :data:`pplmodels.nn.mlp.ACTIVATIONS`.
     """
 
-    dims = VAE.dims | {"x": IMAGE_DIMS}
+    dims = MappingProxyType({**VAE.dims, "x": IMAGE_DIMS})
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class VectorVAE(VAE):
         hidden_dims: hidden layer widths, from the latent to the vector.
     """
 
-    dims = VAE.dims | {"x": ("coordinate",)}
+    dims = MappingProxyType({**VAE.dims, "x": ("coordinate",)})
 
     def __init__(self, x_dim: int = 2, z_dim: int = 2, hidden_dims: Sequence[int] = (32,)):
         likelihood = likelihoods.DiagonalNormal()
@@ -114,7 +114,7 @@ class ConvVAE(VAE):
             (:class:`pplmodels.models.priors.AutoregressiveFlow`); None for a standard normal.
     """
 
-    dims = VAE.dims | {"x": IMAGE_DIMS}
+    dims = MappingProxyType({**VAE.dims, "x": IMAGE_DIMS})
 
     def __init__(
         self,
@@ -126,6 +126,6 @@ class ConvVAE(VAE):
         flow: Sequence[int] | None = None,
     ):
         prior = AutoregressiveFlow(z_dim, flow) if flow else StandardNormal(z_dim)
-        likelihood = likelihoods.LIKELIHOODS[likelihood](image[0])
-        decoder = conv_decoder(z_dim, channels, image, likelihood.num_params(image[0]), refine)
-        super().__init__(prior, decoder, likelihood)
+        of_images = likelihoods.LIKELIHOODS[likelihood](image[0])
+        decoder = conv_decoder(z_dim, channels, image, of_images.num_params(image[0]), refine)
+        super().__init__(prior, decoder, of_images)

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import pyro
 import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor
 
@@ -50,6 +51,7 @@ class VQVAE(PairModule):
 
     role = "model"
     dims = MappingProxyType({"codes": MAP, "z": ("vector", *MAP), "x": IMAGE_DIMS})
+    prior: PixelCNN | GatedPixelCNN | None  # None: uniform
 
     def __init__(
         self,
@@ -81,7 +83,7 @@ class VQVAE(PairModule):
         self.__dict__["prior"] = prior  # not a submodule
 
     @pyro_method
-    def p_codes(self) -> dist.Distribution:
+    def p_codes(self) -> TorchDistributionMixin:
         """p(codes), event shape (H/4, W/4)."""
         if self.prior is not None:
             return self.prior.p_x()
@@ -89,12 +91,12 @@ class VQVAE(PairModule):
         return dist.Categorical(logits=levels.new_zeros(*self.map, len(levels))).to_event(2)
 
     @pyro_method
-    def p_z(self, codes: Tensor) -> dist.Distribution:
+    def p_z(self, codes: Tensor) -> TorchDistributionMixin:
         """p(z | codes), event shape (D, H/4, W/4), from ``codes (..., B, H/4, W/4)``."""
         return dist.Delta(self.codebook.embed(codes), event_dim=3)
 
     @pyro_method
-    def p_x(self, z: Tensor) -> dist.Distribution:
+    def p_x(self, z: Tensor) -> TorchDistributionMixin:
         """p(x | z) from ``z (..., B, D, H/4, W/4)``."""
         return self.likelihood(self.decoder(z))
 

@@ -92,4 +92,5 @@ class WindowWriter(nn.Module):
 
 def window_of(part: nn.Module, h: Tensor) -> Window | None:
     """The window of a reader or a writer at the decoder's states ``h``; None if it has none."""
-    return part.attention.window(h) if hasattr(part, "attention") else None
+    attention = getattr(part, "attention", None)
+    return None if attention is None else attention.window(h)

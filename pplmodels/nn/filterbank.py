@@ -58,6 +58,8 @@ class Attention(nn.Module):
         size: N.
     """
 
+    limits: Tensor
+
     def __init__(self, hidden_dim: int, canvas: Sequence[int], size: int):
         super().__init__()
         _, self.height, self.width = canvas

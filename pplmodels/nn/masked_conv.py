@@ -6,7 +6,8 @@ positions. Its method ``steps`` yields the same logits one position at a time du
 computes its output at that position, from cached inputs.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class CausalConv2d(nn.Module):
         size: k, odd.
         centre: whether the output at a position depends on its own input (type B) or not (type A).
     """
+
+    mask: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, size: int, centre: bool):
         super().__init__()
@@ -125,11 +128,12 @@ class PixelCNNNetwork(nn.Module):
 
     def steps(self, n: int, height: int, width: int) -> Steps:
         """Yields the logits ``(n, K)`` of each position in turn, and must be sent the codes ``(n)`` chosen there."""
-        first, *kept = (Kept(conv, n, height, width) for conv in (self.first, *(block.conv for block in self.blocks)))
+        blocks = list(cast(Iterable[ResidualBlock], self.blocks))  # a ModuleList has no type of its items
+        first, *kept = (Kept(conv, n, height, width) for conv in (self.first, *(block.conv for block in blocks)))
         for row in range(height):
             for column in range(width):
                 x = first.at(row, column)
-                for block, inputs in zip(self.blocks, kept, strict=True):
+                for block, inputs in zip(blocks, kept, strict=True):
                     x = block.at(inputs, x, row, column)
                 codes = yield self.head(x)
                 first.put(self.embedding(codes), row, column)
@@ -252,7 +256,8 @@ class GatedPixelCNNNetwork(nn.Module):
 
     def steps(self, n: int, height: int, width: int, label: Tensor | None = None) -> Steps:
         """As :meth:`PixelCNNNetwork.steps`, given the image classes ``label (n)``."""
-        kept = [KeptRows(layer, n, height, width, label) for layer in self.layers]
+        layers = cast(Iterable[GatedLayer], self.layers)  # a ModuleList has no type of its items
+        kept = [KeptRows(layer, n, height, width, label) for layer in layers]
         for row in range(height):
             embedded = []
             for column in range(width):

@@ -1,6 +1,6 @@
 """Fully connected networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -10,7 +10,12 @@ from torch.nn.functional import softplus
 
 from pplmodels import distributed
 
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "leaky-relu": partial(nn.LeakyReLU, 0.1)}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "leaky-relu": partial(nn.LeakyReLU, 0.1),
+}
 VARIANCE_FLOOR = 1e-5
 
 
@@ -47,6 +52,13 @@ class BatchNorm(nn.BatchNorm1d):
 
     A batch of one image has no variance, so it is normalized by the running statistics.
     """
+
+    running_mean: Tensor  # torch's may be None, because it can be told to keep no statistics
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x."""

@@ -71,7 +71,7 @@ class ImageRowEncoder(nn.Module):
         channels, _, width = image
         self.lstm = nn.LSTM(channels * width, hidden_dim, batch_first=True)
         self.out = nn.Linear(hidden_dim, out_dim)
-        _open_forget_gate(self.lstm.bias_ih_l0, hidden_dim)
+        _open_forget_gate(self.lstm.get_parameter("bias_ih_l0"), hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """The features of each image."""

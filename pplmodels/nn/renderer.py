@@ -9,6 +9,7 @@ are computed by element-wise operations for any number of scenes at once.
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,13 @@ class Renderer(nn.Module):
         azimuth: counterclockwise rotation of the camera around the table in radians, as seen from above.
     """
 
+    eye: Tensor  # (3)
+    rays: Tensor  # (3, P), unit vectors
+    frame: Tensor  # (3, 3), from a position relative to the eye to (right, down, ahead)
+    unframe: Tensor  # its inverse
+    table: Tensor  # (3, P)
+    light: Tensor  # (3)
+
     def __init__(self, size: Sequence[int] = (32, 32), azimuth: float = 0.0):
         super().__init__()
         self.size = tuple(size)
@@ -92,7 +100,8 @@ class Renderer(nn.Module):
         """The unlit empty table, ``(3, P)``."""
         x, y = eye[:2, None] - rays[:2] * (eye[2] / rays[2])
         inside = ((1 - torch.maximum(x.abs(), y.abs())) / 0.05).sigmoid()
-        return torch.lerp(*(torch.tensor(colour, dtype=eye.dtype)[:, None] for colour in (GROUND, TABLE)), inside)
+        ground, table = (torch.tensor(colour, dtype=eye.dtype)[:, None] for colour in (GROUND, TABLE))
+        return torch.lerp(ground, table, inside)
 
     def forward(self, present: Tensor, kind: Tensor, place: Tensor, yaw: Tensor, light: Tensor | None = None) -> Tensor:
         """Images ``(..., 3, height, width)`` in [0, 1].
@@ -106,9 +115,9 @@ class Renderer(nn.Module):
         solids = self.surfaces(place, yaw, light)
         chosen = [(kind == index)[..., None].to(place.dtype) for index in range(len(KINDS))]
         picked = Surface(
-            sum(one * solid.cover for one, solid in zip(chosen, solids, strict=True)),
-            sum(one * solid.depth for one, solid in zip(chosen, solids, strict=True)),
-            sum(one[..., None] * solid.colour for one, solid in zip(chosen, solids, strict=True)),
+            reduce(torch.add, [one * solid.cover for one, solid in zip(chosen, solids, strict=True)]),
+            reduce(torch.add, [one * solid.depth for one, solid in zip(chosen, solids, strict=True)]),
+            reduce(torch.add, [one[..., None] * solid.colour for one, solid in zip(chosen, solids, strict=True)]),
         )
         return self._composed(picked, present, light)
 
@@ -218,7 +227,7 @@ def _cube(ray: _Rays, turn: tuple[Tensor, Tensor]) -> Surface:
     depth = torch.maximum(torch.maximum(enter[0], enter[1]), enter[2])
     out = torch.minimum(torch.minimum(leave[0], leave[1]), leave[2])
     weights = [((one - depth) / FACE).exp() for one in enter]
-    shade = sum(w * s for w, s in zip(weights, shades, strict=True)) / sum(weights)
+    shade = reduce(torch.add, [w * s for w, s in zip(weights, shades, strict=True)]) / reduce(torch.add, weights)
     return Surface(_covered(depth, out), depth, _plain(shade))
 
 

@@ -42,6 +42,11 @@ class Codebook(nn.Module):
         patience: number of consecutive batches without use after which a code is reset.
     """
 
+    vectors: Tensor  # (K, D), a parameter or a buffer
+    sums: Tensor  # (K, D), only with ``decay``, as is ``counts (K)``
+    counts: Tensor
+    steps_unused: Tensor  # (K)
+
     def __init__(self, codes: int, dim: int, decay: float | None = None, patience: int = 20):
         super().__init__()
         if codes < 1 or dim < 1:

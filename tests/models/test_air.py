@@ -13,7 +13,7 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.nn import pyro_method
 
 from guides import AIRGuide, DAIRGuide
-from pplmodels import AIR
+from pplmodels import AIR, AIR3D
 from pplmodels.data import Images
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
 from pplmodels.infer.traces import local_params
@@ -272,6 +272,12 @@ def test_the_baseline_is_masked_after_the_stop():
     first, second = (trace.nodes[f"z_pres_{t}"]["infer"]["baseline"]["baseline_value"] for t in (1, 2))
     assert first.abs().min() > 0
     assert not second.any()
+
+
+@pytest.mark.parametrize("model", [AIR(), AIR3D()])
+def test_the_models_need_scenes_or_their_number(model):
+    with pytest.raises(ValueError, match="x or n is required"):
+        model()
 
 
 def test_the_guide_needs_scenes():

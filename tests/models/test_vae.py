@@ -172,7 +172,7 @@ def test_independent_logistics_are_the_product_of_their_channels(float64):
         v, m, s = 2 * x[channel] - 1, loc[channel], log_scale[channel].exp()
         below, above = ((v + side / 255 - m).div(s).sigmoid() for side in (-1, 1))
         expected += ((1.0 if channel == 2 else above) - (0.0 if channel == 0 else below)).log()
-    found = DiscretizedLogisticMixture.independent(loc, log_scale).log_prob(x)
+    found = DiscretizedLogisticMixture.single(loc, log_scale).log_prob(x)
     torch.testing.assert_close(found, expected.squeeze())
 
 
