@@ -77,7 +77,7 @@ def watch() -> None:
 
     loop.save_checkpoint = noted(loop.save_checkpoint, WRITING, TRAINING)
     loop.Run.log = noted(loop.Run.log, WRITING, TRAINING)
-    loop._undisturbed = noted(loop._undisturbed, EVALUATING, TRAINING)
+    loop._evaluate_isolated = noted(loop._evaluate_isolated, EVALUATING, TRAINING)
     train_air.fit = noted(train_air.fit, STARTING, FINISHING)
     vaes.fit = noted(vaes.fit, STARTING, FINISHING)
 

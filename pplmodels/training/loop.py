@@ -32,7 +32,7 @@ from pplmodels.training.preview import Preview
 from pplmodels.training.run import Run
 from pplmodels.training.signals import defer_signals
 
-POLL = 20  # steps between reads from the device, for the progress bar and the check for a non-finite loss
+CHECK_EVERY = 20  # steps between reads from the device, for the progress bar and the check for a non-finite loss
 
 
 def fit(
@@ -118,10 +118,10 @@ def fit(
             done = step + 1
             evaluating = done % eval_every == 0 or done == steps
             # several ranks stop at the same step: they ask each other where they look anyway
-            may_stop = distributed.world_size() == 1 or evaluating or done % POLL == 0
+            may_stop = distributed.world_size() == 1 or evaluating or done % CHECK_EVERY == 0
             stopping = may_stop and distributed.any_rank(stop_requested() is not None)
             saving = evaluating or stopping
-            if saving or done % POLL == 0:
+            if saving or done % CHECK_EVERY == 0:
                 if svi.failed:
                     raise NonFiniteLossError(_what_failed(svi, [batch for batch, _ in recent], done))
                 rate = (done - start) * batch_size / (time.perf_counter() - begun)
@@ -131,7 +131,7 @@ def fit(
             if evaluating:
                 mean = -float(summed) / (done - evaluated)
                 distributed.broadcast_(list(pair.buffers()))  # statistics of modules that do not reduce them
-                metrics = {f"train_{objective}": mean, **_undisturbed(evaluate, pair)}
+                metrics = {f"train_{objective}": mean, **_evaluate_isolated(evaluate, pair)}
                 evaluated = done
                 summed.zero_()
                 history.append({"step": done, **metrics})
@@ -145,7 +145,7 @@ def fit(
             if saving:
                 save_checkpoint(run.folder, svi, done, seconds(), summed, averaged)
                 if stopping or done < steps:
-                    _undisturbed(partial(preview.update, stopping), pair)
+                    _evaluate_isolated(partial(preview.update, stopping), pair)
                 if stopping:
                     run.close()
                     raise stop_requested() or Terminated()
@@ -200,7 +200,7 @@ def _since_best(history: list[dict]) -> int:
     return len(bounds) - 1 - bounds.index(max(bounds)) if bounds else 0
 
 
-def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
+def _evaluate_isolated(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
     """Call ``evaluate`` in evaluation mode from a fixed random state; restore mode and generators afterwards."""
     states = get_rng_state()
     pyro.set_rng_seed(distributed.rank())
