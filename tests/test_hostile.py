@@ -30,6 +30,7 @@ from pplmodels.registry import load_pair
 from pplmodels.states import mapped, packed
 from pplmodels.training import Run, best_of_seeds
 from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint, step_of
+from pplmodels.training.state import TrainState
 
 SIZES = {"image": (1, 4, 4), "z_dim": 2, "hidden_dims": (3,)}
 SUM = torch.tensor(2.5, dtype=torch.float64)
@@ -51,9 +52,23 @@ def pair_in(folder):
         half.save_pretrained(folder)
 
 
-def training():
+def training(step=0, seconds=0.0):
     model, guide = MLPVAE(**SIZES), MLPGuide(**SIZES)
-    return SVI(model, guide, adam(model, guide, lr=1e-3))
+    return TrainState(SVI(model, guide, adam(model, guide, lr=1e-3)), step=step, seconds=seconds)
+
+
+def taken_a_step(step, seconds=0.0):
+    """A training whose optimizer has a state, and with a sum of losses that is known."""
+    state = training(step - 1, seconds)
+    state.take_step(torch.rand(3, 1, 4, 4).round())
+    state.summed_losses.copy_(SUM)
+    return state
+
+
+def loaded(folder):
+    state = training()
+    load_checkpoint(folder, state)
+    return state
 
 
 def refused(load, *arguments, match=None):
@@ -226,7 +241,7 @@ def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):
 )
 def test_a_named_pipe_is_not_waited_for(tmp_path, name):
     pair_in(tmp_path)
-    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
+    save_checkpoint(tmp_path, training(step=1))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
@@ -330,10 +345,10 @@ LEAVES = {
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_a_checkpoint_holds_what_this_training_saves_or_is_refused(tmp_path, name):
-    path, svi = tmp_path / "checkpoint.safetensors", training()
-    svi.step(torch.rand(3, 1, 4, 4).round())
-    save_checkpoint(tmp_path, svi, 7, 1.5, SUM)
-    assert load_checkpoint(tmp_path, training()) == (7, 1.5, SUM)
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(tmp_path, taken_a_step(7, 1.5))
+    again = loaded(tmp_path)
+    assert (again.step, again.seconds, again.summed_losses) == (7, 1.5, SUM)
     leaves = mapped(path)
     for leaf, value in LEAVES[name].items():
         leaves[leaf] = value
@@ -344,19 +359,20 @@ def test_a_checkpoint_holds_what_this_training_saves_or_is_refused(tmp_path, nam
 
 
 def test_what_versions_and_machines_differ_in_is_this_one_s(tmp_path):
-    path, svi = tmp_path / "checkpoint.safetensors", training()
-    save_checkpoint(tmp_path, svi, 7, 1.5, SUM)
+    path, state = tmp_path / "checkpoint.safetensors", training(7, 1.5)
+    state.summed_losses.copy_(SUM)
+    save_checkpoint(tmp_path, state)
     other = {"optim/param_groups/0/later": True, "rng/0/cuda": torch.zeros(99, 16, dtype=torch.uint8)}
     leaves = {name: leaf for name, leaf in mapped(path).items() if not name.endswith("/eps")}
     path.write_bytes(packed({**leaves, **other}))
-    again = training()
-    assert load_checkpoint(tmp_path, again) == (7, 1.5, SUM)
-    assert again.optim.param_groups[0].keys() == svi.optim.param_groups[0].keys()
-    assert again.optim.param_groups[0]["eps"] == 1e-8
+    again = loaded(tmp_path)
+    assert (again.step, again.seconds, again.summed_losses) == (7, 1.5, SUM)
+    assert again.svi.optim.param_groups[0].keys() == state.svi.optim.param_groups[0].keys()
+    assert again.svi.optim.param_groups[0]["eps"] == 1e-8
 
 
 def test_a_checkpoint_that_is_cut_short_is_refused(tmp_path):
-    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
+    save_checkpoint(tmp_path, training(step=1))
     path = tmp_path / "checkpoint.safetensors"
     content = path.read_bytes()
     for length in (*range(0, len(content), len(content) // 50), len(content) - 1):
@@ -367,7 +383,7 @@ def test_a_checkpoint_that_is_cut_short_is_refused(tmp_path):
 
 @pytest.mark.parametrize("claim", [[0, 2**38], [0, 2**63], [2**38, 2**39], [0, 12], [4, 0], "more bytes"], ids=str)
 def test_a_checkpoint_whose_header_lies_is_refused(tmp_path, claim):
-    save_checkpoint(tmp_path, training(), 1, 0.0, SUM)
+    save_checkpoint(tmp_path, training(step=1))
     path = tmp_path / "checkpoint.safetensors"
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
@@ -398,14 +414,13 @@ def test_a_checkpoint_with_other_json_is_refused(tmp_path, plain):
 
 
 def test_what_is_loaded_does_not_stay_in_the_file(tmp_path):
-    svi, again = training(), training()
-    svi.step(torch.rand(3, 1, 4, 4).round())
-    save_checkpoint(tmp_path, svi, 1, 0.0, SUM)
-    summed = load_checkpoint(tmp_path, again)[2]
+    state = taken_a_step(1)
+    save_checkpoint(tmp_path, state)
+    again = loaded(tmp_path)
     with open(tmp_path / "checkpoint.safetensors", "r+b") as file:  # written over, where a mapping would see it
         file.write(bytes(os.path.getsize(tmp_path / "checkpoint.safetensors")))
-    assert summed == SUM
-    for mine, theirs in zip(svi.optim.state.values(), again.optim.state.values(), strict=True):
+    assert again.summed_losses == SUM
+    for mine, theirs in zip(state.svi.optim.state.values(), again.svi.optim.state.values(), strict=True):
         assert torch.equal(mine["exp_avg"], theirs["exp_avg"]) and mine["exp_avg"].any()
 
 

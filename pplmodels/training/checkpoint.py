@@ -10,14 +10,13 @@ from pathlib import Path
 import pyro
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from pplmodels import distributed
 from pplmodels.errors import InputError, as_input_error
-from pplmodels.infer import SVI
 from pplmodels.io import atomic_write, named_in_utf8
 from pplmodels.rng import get_rng_state, set_rng_state
 from pplmodels.states import filled, mapped, named, packed
+from pplmodels.training.state import TrainState
 
 CHECKPOINT = "checkpoint.safetensors"
 BEST_WEIGHTS = "best.safetensors"
@@ -28,59 +27,35 @@ LOCAL = re.compile(rf"optim/param_groups/\d+/(?!params/)|{GPUS.pattern}")
 POSITIONS = 624  # valid positions in the state of NumPy's generator, which does not check them itself
 
 
-def save_checkpoint(
-    folder: Path, svi: SVI, step: int, seconds: float, summed: Tensor, averaged: AveragedModel | None = None
-) -> None:
-    """Write the weights, the optimizer and the random generators of all ranks.
-
-    ``step`` is the number of steps taken, ``seconds`` the time of training so far, and ``summed`` the sum of the losses
-    since the last evaluation. Schedules and the position in the epoch are functions of the step. Rank 0 writes; the
-    other ranks wait.
-    """
-    state = {
-        **_weights(svi, averaged),
-        "step": step,
-        "seconds": seconds,
-        "summed_losses": summed,
-        "optim": svi.optim.state_dict(),
-        "rng": distributed.all_gather_object(get_rng_state()),
-    }
-    _write(state, folder / CHECKPOINT)
+def save_checkpoint(folder: Path, state: TrainState) -> None:
+    """Write the state of a training and the random generators of all ranks. Rank 0 writes; the other ranks wait."""
+    _write({**state.state_dict(), "rng": distributed.all_gather_object(get_rng_state())}, folder / CHECKPOINT)
 
 
-def load_checkpoint(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> tuple[int, float, Tensor]:
-    """Restore what :func:`save_checkpoint` wrote; returns (step, seconds, summed).
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Restore what :func:`save_checkpoint` wrote into ``state`` and this rank's random generators.
 
     A rank without a stored generator state is seeded with its number and the step. Raises :class:`InputError` unless
     the file holds, tensor for tensor, what this pair and its optimizer save. The file is memory-mapped, so a size that
     exceeds its own bytes is rejected before memory is allocated.
     """
     path = folder / CHECKPOINT
-    leaves = _read(path, svi)
-    # Loading replaces the learning-rate tensors of an optimizer, but schedules hold references to the current ones.
-    rates = [group["lr"] for group in svi.optim.param_groups]
+    leaves = _read(path, state)
     with _refused_as_other(path):
         number = next(rank for rank in itertools.count(1) if f"rng/{rank}/torch" not in leaves)
         own = {
-            **_weights(svi, averaged),
-            "step": 0,
-            "seconds": 0.0,
-            "summed_losses": torch.zeros((), dtype=torch.float64),
-            "optim": _stepped(svi.optim, leaves),
+            **state.state_dict(),
+            "optim": _stepped(state.svi.optim, leaves),
             "rng": [get_rng_state()] * number,
         }
-        state = _checked(leaves, own)
-        _check_course(state, own)
-        _restore(state, {**_parts(svi, averaged), "optim": svi.optim})
-    for group, rate in zip(svi.optim.param_groups, rates, strict=True):
-        if isinstance(rate, Tensor):
-            group["lr"] = rate.copy_(group["lr"])
+        loaded = _checked(leaves, own)
+        _check_course(loaded, own)
+        state.load_state_dict(loaded)
     with as_input_error(f"{path} does not hold the state of the random generators."):
         if distributed.rank() < number:
-            set_rng_state(state["rng"][distributed.rank()])
+            set_rng_state(loaded["rng"][distributed.rank()])
         else:
-            pyro.set_rng_seed(state["step"] + distributed.rank())
-    return state["step"], state["seconds"], state["summed_losses"]
+            pyro.set_rng_seed(state.step + distributed.rank())
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -102,39 +77,23 @@ def step_of(path: Path) -> int:
     return step
 
 
-def save_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
+def save_weights(folder: Path, state: TrainState) -> None:
     """Write the best weights so far."""
-    _write(_weights(svi, averaged), folder / BEST_WEIGHTS)
+    _write(state.weights(), folder / BEST_WEIGHTS)
 
 
-def load_weights(folder: Path, svi: SVI, averaged: AveragedModel | None = None) -> None:
+def load_weights(folder: Path, state: TrainState) -> None:
     """Load the weights written by :func:`save_weights`."""
-    leaves = _read(folder / BEST_WEIGHTS, svi)
-    with _refused_as_other(folder / BEST_WEIGHTS):
-        _restore(_checked(leaves, _weights(svi, averaged)), _parts(svi, averaged))
+    path = folder / BEST_WEIGHTS
+    leaves = _read(path, state)
+    with _refused_as_other(path):
+        state.load_weights(_checked(leaves, state.weights()))
 
 
 def _write(state: dict, path: Path) -> None:
     if distributed.rank() == 0:
         atomic_write(path, lambda temporary: temporary.write_bytes(packed(named(state))))
     distributed.barrier()
-
-
-def _weights(svi: SVI, averaged: AveragedModel | None) -> dict:
-    return {
-        "model_class": type(svi.model).__name__,
-        "guide_class": type(svi.guide).__name__,
-        **{name: part.state_dict() for name, part in _parts(svi, averaged).items()},
-    }
-
-
-def _parts(svi: SVI, averaged: AveragedModel | None) -> dict[str, torch.nn.Module]:
-    return {"model": svi.model, "guide": svi.guide, **({} if averaged is None else {"averaged": averaged})}
-
-
-def _restore(state: dict, parts: dict) -> None:
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
 
 
 def _refused_as_other(path: Path) -> AbstractContextManager:
@@ -146,7 +105,7 @@ def _leaves(path: Path) -> dict:
         return mapped(file)
 
 
-def _read(path: Path, svi: SVI) -> dict:
+def _read(path: Path, state: TrainState) -> dict:
     """The leaves of a checkpoint file, after checking that it belongs to this pair."""
     if not (has_checkpoint(path.parent) and path.exists()):
         raise InputError(f"{path.parent} holds no checkpoint to resume from.")
@@ -154,7 +113,7 @@ def _read(path: Path, svi: SVI) -> dict:
     classes = leaves.get("model_class"), leaves.get("guide_class")
     if not all(isinstance(name, str) for name in classes):
         raise InputError(f"{path} is not a checkpoint.")
-    if classes != (type(svi.model).__name__, type(svi.guide).__name__):
+    if classes != (type(state.svi.model).__name__, type(state.svi.guide).__name__):
         raise InputError(f"{path} belongs to the pair {classes[0]}/{classes[1]}, not to this one.")
     return leaves
 

@@ -1,16 +1,13 @@
 """The training loop with evaluations, checkpoints and early stopping."""
 
-import math
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from pplmodels import distributed
 from pplmodels.data import Images
@@ -21,18 +18,15 @@ from pplmodels.messages import say
 from pplmodels.metrics.bounds import nonfinite_sites
 from pplmodels.module import PairModule
 from pplmodels.rng import SEEDS, get_rng_state, seed_all, set_rng_state
-from pplmodels.training.checkpoint import (
-    has_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
+from pplmodels.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from pplmodels.training.early_stopping import EarlyStopping
 from pplmodels.training.preview import Preview
+from pplmodels.training.progress import Progress
 from pplmodels.training.run import Run
 from pplmodels.training.signals import defer_signals
+from pplmodels.training.state import TrainState
 
-POLL = 20  # steps between reads from the device, for the progress bar and the check for a non-finite loss
+CHECK_EVERY = 20  # steps between reads from the device, for the progress bar and the check for a non-finite loss
 
 
 def fit(
@@ -78,89 +72,71 @@ def fit(
     """
     distributed.check_divisible(batch_size)
     device = images.pixels.device
-    pair = nn.ModuleList([svi.model, svi.guide])
-    summed = torch.zeros((), dtype=torch.float64, device=device)  # losses since the last evaluation
-    start, earlier = 0, 0.0
-    if resume and (run.metrics or has_checkpoint(run.folder)):
-        start, earlier, so_far = _state(run, svi, averaged)
-        summed.copy_(so_far)
-        run.forget_after(start)
-    else:
-        distributed.broadcast_(tensors_of([pair]))
-        if distributed.rank() > 0:
-            seed_all(seed + 1_000_003 * distributed.rank())
-        save_checkpoint(run.folder, svi, 0, 0.0, summed, averaged)  # so that a run that is killed early can be resumed
-    run.begin(start, device)
-    begun = time.perf_counter()
-    recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last read, still on the device
-    history = [line for line in run.metrics if line["step"] <= start]
-    metrics: dict = history[-1] if history else {}
-    evaluated = metrics.get("step", 0)
+    state = TrainState(svi, averaged)
+    history = _restore_or_start(run, state, seed, resume)
+    run.begin(state.step, device)
+    state.start_clock()
+    latest = history[-1] if history else {}
+    early_stopping = EarlyStopping(patience, run.folder, history)
     preview = Preview(run.folder, saved, draw)
-    over = start >= steps or (patience is not None and _since_best(history) >= patience)
-
-    def seconds() -> float:
-        return earlier + time.perf_counter() - begun
-
-    if over:
-        say(f"{run.folder}: training had already ended, at step {start}")
-    with _progress(start, steps) as bar, defer_signals() as stop_requested:
-        batches = images.batched(_orders(len(images), batch_size, seed, start, device))
-        for step in range(start, start if over else steps):
-            for quantity in annealed:
-                quantity.set(step)
-            batch = next(batches)
-            loss = svi.step(batch)
-            recent.append((batch, loss))
-            summed += loss  # one by one: a resumed run sums in the same order
-            if averaged is not None:
-                averaged.update_parameters(pair)
-            done = step + 1
-            evaluating = done % eval_every == 0 or done == steps
+    recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last check, still on the device
+    remaining = steps - state.step
+    if remaining <= 0 or early_stopping.is_due:
+        say(f"{run.folder}: training had already ended, at step {state.step}")
+        remaining = 0
+    with Progress(state.step, steps, batch_size, objective, shown) as progress, defer_signals() as stop_requested:
+        batches = images.batched(_orders(len(images), batch_size, seed, state.step, device))
+        for batch in islice(batches, remaining):
+            recent.append((batch, state.take_step(batch, annealed)))
+            evaluating = state.step % eval_every == 0 or state.step == steps
+            checking = evaluating or state.step % CHECK_EVERY == 0
             # several ranks stop at the same step: they ask each other where they look anyway
-            may_stop = distributed.world_size() == 1 or evaluating or done % POLL == 0
+            may_stop = checking or distributed.world_size() == 1
             stopping = may_stop and distributed.any_rank(stop_requested() is not None)
-            saving = evaluating or stopping
-            if saving or done % POLL == 0:
-                if svi.failed:
-                    raise NonFiniteLossError(_what_failed(svi, [batch for batch, _ in recent], done))
-                rate = (done - start) * batch_size / (time.perf_counter() - begun)
-                _show(bar, objective, recent, {name: metrics[name] for name in shown if name in metrics}, rate)
+            if checking or stopping:
+                _check_finite(state, [batch for batch, _ in recent])
+                progress.describe(state.step, [loss for _, loss in recent], latest)
                 recent.clear()
-            bar.update()
+            progress.advance()
             if evaluating:
-                mean = -float(summed) / (done - evaluated)
-                distributed.broadcast_(list(pair.buffers()))  # statistics of modules that do not reduce them
-                metrics = {f"train_{objective}": mean, **_undisturbed(evaluate, pair)}
-                evaluated = done
-                summed.zero_()
-                history.append({"step": done, **metrics})
-                run.log(done, seconds(), metrics)
-                say(f"step {done:>6}  {seconds():6.0f} s  {_summary(metrics)}")
-                if "warning" in metrics:
-                    say(f"warning: {metrics['warning']}")
-                if patience is not None and _since_best(history) == 0:
-                    save_weights(run.folder, svi, averaged)
+                latest = _evaluate(run, state, evaluate, objective, since=latest.get("step", 0))
+                early_stopping.observe(latest, state)
                 stopping = distributed.any_rank(stop_requested() is not None)  # it may have come since
-            if saving:
-                save_checkpoint(run.folder, svi, done, seconds(), summed, averaged)
-                if stopping or done < steps:
-                    _undisturbed(partial(preview.update, stopping), pair)
-                if stopping:
-                    run.close()
-                    raise stop_requested() or Terminated()
-            if evaluating and patience is not None and _since_best(history) >= patience:
+            if evaluating or stopping:
+                save_checkpoint(run.folder, state)
+                if stopping or state.step < steps:
+                    _evaluate_isolated(partial(preview.update, stopping), state.pair)
+            if stopping:
+                run.close()
+                raise stop_requested() or Terminated()
+            if evaluating and early_stopping.is_due:
                 say(f"no higher valid_elbo in {patience} evaluations: training ends")
                 break
-    if patience is not None:
-        load_weights(run.folder, svi, averaged)
-    return seconds()
+    early_stopping.restore_best(state)
+    return state.seconds
 
 
-def _state(run: Run, svi: SVI, averaged: AveragedModel | None) -> tuple[int, float, Tensor]:
+def _restore_or_start(run: Run, state: TrainState, seed: int, resume: bool) -> list[dict]:
+    """Load the run's checkpoint, or write that of step 0 if there is nothing to resume; returns the evaluations so far.
+
+    A run starts with the weights of rank 0 and with different noise on each rank.
+    """
+    if resume and (run.metrics or has_checkpoint(run.folder)):
+        _load(run, state)
+        run.forget_after(state.step)
+    else:
+        distributed.broadcast_(tensors_of([state.pair]))
+        if distributed.rank() > 0:
+            seed_all(seed + 1_000_003 * distributed.rank())
+        save_checkpoint(run.folder, state)  # so that a run that is killed early can be resumed
+    # the other ranks may read before rank 0 has dropped the later ones
+    return [line for line in run.metrics if line["step"] <= state.step]
+
+
+def _load(run: Run, state: TrainState) -> None:
     """Load the run's checkpoint; one that ``--extend`` copied and that does not fit is removed again."""
     try:
-        return load_checkpoint(run.folder, svi, averaged)
+        load_checkpoint(run.folder, state)
     except InputError as error:
         other = run.config.get("extend")
         if not other or (run.folder / "environment.jsonl").exists():
@@ -194,13 +170,23 @@ def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.d
         epoch, position = epoch + 1, 0
 
 
-def _since_best(history: list[dict]) -> int:
-    """The number of evaluations since the one with the highest "valid_elbo"."""
-    bounds = [line.get("valid_elbo", -math.inf) for line in history]
-    return len(bounds) - 1 - bounds.index(max(bounds)) if bounds else 0
+def _evaluate(run: Run, state: TrainState, evaluate: Callable[[], dict], objective: str, since: int) -> dict:
+    """Evaluate the pair, log and print the metrics, and return them with the step.
+
+    Among them is the mean of the objective over the steps after step ``since``, that of the last evaluation.
+    """
+    mean = -float(state.summed_losses) / (state.step - since)
+    distributed.broadcast_(list(state.pair.buffers()))  # statistics of modules that do not reduce them
+    metrics = {f"train_{objective}": mean, **_evaluate_isolated(evaluate, state.pair)}
+    state.summed_losses.zero_()
+    run.log(state.step, state.seconds, metrics)
+    say(f"step {state.step:>6}  {state.seconds:6.0f} s  {_summary(metrics)}")
+    if "warning" in metrics:
+        say(f"warning: {metrics['warning']}")
+    return {"step": state.step, **metrics}
 
 
-def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
+def _evaluate_isolated(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
     """Call ``evaluate`` in evaluation mode from a fixed random state; restore mode and generators afterwards."""
     states = get_rng_state()
     pyro.set_rng_seed(distributed.rank())
@@ -212,27 +198,18 @@ def _undisturbed(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
         set_rng_state(states)
 
 
-def _what_failed(svi: SVI, recent: list[Tensor], done: int) -> str:
-    steps = f"between step {done - len(recent) + 1} and step {done}"
+def _check_finite(state: TrainState, recent: list[Tensor]) -> None:
+    """Raise :class:`NonFiniteLossError` if a loss or gradient of the last steps, on the batches ``recent``, was not."""
+    svi = state.svi
+    if not svi.failed:
+        return
+    steps = f"between step {state.step - len(recent) + 1} and step {state.step}"
     found = [nonfinite_sites(svi.model, svi.guide, x) for x in recent]  # all batches, so that every rank runs as many
     for sites in filter(None, found):
-        return f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}."
-    return f"the loss or its gradient became infinite or NaN {steps}; every site's log-probability is finite again now."
-
-
-def _progress(start: int, steps: int) -> tqdm:
-    quiet = not sys.stderr.isatty()  # update a log file rarely, a terminal often
-    interval = 30 if quiet else 0.5
-    hidden = distributed.rank() > 0
-    return tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True, mininterval=interval, disable=hidden)
-
-
-def _show(bar: tqdm, objective: str, recent: list[tuple[Tensor, Tensor]], metrics: dict, rate: float) -> None:
-    if bar.disable:
-        return
-    value = -float(torch.stack([loss for _, loss in recent]).mean())
-    fields = {objective: f"{value:.1f} nats", **{f"held-out {name}": f"{value:.4g}" for name, value in metrics.items()}}
-    bar.set_postfix({**fields, "images/s": f"{rate:.0f}"}, refresh=False)
+        raise NonFiniteLossError(f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}.")
+    raise NonFiniteLossError(
+        f"the loss or its gradient became infinite or NaN {steps}; every site's log-probability is finite again now."
+    )
 
 
 def _summary(metrics: dict) -> str:

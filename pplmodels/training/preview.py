@@ -28,8 +28,8 @@ class Preview:
         """Write the weights, and the plots if they are the first, the ``last``, or within their share of the time."""
         if distributed.rank() > 0:
             return
-        for half in self._saved:
-            half.save_pretrained(self._folder)
+        for module in self._saved:
+            module.save_pretrained(self._folder)
         begun = time.perf_counter()
         if self._draw is not None and (last or begun >= self._next):
             with distributed.alone():

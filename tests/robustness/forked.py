@@ -76,7 +76,7 @@ def watch() -> None:
 
     loop.save_checkpoint = noted(loop.save_checkpoint, WRITING, TRAINING)
     loop.Run.log = noted(loop.Run.log, WRITING, TRAINING)
-    loop._undisturbed = noted(loop._undisturbed, EVALUATING, TRAINING)
+    loop._evaluate_isolated = noted(loop._evaluate_isolated, EVALUATING, TRAINING)
     system_module.fit = noted(system_module.fit, STARTING, FINISHING)
 
 

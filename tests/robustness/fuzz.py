@@ -37,6 +37,7 @@ from pplmodels.training import Run, best_of_seeds, cli
 from pplmodels.training.checkpoint import load_checkpoint, save_checkpoint
 from pplmodels.training.options import Parser, nonnegative_int, positive_int, seed
 from pplmodels.training.run import describe_device, versions
+from pplmodels.training.state import TrainState
 
 # What a small file may take, above what the process has before it: an image of 2**24 pixels takes about 200 MB, the
 # rest is room for the allocators and for what this script itself makes.
@@ -95,22 +96,23 @@ def write_pair(folder: Path) -> None:
         half.save_pretrained(folder)
 
 
-def _svi() -> SVI:
+def _state(seconds: float = 0.0) -> TrainState:
     model, guide = MLPVAE(**SIZES), MLPGuide(**SIZES)
-    return SVI(model, guide, adam(model, guide, lr=1e-3))
+    return TrainState(SVI(model, guide, adam(model, guide, lr=1e-3)), seconds=seconds)
 
 
 def write_checkpoint(folder: Path) -> None:
     """A training's state after a step."""
-    svi = _svi()
-    svi.step(torch.rand(2, 1, 6, 6).round())
-    save_checkpoint(folder, svi, 1, 0.5, torch.zeros((), dtype=torch.float64))
+    state = _state(seconds=0.5)
+    state.take_step(torch.rand(2, 1, 6, 6).round())
+    save_checkpoint(folder, state)
 
 
 def load_state(folder: Path) -> None:
     """Into a new training."""
-    step, seconds, _ = load_checkpoint(folder, _svi())
-    assert step >= 0 and seconds >= 0
+    state = _state()
+    load_checkpoint(folder, state)
+    assert state.step >= 0 and state.seconds >= 0
     random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002 - the generators that were restored
 
 

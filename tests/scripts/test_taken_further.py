@@ -151,11 +151,11 @@ def test_weights_and_pictures_are_there_before_the_end(script, tmp_path, monkeyp
     class Stopped(Exception):
         pass
 
-    def save(*arguments):
-        if arguments[2] > 3:
+    def save(folder, state):
+        if state.step > 3:
             seen.extend(path.name for path in run.iterdir())
             raise Stopped
-        return original(*arguments)
+        return original(folder, state)
 
     original = loop.save_checkpoint
     monkeypatch.setattr(loop, "save_checkpoint", save)

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from pplmodels.infer import SVI
 from pplmodels.states import mapped
 from pplmodels.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from pplmodels.training.state import TrainState
 
 X = torch.arange(2 * 3 * 16.0).view(2, 3, 4, 4).sin()
 SUM = torch.tensor(2.5, dtype=torch.float64)
@@ -69,13 +70,26 @@ def bits(svi, averaged):
     return [*svi.model.state_dict().values(), *svi.guide.state_dict().values(), *averaged.state_dict().values(), *kept]
 
 
+def saved(folder, svi, averaged, step, seconds=0.0):
+    """A checkpoint of this training."""
+    state = TrainState(svi, averaged, step, seconds)
+    state.summed_losses.copy_(SUM)
+    save_checkpoint(folder, state)
+
+
+def loaded(folder, svi, averaged):
+    state = TrainState(svi, averaged)
+    load_checkpoint(folder, state)
+    return state.step, state.seconds, state.summed_losses
+
+
 def of_two(tmp_path, optimizer):
     """A training of 5 steps, and another that goes on from its third."""
     straight, stopped = training(1, optimizer), training(2, optimizer)
     steps(*straight, 3)
-    save_checkpoint(tmp_path, straight[0], 3, 1.5, SUM, straight[1])
+    saved(tmp_path, *straight, step=3, seconds=1.5)
     steps(*straight, 2)
-    assert load_checkpoint(tmp_path, *stopped) == (3, 1.5, SUM)
+    assert loaded(tmp_path, *stopped) == (3, 1.5, SUM)
     steps(*stopped, 2)
     return straight, stopped
 
@@ -92,21 +106,21 @@ def test_shared_and_turned_tensors_go_on_as_if_never_stopped(tmp_path):
 def test_schedules_hold_the_learning_rate_that_was_loaded(tmp_path):
     svi, averaged = training(1)
     svi.optim.param_groups[0]["lr"].fill_(0.5)
-    save_checkpoint(tmp_path, svi, 0, 0.0, SUM, averaged)
+    saved(tmp_path, svi, averaged, step=0)
     again, averaged = training(2)
     rate = again.optim.param_groups[0]["lr"]
-    load_checkpoint(tmp_path, again, averaged)
+    loaded(tmp_path, again, averaged)
     assert again.optim.param_groups[0]["lr"] is rate and rate == 0.5
 
 
 def test_the_best_weights_come_back(tmp_path):
     svi, averaged = training(1)
     steps(svi, averaged, 1)
-    save_checkpoint(tmp_path, svi, 1, 0.0, SUM, averaged)
-    save_weights(tmp_path, svi, averaged)
+    saved(tmp_path, svi, averaged, step=1)
+    save_weights(tmp_path, TrainState(svi, averaged))
     before = [value.clone() for value in (*svi.model.parameters(), *averaged.parameters())]
     steps(svi, averaged, 2)
-    load_weights(tmp_path, svi, averaged)
+    load_weights(tmp_path, TrainState(svi, averaged))
     assert all(map(torch.equal, before, (*svi.model.parameters(), *averaged.parameters())))
 
 
@@ -139,18 +153,18 @@ def test_the_states_of_as_many_gpus_are_restored(tmp_path, monkeypatch, later):
         )
         monkeypatch.setattr("pplmodels.rng.torch", SimpleNamespace(**{**vars(torch), "cuda": cuda}))
 
-    saved, loading = training(1), training(2)
+    before, after = training(1), training(2)
     gpus(2, 7)
-    save_checkpoint(tmp_path, saved[0], 1, 0.0, SUM, saved[1])
+    saved(tmp_path, *before, step=1)
     gpus(later, 40)
-    load_checkpoint(tmp_path, *loading)
+    loaded(tmp_path, *after)
     assert restored == {2: [7, 8], 1: [40], 0: []}[later]
 
 
 def test_a_checkpoint_can_be_read_by_hand(tmp_path):
     svi, averaged = training(1)
     steps(svi, averaged, 1)
-    save_checkpoint(tmp_path, svi, 1, 0.5, SUM, averaged)
+    saved(tmp_path, svi, averaged, step=1, seconds=0.5)
     leaves = mapped(tmp_path / "checkpoint.safetensors")
     assert (leaves["step"], leaves["seconds"], leaves["model_class"]) == (1, 0.5, "Model")
     for name in ("model/turned", "guide/first.weight", "averaged/n_averaged", "optim/state/0/exp_avg", "rng/0/torch"):
