@@ -10,6 +10,7 @@ import pytest
 
 import guides
 import pplmodels
+from pplmodels.systems import all_systems
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -20,7 +21,7 @@ MODULES = sorted(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_site_builds_and_has_a_page_a_model(tmp_path):
+def test_the_site_builds_and_has_a_page_per_system(tmp_path):
     sphinx = pytest.importorskip("sphinx.cmd.build")
     pytest.importorskip("myst_nb")
     arguments = [
@@ -37,9 +38,10 @@ def test_the_site_builds_and_has_a_page_a_model(tmp_path):
     for name in (*pplmodels.__all__, *guides.__all__):
         module = "pplmodels" if name in pplmodels.__all__ else "guides"
         assert f'id="{module}.{name}"' in api
-    models = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("*.md")}
+    assert {f"systems/{name}" for name in all_systems()} <= pages
     front = (tmp_path / "site" / "index.html").read_text()
-    assert all(f'href="{page}.html' in front for page in models - {"index"})
+    assert all(f'href="{page}.html' in front for page in pages - {"index"})
 
 
 def test_examples_in_docstrings_run():

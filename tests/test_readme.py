@@ -51,7 +51,7 @@ def test_an_overridden_factor_trains_under_both():
 
 
 def test_a_vae_of_parts_trains():
-    (block,) = blocks("docs/vae.md")
+    (block,) = blocks("docs/systems/vae.md")
     names = {}
     exec(block, names)
     x = torch.randn(200, 3) @ torch.randn(3, 10)
@@ -60,7 +60,7 @@ def test_a_vae_of_parts_trains():
 
 
 def test_a_painting_has_as_many_canvases_as_its_page_says():
-    (block,) = blocks("docs/draw.md")
+    (block,) = blocks("docs/systems/draw.md")
     names = {}
     exec(block, names)
     assert names["loss"].isfinite()
@@ -77,7 +77,7 @@ def test_the_page_on_inspection_runs(recwarn):
 
 def test_the_pages_of_discrete_codes_run():
     names = {}
-    for page in ("docs/vq-vae.md", "docs/pixelcnn.md"):
+    for page in ("docs/systems/vq-vae.md", "docs/systems/pixelcnn.md"):
         (block,) = blocks(page)
         exec(block, names)
     assert names["images"].shape == (4, 1, 8, 8)
@@ -85,6 +85,6 @@ def test_the_pages_of_discrete_codes_run():
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

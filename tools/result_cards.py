@@ -224,7 +224,7 @@ def main() -> None:
     elif options.command == "picture":
         picture(options.cards, options.file)
     else:
-        for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
             update_tables(page)
 
 

@@ -31,7 +31,7 @@ from ..air3d import AIR3DGuide
 EVALUATED = 500  # held-out images that are evaluated during training
 ASIDE = 1.0  # azimuth in radians of the second camera in plots
 CLIP_NORM = 300.0  # maximum gradient norm per image
-# Annealed quantities; the schedule is given in thirds of the steps, see docs/air3d.md
+# Annealed quantities; the schedule is given in thirds of the steps, see docs/systems/air3d.md
 UNSURE, TRYING, SURE = (math.log(1 / p - 1) for p in (0.3, 0.1, 0.003))  # bounds of z_pres logits: at least p each way
 KINDS_OPEN, KINDS_SETTLED = 2.0, 6.0  # largest difference between two logits of z_kind
 YAW_NARROW = 1.0  # largest standard deviation of a yaw, in radians

@@ -77,12 +77,15 @@ def test_a_card_does_not_say_where_the_data_lay(typed, published, tmp_path, monk
 
 
 def test_published_commands_name_no_folder_outside_of_the_project():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").rglob("*.[jm]*")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.[jm]*")]
     found = {page.name: re.findall(r"--data(?:-dir)?[ =](?:\.\.|/|~)\S*", page.read_text()) for page in pages}
     assert {page: folders for page, folders in found.items() if folders} == {}
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in PAGES])
 def test_pages_say_what_the_cards_say(page, tmp_path):
     copy = tmp_path / "page.md"
     copy.write_text((ROOT / page).read_text())
