@@ -4,6 +4,7 @@ from pplmodels.infer.compile.tracing import CompileError
 from pplmodels.infer.elbos.baseline import NeuralBaseline, ScoreNormalizer
 from pplmodels.infer.elbos.free_bits import FreeBits_ELBO
 from pplmodels.infer.elbos.nvil import NVIL_ELBO
+from pplmodels.infer.elbos.protocol import Objective
 from pplmodels.infer.elbos.summed_out import SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.optim import adam, learning_rates
@@ -18,6 +19,7 @@ __all__ = [
     "CompileError",
     "FreeBits_ELBO",
     "NeuralBaseline",
+    "Objective",
     "ScaledKL",
     "ScoreNormalizer",
     "SummedOut_ELBO",

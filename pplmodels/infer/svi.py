@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pyro
 import torch
 from pyro.infer import TraceGraph_ELBO
+from pyro.infer.elbo import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -18,14 +19,7 @@ from pplmodels import distributed
 from pplmodels.defaults import default_device
 from pplmodels.infer.compile.program import CompiledProgram
 from pplmodels.infer.compile.state import Snapshot, State
-from pplmodels.infer.elbos.protocol import (
-    check_objective,
-    has_own_gradients,
-    loss_and_surrogate,
-    loss_of_own_gradients,
-    value_of,
-    why_uncompiled,
-)
+from pplmodels.infer.elbos.protocol import Objective, check_objective, loss_and_surrogate, why_uncompiled
 from pplmodels.infer.looking import unchanged
 from pplmodels.infer.observed import Fitting
 from pplmodels.infer.traces import Stated, local_params
@@ -59,9 +53,10 @@ class SVI(pyro.infer.SVI):
     Arguments:
         model, guide: modules with Pyro primitives.
         optim: a torch optimizer. Use the stock class with a :class:`pyro.optim.PyroOptim`.
-        loss: an ELBO, by default ``TraceGraph_ELBO()``, or, as for the stock class, a function of model, guide and
-            arguments that returns a differentiable loss. An ELBO with its own ``loss_and_grads`` or
-            ``differentiable_loss`` is trained with these methods, uncompiled.
+        loss: an ELBO of Pyro, by default ``TraceGraph_ELBO()``, or an :class:`Objective` of your own, a function of
+            model, guide and arguments that returns a loss and its surrogate, or, as for the stock class, one
+            differentiable loss. An ELBO with its own ``loss_and_grads`` or ``differentiable_loss`` is trained with
+            these methods, uncompiled.
         clip_norm: maximum gradient norm per parameter group, in nats per image per unit; None for no limit.
         compile: replay a traced graph. If this is not possible, True raises an error, and "auto" warns once and runs
             uncompiled.
@@ -74,7 +69,7 @@ class SVI(pyro.infer.SVI):
         model,
         guide,
         optim,
-        loss=None,
+        loss: ELBO | Objective | Callable[..., Tensor] | None = None,
         *,
         clip_norm: float | None = None,
         compile: bool | str = False,
@@ -136,9 +131,9 @@ class SVI(pyro.infer.SVI):
 
     def evaluate_loss(self, *args, **kwargs) -> Tensor:
         """The loss in nats per image, from one sample of the guide, without gradients and without changing the pair."""
-        with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), Fitting(), memoise(), _Images() as counted:
-            loss = value_of(self.elbo, self.model, self.guide, args, kwargs)
-        return torch.as_tensor(loss, device=self.failed.device) / counted.number
+        with torch.no_grad(), unchanged(self.model, self.guide, self.elbo), Fitting():
+            loss, _, images = self._losses(args, kwargs)
+            return loss.to(self.failed.device) / images
 
     def parameters(self) -> list[Tensor]:
         """The parameters that a step updates: those of the optimizer that are not frozen."""
@@ -177,43 +172,27 @@ class SVI(pyro.infer.SVI):
         rough = _autocast(self.failed.device.type, self.precision) if self.precision else nullcontext()
         validation = nullcontext() if first and not self.precision else _unvalidated()
         parameters = self.parameters()
-        with validation, rough, Stated() as noted, Fitting() if first else nullcontext():
-            stated = noted.names
-            if has_own_gradients(self.elbo):
-                loss, gradients, images = self._own_gradients(args, kwargs, parameters)
-            else:
-                loss, surrogate, images = self._losses(args, kwargs)
-                if not (isinstance(surrogate, Tensor) and surrogate.requires_grad):
-                    if not torch.is_grad_enabled():
-                        raise ValueError("there are no gradients under torch.no_grad() or torch.inference_mode()")
-                    raise ValueError(
-                        "the loss depends on no parameter: model and guide have no random choice that does, or all of "
-                        "their parameters are frozen"
-                    )
-                if first:
-                    self._check_trained(surrogate, parameters, stated)
-                gradients = torch.autograd.grad(surrogate, parameters, allow_unused=True)
+        with validation, rough, Stated() as stated, Fitting() if first else nullcontext():
+            loss, surrogate, images = self._losses(args, kwargs)
+            if not surrogate.requires_grad:
+                if not torch.is_grad_enabled():
+                    raise ValueError("there are no gradients under torch.no_grad() or torch.inference_mode()")
+                raise ValueError(
+                    "the loss depends on no parameter: model and guide have no random choice that does, or all of "
+                    "their parameters are frozen"
+                )
+            if first:
+                self._check_trained(surrogate, parameters, stated.names)
+            gradients = torch.autograd.grad(surrogate, parameters, allow_unused=True)
         if first:
-            self._check_dense(gradients, parameters, stated)
+            self._check_dense(gradients, parameters, stated.names)
         return loss.detach() / images, images, gradients
-
-    def _own_gradients(
-        self, args: tuple, kwargs: dict, parameters: list[Tensor]
-    ) -> tuple[Tensor, tuple[Tensor | None, ...], int]:
-        with local_params(), memoise(), _Images() as counted:
-            loss, gradients = loss_of_own_gradients(self.elbo, self.model, self.guide, args, kwargs, parameters)
-        if all(gradient is None for gradient in gradients):
-            raise ValueError(
-                f"{type(self.elbo).__name__} gave no parameter a gradient: it only sees parameters that are stated to "
-                "Pyro, as those of a PyroModule are"
-            )
-        return torch.as_tensor(loss, device=self.failed.device), gradients, counted.number
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, int]:
         """The loss, a surrogate with the estimator's gradients, and the number of images over which both are summed."""
         with local_params(), memoise(), _Images() as counted:
-            loss, surrogate = loss_and_surrogate(self.elbo, self.model, self.guide, args, kwargs)
-        return torch.as_tensor(loss), surrogate, counted.number
+            loss, surrogate = loss_and_surrogate(self.elbo, self.parameters(), self.model, self.guide, args, kwargs)
+        return loss, surrogate, counted.number
 
     def _check_trained(self, surrogate: Tensor, parameters: list[Tensor], stated: dict[int, str]) -> None:
         known = {id(p) for p in parameters}
@@ -236,7 +215,7 @@ class SVI(pyro.infer.SVI):
 
     def _names(self, stated: dict[int, str]) -> dict[int, str]:
         """The names of parameters by their ids."""
-        state = State({"model": self.model, "guide": self.guide})
+        state = State({"model": self.model, "guide": self.guide, "loss": self.elbo})
         return stated | {id(tensor): state.tensor_name(index) for index, tensor in enumerate(state.tensors)}
 
     def _update(self, loss: Tensor, images: int) -> None:

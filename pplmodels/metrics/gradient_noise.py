@@ -13,12 +13,12 @@ def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repea
     """The total variance of the gradient of ``parameters`` over ``repeats`` estimates, in (nats per image per unit)^2.
 
     Weights and batch are fixed and only the guide's samples differ, so this is the noise of the estimator and not of
-    the data. The pair, its buffers and the random generators are restored. The estimates are those used by
-    :meth:`SVI.step`, before clipping.
+    the data. The pair, its buffers, the objective's state and the random generators are restored. The estimates are
+    those used by :meth:`SVI.step`, before clipping.
     """
     learned = svi.parameters()
     chosen = [i for i, p in enumerate(learned) if any(p is q for q in parameters)]
-    state = State({"model": svi.model, "guide": svi.guide, "parameters": learned})
+    state = State({"model": svi.model, "guide": svi.guide, "loss": svi.elbo, "parameters": learned})
     before = Snapshot(state.tensors, state.generators)
     estimates = []
     for _ in range(repeats):

@@ -42,11 +42,13 @@ class Guide(PyroModule):
             return pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
 
 
-def twins(model=Model, guide=Guide, loss=TraceGraph_ELBO, lr=1e-2):
+def twins(model=Model, guide=Guide, loss=TraceGraph_ELBO, lr=1e-2, **options):
     """The same pair twice: SVI uncompiled and compiled."""
     halves = model(), guide()
     pairs = halves, copy.deepcopy(halves)
-    return [SVI(*pair, adam(*pair, lr), loss(), compile=c) for pair, c in zip(pairs, (False, True), strict=True)]
+    return [
+        SVI(*pair, adam(*pair, lr), loss(), compile=c, **options) for pair, c in zip(pairs, (False, True), strict=True)
+    ]
 
 
 def step_both(svis, *args, seed=0, exact=True, **kwargs):

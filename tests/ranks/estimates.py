@@ -1,5 +1,6 @@
 """The gradients and buffers of the pairs on some images; torchrun starts this file on several ranks."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -15,13 +16,25 @@ from pairs import PAIRS
 
 from pplmodels import distributed
 from pplmodels.infer import NVIL_ELBO, SVI, FreeBits_ELBO, SummedOut_ELBO, adam
+from pplmodels.metrics import log_probs
 
 IMAGES = 12
+
+
+def importance_weighted(model, guide, x):
+    """An objective of two particles per image, drawn one after the other, whose surrogate has another value."""
+    runs = [log_probs(model, guide, x) for _ in range(2)]
+    log_weights = torch.stack([sum(log_p.values()) - sum(log_q.values()) for log_p, log_q, _ in runs])
+    bound = log_weights.logsumexp(0) - math.log(2)
+    return -bound.sum(), -(log_weights.softmax(0).detach() * log_weights).sum()
+
+
 LOSSES = {
     "nvil": NVIL_ELBO,
     "summed out": SummedOut_ELBO,
     "stops summed out": lambda: SummedOut_ELBO(choices=False),
     "free bits": lambda: FreeBits_ELBO(2.0),
+    "importance-weighted": lambda: importance_weighted,
 }
 CASES = {
     **{name: (name, "nvil") for name in PAIRS},
@@ -29,6 +42,7 @@ CASES = {
     "air in 3-d, summed out": ("air in 3-d", "summed out"),
     "air in 3-d, stops summed out": ("air in 3-d", "stops summed out"),
     "ladder vae, free bits": ("ladder vae", "free bits"),
+    "ladder vae, importance-weighted": ("ladder vae", "importance-weighted"),
 }
 
 
