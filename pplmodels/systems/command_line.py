@@ -25,6 +25,7 @@ KEPT = ("run", "data", "once")  # scopes of the options that a run keeps
 # Options that are read from a run's folder although they may change, because the run depends on them.
 RESTORED = ("data_dir", "extend", "init_from")
 UNSAVED = ("out", "resume")
+ONLY_TYPED = ("imports", "resume", "extend", "init_from")  # options that files cannot give
 
 
 def parse(system: "System", argv: Sequence[str] | None = None) -> tuple["TrainingOptions", Run | None]:
@@ -34,24 +35,27 @@ def parse(system: "System", argv: Sequence[str] | None = None) -> tuple["Trainin
     ``--init-from``, and then from the defaults. With ``--print-config`` they are printed as YAML, and the program ends.
     Raises :class:`pplmodels.errors.InputError`.
     """
-    given = system.prepare(_words(system, argv))
+    given = _words(system, argv)
     file, printing = given.pop("config", None), given.pop("print_config", False)
     if distributed.is_restart() and "out" in given and (Path(given["out"]) / "config.json").exists():
         given["resume"] = True
     run, sources = None, [name for name in ("extend", "init_from") if given.get(name)]
     if given.get("resume"):
-        options, run = resume(system, given)
+        options, run = resume(system, system.prepare(given))
     elif len(sources) + bool(file) > 1:
         raise InputError("--config, --extend and --init-from: each takes options from another place, so give one.")
     elif sources:
-        options = _taken_from(system, given, sources[0])
+        options = _taken_from(system, system.prepare(given), sources[0])
     else:
-        options = system.options_class.of({**(_from_file(system, file) if file else {}), **given})
+        stored = _from_file(system, file, given) if file else {}
+        options = system.options_class.of(system.prepare({**stored, **given}))
         options = options.replaced(imports=imports.run_import(options.imports))
     if "background" in given and options.data in BUILT_IN:
         raise InputError(f"{options.data} has no transparency: --background does not apply to it.")
     distributed.check_divisible(options.batch_size)
     if printing:
+        if run is not None:
+            run.close()
         print(yaml.safe_dump({k: v for k, v in options.plain().items() if k not in UNSAVED}, sort_keys=False), end="")
         sys.exit(0)
     return options, run
@@ -66,13 +70,17 @@ def _words(system: "System", argv: Sequence[str] | None) -> dict[str, Any]:
     return vars(parser.parse_args(argv))
 
 
-def _from_file(system: "System", path: str) -> dict[str, object]:
-    """The options in a file, which may be the config.json of a run. Files cannot say what code to run."""
+def _from_file(system: "System", path: str, given: Mapping[str, object]) -> dict[str, object]:
+    """The options in a file, which may be the config.json of a run.
+
+    A file cannot select code to run or another run to start from: only the command line can.
+    """
     found = read_options(path)
     if found.get("system", system.name) != system.name:
         raise InputError(f"{path} has the options of {found['system']}, not of {system.name}.")
-    if found.get("imports") is not None:
-        raise InputError(f"{path} names code to import: remove it, and give --import {found['imports']}.")
+    for name in ONLY_TYPED:
+        if found.pop(name, None) and name not in given:
+            raise InputError(f"{path} has {system.options_class.flag(name)}: give this option on the command line.")
     recorded = ("system", *system.recorded, *Run.RECORDED) if "system" in found else ()
     return {name: value for name, value in found.items() if name not in recorded}
 

@@ -156,7 +156,9 @@ def test_the_printed_configuration_is_such_a_file_too(tmp_path, capsys):
         ("kind: c", "--kind"),
         ("compile: 1", "--compile"),
         ("system: air", "has the options of air, not of toy"),
-        ("imports: /tmp/theirs.py", "names code to import"),
+        ("imports: /tmp/theirs.py", "has --import: give this option on the command line"),
+        ("init_from: runs/other", "has --init-from: give this option on the command line"),
+        ("resume: true", "has --resume: give this option on the command line"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_sentence(tmp_path, content, sentence):
@@ -167,3 +169,11 @@ def test_a_wrong_file_is_refused_in_one_sentence(tmp_path, content, sentence):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     refused(parse, TOY, ["--config", str(tmp_path / "none.yaml")], match="none.yaml cannot be read")
+
+
+def test_a_file_of_a_run_with_an_import_needs_the_import_on_the_command_line_too(tmp_path):
+    module, file = tmp_path / "mine.py", tmp_path / "config.json"
+    module.write_text("LOADED = True")
+    file.write_text(json.dumps({"system": "toy", "imports": "/another/place.py", "steps": 5}))
+    options, _ = parse(TOY, ["--config", str(file), "--import", str(module)])
+    assert (options.imports, options.steps) == (str(module), 5)
