@@ -7,7 +7,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +55,7 @@ def _import_installed(name: str) -> ModuleType:
     """Import an installed module, even if one of the same name in the working directory shadows its package."""
     top, _, rest = name.partition(".")
     installed, found = _installed(top), importlib.util.find_spec(top)
-    if installed is not None and (found is None or found.origin != installed.origin):
+    if installed and (found is None or (found.origin != installed.origin and not _contains(found, rest))):
         top = f"_installed_{top}"
         if top not in sys.modules:
             places = installed.submodule_search_locations
@@ -65,6 +65,12 @@ def _import_installed(name: str) -> ModuleType:
             sys.modules[top] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[top])
     return importlib.import_module(f"{top}.{rest}" if rest else top)
+
+
+def _contains(package: ModuleSpec, name: str) -> bool:
+    """Whether a package, such as another checkout of the installed one, has a submodule of this name."""
+    places = package.submodule_search_locations
+    return bool(name and places and PathFinder.find_spec(f"{package.name}.{name}", places))
 
 
 def _installed(name: str) -> ModuleSpec | None:
