@@ -39,6 +39,7 @@ def test_the_site_builds_and_has_a_page_per_system(tmp_path):
         module = "pplmodels" if name in pplmodels.__all__ else "guides"
         assert f'id="{module}.{name}"' in api
     pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("*.md")}
+    assert all_systems()
     assert {f"systems/{name}" for name in all_systems()} <= pages
     front = (tmp_path / "site" / "index.html").read_text()
     assert all(f'href="{page}.html' in front for page in pages - {"index"})

@@ -7,14 +7,16 @@ import pyro
 import torch
 from pyro.infer import TraceGraph_ELBO
 
+from guides.systems.image_vae import IMAGE_VAE
 from pplmodels import AIR
 from pplmodels.infer import SVI, adam
+from pplmodels.systems.command_line import parse
 
 ROOT = Path(__file__).parent.parent
 
 
-def blocks(page):
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+def blocks(page, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
 BLOCKS = blocks("README.md")
@@ -82,6 +84,14 @@ def test_the_pages_of_discrete_codes_run():
         exec(block, names)
     assert names["images"].shape == (4, 1, 8, 8)
     assert names["sevens"].shape == (5, 4, 4)
+
+
+def test_the_options_in_the_file_of_the_page_on_data_are_those_of_a_system(tmp_path):
+    (block,) = blocks("docs/own-data.md", "yaml")
+    (tmp_path / "photos.yaml").write_text(block)
+    options, _ = parse(IMAGE_VAE, ["--config", str(tmp_path / "photos.yaml"), "--steps", "8000"])
+    assert (options.data, options.image_size, options.steps) == ("photos/", 64, 8000)
+    assert options.encoder_channels == (32, 64, 128) and not options.refine
 
 
 def test_links_between_pages_lead_somewhere():
