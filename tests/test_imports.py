@@ -19,6 +19,7 @@ FORBIDDEN = {
     "infer": ("pplmodels.models", "pplmodels.data", "pplmodels.training"),
     "metrics": ("pplmodels.models", "pplmodels.data", "pplmodels.training"),
     "inspect": ("pplmodels.models", "pplmodels.training"),
+    "testing": ("pplmodels.models", "pplmodels.data", "pplmodels.training", "pplmodels.systems"),
     "training": ("pplmodels.models", "pplmodels.systems"),
     "systems": ("pplmodels.models",),
     "guides": ("pplmodels.training", "pplmodels.data", "pplmodels.systems", "guides.systems"),

@@ -20,6 +20,17 @@ from pplmodels.inspect import check_pair
 print(check_pair(*load_pair("run"), torch.rand(5, 1, 8, 8)))
 """
 
+CONTRACT = """
+import sys
+import torch
+from linear_vae.pair import LinearGuide, LinearVAE
+from pplmodels.testing import Pair, check_contract
+sizes = {"image": (1, 4, 4), "z_dim": 2}
+model, guide = lambda: LinearVAE(**sizes), lambda model: LinearGuide(**sizes)
+check_contract(Pair(model, guide, batch=lambda n: torch.rand(n, 1, 4, 4)))
+print("pytest" in sys.modules)
+"""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -41,10 +52,11 @@ def trained(site, tmp_path_factory):
 
 
 def python(site, work, *arguments):
+    path = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=work,
-        env=os.environ | {"PYTHONPATH": str(site)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
     )
@@ -75,3 +87,7 @@ def test_its_runs_are_evaluated_and_compared(site, trained):
     python(site, trained, ROOT / "scripts/compare.py", "--systems", "linear-vae", *protocol, "--out", "report")
     report = json.loads((trained / "report/report.json").read_text())
     assert list(report["rows"]) == ["linear-vae"] and report["reading"] == "dequantised"
+
+
+def test_its_pair_keeps_the_contract_where_pytest_is_not_imported(site, tmp_path):
+    assert python(site, tmp_path, "-c", CONTRACT) == "False\n"

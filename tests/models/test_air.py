@@ -7,20 +7,43 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import AIR_SIZES, AIR_WIDTHS
 from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from pyro.nn import pyro_method
 
 from guides import AIRGuide, DAIRGuide
+from guides.systems.air import gradient_health
 from pplmodels import AIR, AIR3D
 from pplmodels.data import Images
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
 from pplmodels.infer.traces import local_params
 from pplmodels.inspect import count_objects, count_posterior, decided_counts, sample_scenes
 from pplmodels.metrics import log_probs
-from pplmodels.report import gradient_health, scene_metrics
+from pplmodels.systems.counting import scene_metrics
+from pplmodels.testing import Pair
 
+AIR_SIZES = {"canvas": (1, 10, 10), "num_steps": 2, "what_dim": 3, "window": 5}
+AIR_WIDTHS = {"embed_dim": 8, "hidden_dim": 8, "predict_dim": 8, "encoder_dims": (8,)}
+PAIRS = {
+    "air": Pair(
+        model=lambda: AIR(**AIR_SIZES, hidden_dims=(8,)),
+        guide=lambda model: AIRGuide(**AIR_SIZES, **AIR_WIDTHS),
+        batch=lambda n: torch.rand(n, 1, 10, 10),
+        stops=True,
+    ),
+    "air, residual": Pair(
+        model=lambda: AIR(**AIR_SIZES, hidden_dims=(8,)),
+        guide=lambda model: DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS),
+        batch=lambda n: torch.rand(n, 1, 10, 10),
+        stops=True,
+    ),
+    "air, three channels, wide canvas": Pair(
+        model=lambda: AIR(canvas=(3, 8, 12), num_steps=2, what_dim=3, window=5),
+        guide=lambda model: AIRGuide(canvas=(3, 8, 12), num_steps=2, what_dim=3, window=5, **AIR_WIDTHS),
+        batch=lambda n: torch.rand(n, 3, 8, 12),
+        stops=True,
+    ),
+}
 COUNTS = {0: (0.0, 0.0), 1: (1.0, 0.0), 2: (1.0, 1.0)}
 
 

@@ -20,7 +20,18 @@ from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO
 from pplmodels.inspect import Solids, find_solids, render_solids, sample_yaws, solid_metrics, true_solids, yaw_errors
 from pplmodels.nn.renderer import KINDS, PERIODS
+from pplmodels.testing import Pair
 
+PAIRS = {
+    "air in 3-d": Pair(
+        model=lambda: AIR3D(image=(8, 10), num_steps=2),
+        guide=lambda model: AIR3DGuide(image=(8, 10), num_steps=2, channels=2, hidden_dim=8),
+        batch=lambda n: torch.rand(n, 3, 8, 10),
+        stops=True,
+        choices=True,
+        exact=False,
+    ),
+}
 SIZES = {"image": (8, 8), "num_steps": 2}
 PLACE, YAW = (0.1, -0.2), 0.4
 OUTCOMES = [(), *((k,) for k in range(4)), *((k, j) for k in range(4) for j in range(4))]

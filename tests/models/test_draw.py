@@ -11,7 +11,22 @@ from pplmodels import DRAW, VAE, inspect
 from pplmodels.infer import SVI, adam
 from pplmodels.metrics import log_probs
 from pplmodels.models.likelihoods import Bernoulli
+from pplmodels.testing import Pair
 
+PAIRS = {
+    "draw": Pair(
+        model=lambda: DRAW(image=(1, 5, 4), num_steps=3, z_dim=2, hidden_dim=6),
+        guide=lambda model: DRAWGuide(model, hidden_dim=7),
+        batch=lambda n: torch.rand(n, 1, 5, 4).round(),
+    ),
+    "draw, windows, three channels": Pair(
+        model=lambda: DRAW(
+            (3, 6, 8), num_steps=2, z_dim=2, hidden_dim=6, write_window=3, likelihood="logit-normal-learned"
+        ),
+        guide=lambda model: DRAWGuide(model, hidden_dim=7, read_window=2),
+        batch=lambda n: torch.rand(n, 3, 6, 8),
+    ),
+}
 SIZES = {"image": (1, 5, 4), "z_dim": 3, "hidden_dim": 6}
 WINDOWS = {"whole": (None, None), "windows": (2, 3)}
 

@@ -17,8 +17,16 @@ from pplmodels.metrics import log_probs
 from pplmodels.models.likelihoods import Bernoulli
 from pplmodels.models.priors import StandardNormal
 from pplmodels.nn.mlp import BatchNorm
+from pplmodels.testing import Pair
 from pplmodels.training.batch_norm import recompute_batch_norm
 
+PAIRS = {
+    "ladder vae": Pair(
+        model=lambda: LadderVAE(image=(1, 4, 4), z_dims=(4, 3, 2), hidden_dims=(8, 7, 6)),
+        guide=lambda model: LadderGuide(model),
+        batch=lambda n: torch.rand(n, 1, 4, 4).round(),
+    ),
+}
 IMAGE = (1, 4, 4)
 
 

@@ -9,7 +9,20 @@ import torch
 from guides import EmptyGuide
 from pplmodels import GatedPixelCNN, PixelCNN
 from pplmodels.infer import SVI, adam
+from pplmodels.testing import Pair
 
+PAIRS = {
+    "pixelcnn": Pair(
+        model=lambda: PixelCNN((3, 4), levels=5, channels=6, layers=2, size=3, embedding=4, hidden=7),
+        guide=lambda model: EmptyGuide(),
+        batch=lambda n: torch.randint(5, (n, 3, 4)),
+    ),
+    "gated pixelcnn": Pair(
+        model=lambda: GatedPixelCNN((3, 4), levels=5, channels=6, layers=2, size=3, embedding=4, hidden=7),
+        guide=lambda model: EmptyGuide(),
+        batch=lambda n: torch.randint(5, (n, 3, 4)),
+    ),
+}
 SMALL = {"channels": 8, "size": 3, "embedding": 4, "hidden": 8}
 KINDS = {"plain": lambda **sizes: PixelCNN(layers=2, **SMALL, **sizes)}
 KINDS["gated"] = lambda **sizes: GatedPixelCNN(layers=2, **SMALL, **sizes)

@@ -11,16 +11,66 @@ from pyro import poutine
 from pyro.distributions.transforms import AffineAutoregressive
 from torch import nn
 
-from guides import ConvGuide, LSTMGuide, MLPGuide, VAEGuide
-from pplmodels import MLPVAE, VAE, ConvVAE, inspect
+from guides import ConvGuide, LSTMGuide, MLPGuide, VAEGuide, VectorGuide
+from pplmodels import MLPVAE, VAE, ConvVAE, VectorVAE, inspect
 from pplmodels.data import dynamic_binarize, load_images
 from pplmodels.data.gaussians import GAUSSIANS
 from pplmodels.distributions import DiscretizedLogisticMixture
 from pplmodels.infer import SVI, adam
 from pplmodels.metrics import elbo_terms, importance_weighted, log_probs
-from pplmodels.models.likelihoods import LogitNormal
+from pplmodels.models.likelihoods import DiagonalNormal, LogitNormal
 from pplmodels.models.priors import AutoregressiveFlow, StandardNormal, made
+from pplmodels.module import PairModule
 from pplmodels.nn import conv_decoder, conv_encoder
+from pplmodels.testing import Pair
+
+
+def bent(module: PairModule, network: str) -> PairModule:
+    """The module with a flow that is no longer the identity, at which its first layers would get no gradient."""
+    for parameter in module.get_submodule(network).parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return module
+
+
+PAIRS = {
+    "vae, of parts": Pair(
+        model=lambda: VAE(StandardNormal(2), nn.Linear(2, 6), DiagonalNormal()),
+        guide=lambda model: VAEGuide(nn.Linear(3, 4), 2),
+        batch=lambda n: torch.randn(n, 3),
+        saved=False,
+    ),
+    "vae, fully connected": Pair(
+        model=lambda: MLPVAE(image=(1, 4, 4), z_dim=3, hidden_dims=(8,)),
+        guide=lambda model: MLPGuide(image=(1, 4, 4), z_dim=3, hidden_dims=(8,)),
+        batch=lambda n: torch.rand(n, 1, 4, 4).round(),
+    ),
+    "vae, plane": Pair(
+        model=lambda: VectorVAE(hidden_dims=(8,)),
+        guide=lambda model: VectorGuide(hidden_dims=(8,)),
+        batch=lambda n: torch.randn(n, 2),
+    ),
+    "vae, convolutional, logit-normal": Pair(
+        model=lambda: ConvVAE(image=(3, 8, 8), z_dim=3, channels=(6, 4), likelihood="logit-normal-learned"),
+        guide=lambda model: ConvGuide(image=(3, 8, 8), z_dim=3, channels=(4, 6)),
+        batch=lambda n: torch.rand(n, 3, 8, 8),
+    ),
+    "vae, convolutional, logistic mixture, flow prior": Pair(
+        model=lambda: bent(ConvVAE(image=(3, 8, 8), z_dim=3, channels=(6, 4), flow=(8,)), "prior.network"),
+        guide=lambda model: ConvGuide(image=(3, 8, 8), z_dim=3, channels=(4, 6)),
+        batch=lambda n: torch.rand(n, 3, 8, 8).mul(255).round() / 255,
+    ),
+    "vae, convolutional, flow posterior": Pair(
+        model=lambda: ConvVAE(image=(1, 8, 8), z_dim=3, channels=(6, 4), likelihood="bernoulli"),
+        guide=lambda model: bent(ConvGuide(image=(1, 8, 8), z_dim=3, channels=(4, 6), flow=(8,)), "network"),
+        batch=lambda n: torch.rand(n, 1, 8, 8).round(),
+    ),
+    "vae, rows": Pair(
+        model=lambda: ConvVAE(image=(1, 8, 8), z_dim=3, channels=(6, 4), refine=False, likelihood="bernoulli"),
+        guide=lambda model: LSTMGuide(image=(1, 8, 8), z_dim=3, hidden_dim=8),
+        batch=lambda n: torch.rand(n, 1, 8, 8).round(),
+        exact=False,
+    ),
+}
 
 
 class SharedNormal(nn.Module):

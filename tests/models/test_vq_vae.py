@@ -12,7 +12,20 @@ from pplmodels import VQVAE, PixelCNN
 from pplmodels.infer import SVI, adam
 from pplmodels.infer.traces import local_params
 from pplmodels.metrics import elbo_terms, log_probs
+from pplmodels.testing import Pair
 
+PAIRS = {
+    "vq-vae": Pair(
+        model=lambda: VQVAE((3, 8, 8), codes=5, dim=4, channels=6, blocks=1, decay=None),
+        guide=lambda model: VQGuide(model, channels=6, blocks=1),
+        batch=lambda n: torch.rand(n, 3, 8, 8).mul(255).round() / 255,
+    ),
+    "vq-vae, running means": Pair(
+        model=lambda: VQVAE((1, 8, 8), codes=5, dim=4, channels=6, blocks=1, likelihood="bernoulli", decay=0.9),
+        guide=lambda model: VQGuide(model, channels=6, blocks=1),
+        batch=lambda n: torch.rand(n, 1, 8, 8).round(),
+    ),
+}
 SIZES = {"image": (3, 8, 8), "codes": 5, "dim": 4, "channels": 6, "blocks": 1, "decay": None}
 
 
