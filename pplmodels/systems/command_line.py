@@ -18,8 +18,7 @@ from pplmodels.training.checkpoint import CHECKPOINT, has_checkpoint, step_of
 from pplmodels.training.options import InvalidOptionError, parser_of, read_options
 
 if TYPE_CHECKING:
-    from pplmodels.systems.options import TrainingOptions
-    from pplmodels.systems.system import System
+    from pplmodels.systems.system import OptionsT, System
 
 KEPT = ("run", "data", "once")  # scopes of the options that a run keeps
 # Options that are read from a run's folder although they may change, because the run depends on them.
@@ -27,7 +26,7 @@ RESTORED = ("data_dir", "extend", "init_from")
 UNSAVED = ("out", "resume")
 
 
-def parse(system: "System", argv: Sequence[str] | None = None) -> tuple["TrainingOptions", Run | None]:
+def parse(system: "System[OptionsT, Any]", argv: Sequence[str] | None = None) -> tuple["OptionsT", Run | None]:
     """The options of a training and, with ``--resume``, the locked run to continue, whose stored options are used.
 
     Options come from the command line, then from the file of ``--config`` or the run of ``--resume``, ``--extend`` or
@@ -46,8 +45,8 @@ def parse(system: "System", argv: Sequence[str] | None = None) -> tuple["Trainin
     elif sources:
         options = _taken_from(system, given, sources[0])
     else:
-        options = system.options_class.of({**(_from_file(system, file) if file else {}), **given})
-        options = options.replaced(imports=imports.run_import(options.imports))
+        options = system.options_class.of({**(_from_file(system, file) if file else {}), **given, "imports": None})
+        options = options.replaced(imports=imports.run_import(given.get("imports")))
     if "background" in given and options.data in BUILT_IN:
         raise InputError(f"{options.data} has no transparency: --background does not apply to it.")
     distributed.check_divisible(options.batch_size)
@@ -77,7 +76,7 @@ def _from_file(system: "System", path: str) -> dict[str, object]:
     return {name: value for name, value in found.items() if name not in recorded}
 
 
-def resume(system: "System", given: dict[str, Any]) -> tuple["TrainingOptions", Run]:
+def resume(system: "System[OptionsT, Any]", given: dict[str, Any]) -> tuple["OptionsT", Run]:
     """The run in ``--out``, locked, and its options, with those of this process from the command line."""
     if "out" not in given:
         raise InputError("--resume needs the run's folder: --out DIR.")
@@ -108,7 +107,7 @@ def _text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _taken_from(system: "System", given: dict[str, Any], name: str) -> "TrainingOptions":
+def _taken_from(system: "System[OptionsT, Any]", given: dict[str, Any], name: str) -> "OptionsT":
     """The options of the run in ``--extend`` or ``--init-from``, overridden by the command line."""
     found = str(newest_run(given[name]).absolute()) if distributed.rank() == 0 else ""
     folder = Path(distributed.all_gather_object(found)[0])
@@ -129,7 +128,7 @@ def _taken_from(system: "System", given: dict[str, Any], name: str) -> "Training
     return options
 
 
-def stored_options(system: "System", run: Run) -> "TrainingOptions":
+def stored_options(system: "System[OptionsT, Any]", run: Run) -> "OptionsT":
     """The options that a run was trained with, from its config.json.
 
     The file is untrusted: a value that the command line would refuse raises :class:`pplmodels.errors.InputError`, and
@@ -158,7 +157,7 @@ def _where_it_was(path: str, run: Run) -> str:
     return str(before) if before.exists() and not Path(path).exists() else path
 
 
-def create_run(system: "System", options: "TrainingOptions", facts: Mapping[str, object]) -> Run:
+def create_run(system: "System[OptionsT, Any]", options: "OptionsT", facts: Mapping[str, object]) -> Run:
     """A new run folder. ``facts`` about the data are written to its config.json beside the options."""
     out = options.out
     if out is None:
