@@ -3,7 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -38,6 +38,8 @@ ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
 MOST = 2  # default for --max-objects
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
+
+ValueT = TypeVar("ValueT")
 
 
 class AIROptions(ImageFileOptions):
@@ -243,7 +245,7 @@ class AIRSystem(System[AIROptions, SceneSet]):
         """A new pair, whose prior of windows fits the objects of the scenes."""
         sizes = {
             "canvas": data.train.shape,
-            "num_steps": options.num_steps,
+            "num_steps": resolved(options.num_steps),
             "what_dim": options.what_dim,
             "window": options.window,
         }
@@ -262,8 +264,10 @@ class AIRSystem(System[AIROptions, SceneSet]):
 
     def schedules(self, options: AIROptions, svi: SVI) -> list[Annealed]:
         """The count prior, the exploration and the learning rates."""
-        log_k = linear(*map(math.log, options.count_ratio), *options.count_steps)
-        limit = linear(*(math.log(1 / p - 1) for p in options.explore), *options.explore_steps)
+        start, end = map(math.log, options.count_ratio)
+        log_k = linear(start, end, *options.count_steps)
+        start, end = (math.log(1 / p - 1) for p in resolved(options.explore))
+        limit = linear(start, end, *options.explore_steps)
         decay = (options.steps // 2, options.steps)
         rates = zip(learning_rates(svi.optim), (options.lr, options.baseline_lr), strict=True)
         return [
@@ -272,22 +276,18 @@ class AIRSystem(System[AIROptions, SceneSet]):
             *(Annealed(tensor, cosine(rate, rate / 100, *decay)) for tensor, rate in rates),
         ]
 
-    def metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, images: Images) -> dict[str, Any]:
-        """:func:`pplmodels.systems.counting.scene_metrics` of the scenes."""
-        return scene_metrics(log_probs, guide, images)
-
     def evaluate(
         self, options: AIROptions, svi: SVI, log_probs: LogProbFunction, model: Any, guide: Any, data: SceneSet
     ) -> dict[str, Any]:
         """The metrics of some held-out scenes, and the noise of the gradient."""
         few = data.test.head(EVALUATED)
-        return self.metrics(log_probs, model, guide, few) | gradient_health(svi, few, options.batch_size)
+        return scene_metrics(log_probs, guide, few) | gradient_health(svi, few, options.batch_size)
 
     def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: SceneSet) -> dict[str, Any]:
         """The metrics of the held-out scenes and, named ``unseen_...``, some metrics of the unseen counts."""
-        metrics = self.metrics(log_probs, model, guide, data.test)
+        metrics = scene_metrics(log_probs, guide, data.test)
         if data.unseen is not None:
-            unseen = self.metrics(log_probs, model, guide, data.unseen)
+            unseen = scene_metrics(log_probs, guide, data.unseen)
             metrics |= {f"unseen_{name}": unseen[name] for name in ("elbo", "count_accuracy", "confusion")}
         return metrics
 
@@ -317,6 +317,13 @@ class AIRSystem(System[AIROptions, SceneSet]):
 
     def _begin(self, options: AIROptions, data: SceneSet, steps: int, run: Run, seed: int, resume: bool) -> None:
         super().fit(options, data, run, seed=seed, steps=steps, resume=resume)
+
+
+def resolved(value: ValueT | None) -> ValueT:
+    """The value of an option that :meth:`AIRSystem.resolve` sets. Raises ValueError if it has not done so."""
+    if value is None:
+        raise ValueError("options that depend on the scenes are missing: AIRSystem.resolve sets them")
+    return value
 
 
 def most_objects(options: AIROptions, scenes: SceneSet) -> int:
@@ -352,10 +359,10 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
     """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
     view = inspect.view_scenes(model, guide, scenes[:])
-    drawn = view.reconstruction.clamp(0, 1)
-    arrays = [tensor.cpu().numpy() for tensor in (view.scenes, drawn, view.z_pres, view.z_where)]
+    seen, drawn = view.scenes.cpu().numpy(), view.reconstruction.clamp(0, 1).cpu().numpy()
+    z_pres, z_where = view.z_pres.cpu().numpy(), view.z_where.cpu().numpy()
     counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
-    save_picture(plotting.scenes_with_windows(*arrays, counts), folder / "scenes.png")
+    save_picture(plotting.scenes_with_windows(seen, drawn, z_pres, z_where, counts), folder / "scenes.png")
     numbers = range(1, model.num_steps + 1)
     samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
     save_picture(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")

@@ -12,7 +12,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from pplmodels import AIR3D, distributed, inspect, plotting
-from pplmodels.data import ImageSet, TabletopScenes, make_tabletop_scenes
+from pplmodels.data import TabletopScenes, TabletopSet, make_tabletop_scenes
 from pplmodels.distributions.wrapped_normal import EVEN
 from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.nn.renderer import KINDS, Renderer
@@ -77,7 +77,7 @@ class AIR3DOptions(TrainingOptions):
         return self
 
 
-class AIR3DSystem(System[AIR3DOptions, ImageSet]):
+class AIR3DSystem(System[AIR3DOptions, TabletopSet]):
     """Trains :class:`pplmodels.AIR3D` with :class:`guides.AIR3DGuide`."""
 
     name = "air3d"
@@ -86,7 +86,7 @@ class AIR3DSystem(System[AIR3DOptions, ImageSet]):
     progress_metrics = ("elbo", "count_accuracy", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
     final_metrics = progress_metrics
 
-    def load(self, options: AIR3DOptions) -> ImageSet:
+    def load(self, options: AIR3DOptions) -> TabletopSet:
         """Disjoint sets of training and held-out scenes."""
         return rendered(options, options.counts)
 
@@ -97,7 +97,7 @@ class AIR3DSystem(System[AIR3DOptions, ImageSet]):
     def build(
         self,
         options: AIR3DOptions,
-        data: ImageSet,
+        data: TabletopSet,
         model_class: Any,
         guide_class: Any,
         num_steps: int | None = None,
@@ -108,7 +108,7 @@ class AIR3DSystem(System[AIR3DOptions, ImageSet]):
         model = model_class(**sizes, pixel_scale=options.pixel_scale)
         return model, guide_class(**sizes, channels=options.channels, hidden_dim=options.hidden)
 
-    def builders(self, options: AIR3DOptions, data: ImageSet) -> list[Callable[[], Pair]]:
+    def builders(self, options: AIR3DOptions, data: TabletopSet) -> list[Callable[[], Pair]]:
         """The pair for one solid and the pair for all of them."""
         return [partial(self.new_pair, options, data, num_steps=n) for n in sorted({1, max(options.counts)})]
 
@@ -121,15 +121,15 @@ class AIR3DSystem(System[AIR3DOptions, ImageSet]):
         optim = adam(model, guide, options.lr if one else SLOWER * options.lr, rates)
         return SVI(model, guide, optim, elbo, clip_norm=CLIP_NORM, **options.svi_settings())
 
-    def metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, images: TabletopScenes) -> dict[str, Any]:
+    def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: TabletopSet) -> dict[str, Any]:
         """The inferred counts, and the accuracy of the most probable solids."""
-        return tabletop_metrics(log_probs, guide, images)
+        return tabletop_metrics(log_probs, guide, data.test)
 
-    def plot(self, model: Any, guide: Any, data: ImageSet, run: Run) -> None:
+    def plot(self, model: Any, guide: Any, data: TabletopSet, run: Run) -> None:
         """Inferred solids from two views, posterior samples of yaws, and curves."""
         tabletop_pictures(model, guide, data.test, run.metrics, run.folder)
 
-    def fit(self, options: AIR3DOptions, data: ImageSet, run: Run, **part: Any) -> Trained:
+    def fit(self, options: AIR3DOptions, data: TabletopSet, run: Run, **part: Any) -> Trained:
         """Train on single solids, then on one of several solids, then on all of them."""
         start, earlier = None, 0.0
         if max(options.counts) > 1 and not (options.extend or options.init_from):  # the earlier run was pretrained
@@ -145,7 +145,7 @@ class AIR3DSystem(System[AIR3DOptions, ImageSet]):
     def _fit_part(
         self,
         options: AIR3DOptions,
-        data: ImageSet,
+        data: TabletopSet,
         run: Run,
         num_steps: int,
         steps: int,
@@ -168,7 +168,7 @@ class AIR3DSystem(System[AIR3DOptions, ImageSet]):
             batch_size=options.batch_size,
             seed=options.seed,
             annealed=part_schedules(options, svi, steps, options.schedule_steps if last else steps, anew),
-            evaluate=partial(self.metrics, log_probs, model, guide, data.test.head(EVALUATED)),
+            evaluate=partial(tabletop_metrics, log_probs, guide, data.test.head(EVALUATED)),
             eval_every=options.eval_every,
             shown=self.progress_metrics,
             resume=has_checkpoint(run.folder),
@@ -178,12 +178,12 @@ class AIR3DSystem(System[AIR3DOptions, ImageSet]):
         return Trained(model, guide, log_probs, seconds)
 
 
-def rendered(options: AIR3DOptions, counts: tuple[int, ...]) -> ImageSet:
+def rendered(options: AIR3DOptions, counts: tuple[int, ...]) -> TabletopSet:
     """Training and held-out scenes with the given object counts."""
     numbers, device = (options.train_scenes, options.test_scenes), options.torch_device()
     shape = {"counts": counts, "size": (options.size, options.size)}
     parts = (make_tabletop_scenes(n, **shape, seed=(2 * options.seed + i) % SEEDS) for i, n in enumerate(numbers))
-    return ImageSet(*(part.to(device) for part in parts))
+    return TabletopSet(*(part.to(device) for part in parts))
 
 
 def part_schedules(options: AIR3DOptions, svi: SVI, steps: int, course: int, anew: bool) -> list[Annealed]:

@@ -9,8 +9,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,15 @@ class AIR3DComparisonOptions(OptionModel):
     device: Device = "auto"
 
 
+@dataclass(frozen=True)
+class Method:
+    """A way to infer the solids of images ``x (B, 3, H, W)``, which gets at most ``at_once`` images at a time."""
+
+    name: str
+    infer: Callable[[Tensor], Solids]
+    at_once: int = 64
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare as the words of the command line say."""
     description = "Compare the guide of a trained AIR3D run with a supervised network and with search."
@@ -76,31 +87,7 @@ def compare(options: AIR3DComparisonOptions) -> None:
     twin = AIR3DGuide(**sizes, channels=trained.channels, hidden_dim=trained.hidden).to(device)
     steps = options.steps or trained.steps + (2 * trained.first_steps if model.num_steps > 1 else 0)
     seconds = train_supervised(twin, tables.train, steps, trained.batch_size, trained.lr, options.seed)
-    rows = []
-
-    def add(way: str, infer: Callable[[Tensor], Solids], at_once: int = 64) -> None:
-        found, milliseconds = timed(infer, test, at_once)
-        metrics = inspect.solid_metrics(true, found)
-        rows.append({"inference": way, **{name: metrics.get(name) for name in METRICS}, "ms_a_picture": milliseconds})
-        print(
-            "  ".join(
-                f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in rows[-1].items()
-            )
-        )
-
-    add("guide", lambda x: inspect.find_solids(guide, x))
-    for number in REFINED:
-        add(
-            f"guide, then {number} gradient steps",
-            lambda x, number=number: inspect.refine_solids(model, x, inspect.find_solids(guide, x), number)[0],
-        )
-    add(f"guide trained on the true latents, {steps} steps", lambda x: inspect.find_solids(twin.eval(), x))
-    for number in options.search_steps:
-        add(
-            f"search from {options.starts} starts, {number} steps",
-            lambda x, number=number: inspect.search_solids(model, x, options.starts, number),
-            at_once=4,
-        )
+    rows = [measured(method, true, test) for method in methods(model, guide, twin, steps, options)]
     for row in rows:
         row["times_the_guide"] = row["ms_a_picture"] / rows[0]["ms_a_picture"]
     report = {
@@ -115,6 +102,39 @@ def compare(options: AIR3DComparisonOptions) -> None:
     write_json(Path(options.out) if options.out else run.folder / "comparison.json", report)
 
 
+def methods(model: Any, guide: Any, twin: AIR3DGuide, twin_steps: int, options: AIR3DComparisonOptions) -> list[Method]:
+    """The methods to compare, the guide itself first. ``twin`` is the supervised network after ``twin_steps`` steps."""
+    return [
+        Method("guide", partial(inspect.find_solids, guide)),
+        *(Method(f"guide, then {n} gradient steps", partial(_refined, model, guide, n)) for n in REFINED),
+        Method(f"guide trained on the true latents, {twin_steps} steps", partial(inspect.find_solids, twin.eval())),
+        *(
+            Method(
+                f"search from {options.starts} starts, {n} steps",
+                partial(inspect.search_solids, model, starts=options.starts, steps=n),
+                at_once=4,
+            )
+            for n in options.search_steps
+        ),
+    ]
+
+
+def _refined(model: Any, guide: Any, steps: int, x: Tensor) -> Solids:
+    """The guide's solids after gradient steps."""
+    solids, _ = inspect.refine_solids(model, x, inspect.find_solids(guide, x), steps)
+    return solids
+
+
+def measured(method: Method, true: Solids, tables: TabletopScenes) -> dict[str, Any]:
+    """The method's row of the table, which is also printed."""
+    found, milliseconds = timed(method.infer, tables, method.at_once)
+    metrics = inspect.solid_metrics(true, found)
+    row = {"inference": method.name, **{name: metrics.get(name) for name in METRICS}, "ms_a_picture": milliseconds}
+    texts = (f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items())
+    print("  ".join(texts))
+    return row
+
+
 def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) -> Tensor:
     """-log q(true z | x) in nats per image.
 
@@ -122,10 +142,9 @@ def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) 
     all equivalent yaws of the target, the one nearest to the guide's is used; spheres have no yaw. Solids are cleared
     from the image at their true places.
     """
-    left, there = tables[indices], 0
-    batch = tables.part(indices)
+    left, batch = tables[indices], tables.part(indices)
     there = torch.arange(batch.kind.shape[1], device=left.device) < batch.counts[:, None]
-    rows, loss = torch.arange(len(left), device=left.device), 0.0
+    rows, loss = torch.arange(len(left), device=left.device), left.new_zeros(len(left))
     periods = torch.tensor(PERIODS, device=left.device)
     present = left.new_ones(len(left))
     for _ in range(guide.num_steps):

@@ -1,6 +1,7 @@
 """DRAW, which generates an image step by step, on binary or color images."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field
 
 from pplmodels import DRAW, inspect, plotting
-from pplmodels.data import Images, ImageSet
+from pplmodels.data import Images, ValidatedImageSet
 from pplmodels.io import atomic_write
 from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
 from pplmodels.systems.images import Binarise
@@ -73,7 +74,7 @@ class DRAWSystem(ImageSystem[DRAWOptions]):
         """The classes of model and guide."""
         return DRAW, DRAWGuide
 
-    def build(self, options: DRAWOptions, data: ImageSet, model_class: Any, guide_class: Any) -> Pair:
+    def build(self, options: DRAWOptions, data: ValidatedImageSet, model_class: Any, guide_class: Any) -> Pair:
         """A new pair, whose canvas starts at the mean intensity of the training images."""
         ink = min(max(data.train.mean(), 0.01), 0.99)
         model = model_class(
@@ -87,7 +88,7 @@ class DRAWSystem(ImageSystem[DRAWOptions]):
         )
         return model, guide_class(model, options.hidden, options.read_window if options.attention else None)
 
-    def plot(self, model: Any, guide: Any, data: ImageSet, run: Run) -> None:
+    def plot(self, model: Any, guide: Any, data: ValidatedImageSet, run: Run) -> None:
         """The plots of all image systems, and the canvas after each step."""
         super().plot(model, guide, data, run)
         canvas_pictures(model, guide, data.test, run.folder)
@@ -98,17 +99,20 @@ def canvas_pictures(model, guide, images: Images, folder: Path) -> None:
     x = images.part(torch.linspace(0, len(images) - 1, 8).long())[:]  # datasets may be sorted by class
     again, dreamt = inspect.reconstruction_steps(model, guide, x), inspect.generation_steps(model, len(x))
     for name, painting in (("painting", again), ("dreaming", dreamt)):
-        arrays = _arrays(painting)
-        atomic_write(folder / f"{name}.gif", lambda path, arrays=arrays: plotting.canvas_gif(path, *arrays))
+        canvases, reading, writing = _arrays(painting)
+        write = partial(plotting.canvas_gif, canvases=canvases, reading=reading, writing=writing)
+        atomic_write(folder / f"{name}.gif", write)
     canvases, reading, writing = _arrays(again)
     shown = np.unique(np.linspace(0, len(canvases) - 2, 10).round().astype(int))
     windows = (None if where is None else where[shown] for where in (reading, writing))
     save_picture(plotting.painting_rows(x.cpu().numpy(), canvases[1:][shown], *windows), folder / "painting.png")
 
 
-def _arrays(painting: inspect.CanvasSteps) -> list[np.ndarray | None]:
-    tensors = (painting.canvases.clamp(0, 1), painting.reading, painting.writing)
-    return [None if tensor is None else tensor.cpu().numpy() for tensor in tensors]
+def _arrays(painting: inspect.CanvasSteps) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The canvases, and the windows in which they are read and written."""
+    windows = painting.reading, painting.writing
+    reading, writing = (None if where is None else where.cpu().numpy() for where in windows)
+    return painting.canvases.clamp(0, 1).cpu().numpy(), reading, writing
 
 
 SYSTEM = DRAWSystem()

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from pplmodels import ConvVAE
-from pplmodels.data import ImageSet
+from pplmodels.data import ValidatedImageSet
 from pplmodels.data.transforms import DEFAULT_TRANSFORMS
 from pplmodels.models.likelihoods import LIKELIHOODS
 from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
@@ -62,7 +62,7 @@ class ImageVAESystem(ImageSystem[ImageVAEOptions]):
         """The classes of model and guide."""
         return ConvVAE, ConvGuide
 
-    def build(self, options: ImageVAEOptions, data: ImageSet, model_class: Any, guide_class: Any) -> Pair:
+    def build(self, options: ImageVAEOptions, data: ValidatedImageSet, model_class: Any, guide_class: Any) -> Pair:
         """A new pair."""
         sizes = {"image": data.train.shape, "z_dim": options.z_dim}
         prior, posterior = (options.flow_hidden if options.flow == place else None for place in ("prior", "posterior"))

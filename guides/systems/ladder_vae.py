@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from pplmodels import LadderVAE
-from pplmodels.data import ImageSet
+from pplmodels.data import ValidatedImageSet
 from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
 from pplmodels.systems.images import Binarise
 from pplmodels.systems.options import BatchSize, Steps, by_data
@@ -50,7 +50,7 @@ class LadderVAESystem(ImageSystem[LadderVAEOptions]):
         """The classes of model and guide."""
         return LadderVAE, LadderGuide
 
-    def build(self, options: LadderVAEOptions, data: ImageSet, model_class: Any, guide_class: Any) -> Pair:
+    def build(self, options: LadderVAEOptions, data: ValidatedImageSet, model_class: Any, guide_class: Any) -> Pair:
         """A new pair."""
         model = model_class(data.train.shape, options.z_dims, options.hidden, options.batch_norm)
         return model, guide_class(model)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from pplmodels import ConvVAE
-from pplmodels.data import ImageSet
+from pplmodels.data import ValidatedImageSet
 from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
 from pplmodels.systems.options import LearningRate, Steps, by_data
 from pplmodels.training.options import Option, PositiveInt
@@ -38,7 +38,7 @@ class LSTMVAESystem(ImageSystem[LSTMVAEOptions]):
         """The classes of model and guide."""
         return ConvVAE, LSTMGuide
 
-    def build(self, options: LSTMVAEOptions, data: ImageSet, model_class: Any, guide_class: Any) -> Pair:
+    def build(self, options: LSTMVAEOptions, data: ValidatedImageSet, model_class: Any, guide_class: Any) -> Pair:
         """A new pair."""
         sizes = {"image": data.train.shape, "z_dim": options.z_dim}
         model = model_class(**sizes, channels=options.channels, refine=False, likelihood="bernoulli")

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pplmodels import VQVAE, GatedPixelCNN, PixelCNN, distributed, inspect, plotting
-from pplmodels.data import Images, ImageSet, load_images
+from pplmodels.data import Images, ValidatedImageSet, load_images
 from pplmodels.data.transforms import GRID_TRANSFORMS
 from pplmodels.errors import InputError
 from pplmodels.io import PAIR, newest_run
@@ -74,18 +74,18 @@ class StageOne:
 
     model: VQVAE
     guide: VQGuide
-    images: ImageSet
+    images: ValidatedImageSet
 
 
 @dataclass(frozen=True)
-class Maps(ImageSet):
+class Maps(ValidatedImageSet):
     """Integer maps ``(N, H, W)`` with values below ``levels``, and the VQ-VAE if they are codes of one."""
 
     levels: int = 2
     first: StageOne | None = None
 
 
-class PixelCNNSystem(ValidatedSystem[PixelCNNOptions]):
+class PixelCNNSystem(ValidatedSystem[PixelCNNOptions, Maps]):
     """Trains :class:`pplmodels.PixelCNN` or :class:`pplmodels.GatedPixelCNN`, which have no latents."""
 
     name = "pixelcnn"
@@ -165,17 +165,17 @@ class PixelCNNSystem(ValidatedSystem[PixelCNNOptions]):
             save_picture(plotting.image_rows(rows, [""] * len(rows)), run.folder / f"{name}.png")
 
 
-def stage_one(folder: str | Path, device: torch.device, images: ImageSet | None = None) -> StageOne:
+def stage_one(folder: str | Path, device: torch.device, images: ValidatedImageSet | None = None) -> StageOne:
     """The VQ-VAE of a run and its ``images``, which are loaded if they are not given."""
-    pair = [module.requires_grad_(False).to(device) for module in load_pair(folder)]
-    if not isinstance(pair[0], VQVAE) or not isinstance(pair[1], VQGuide):
+    model, guide = (module.requires_grad_(False).to(device) for module in load_pair(folder))
+    if not isinstance(model, VQVAE) or not isinstance(guide, VQGuide):
         raise InputError(f"{folder} does not hold the pair of a VQ-VAE.")
     if images is None:
         images = find_system("vq-vae").load(_stage_one_options(folder).replaced(device=device.type))
-    return StageOne(*pair, images)
+    return StageOne(model, guide, images)
 
 
-def _stage_one_options(folder: str | Path):
+def _stage_one_options(folder: str | Path) -> ImageOptions:
     run = Run.open(folder)
     if run.config.get("system") != "vq-vae":
         raise InputError(f"{folder} is not the run of a VQ-VAE.")
@@ -204,9 +204,10 @@ def map_metrics(log_probs: LogProbFunction, model, maps: Images) -> dict:
     ``unigram_nats_per_code`` is the cost of independent positions: the entropy of the frequencies of the values.
     """
     metrics, _ = elbo_terms(log_probs, shard_batches(maps))
-    counts = distributed.all_reduce(sum(x.flatten().bincount(minlength=model.levels) for x in shard_batches(maps)))
+    counts = reduce(torch.add, (x.flatten().bincount(minlength=model.levels) for x in shard_batches(maps)))
+    usage = codebook_usage(distributed.all_reduce(counts))
     metrics["nats_per_code"] = -metrics["elbo"] / math.prod(model.map)
-    return metrics | {"unigram_nats_per_code": math.log(codebook_usage(counts)["code_perplexity"])}
+    return metrics | {"unigram_nats_per_code": math.log(usage["code_perplexity"])}
 
 
 SYSTEM = PixelCNNSystem()

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from pplmodels import MLPVAE
-from pplmodels.data import ImageSet
+from pplmodels.data import ValidatedImageSet
 from pplmodels.nn.mlp import ACTIVATIONS
 from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
 from pplmodels.systems.images import Binarise
@@ -42,7 +42,7 @@ class VAESystem(ImageSystem[VAEOptions]):
         """The classes of model and guide."""
         return MLPVAE, MLPGuide
 
-    def build(self, options: VAEOptions, data: ImageSet, model_class: Any, guide_class: Any) -> Pair:
+    def build(self, options: VAEOptions, data: ValidatedImageSet, model_class: Any, guide_class: Any) -> Pair:
         """A new pair."""
         nets = {"image": data.train.shape, "z_dim": options.z_dim, "activation": options.activation}
         return model_class(**nets, hidden_dims=options.hidden[::-1]), guide_class(**nets, hidden_dims=options.hidden)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from pplmodels import VectorVAE, inspect, plotting
-from pplmodels.data import Images, ImageSet, identity
+from pplmodels.data import Images, ValidatedImageSet, identity
 from pplmodels.data.gaussians import GAUSSIANS
 from pplmodels.errors import InputError
 from pplmodels.rng import SEEDS
@@ -32,27 +32,27 @@ class VAE2DOptions(AnnealingOptions):
     train_points: Annotated[PositiveInt, Option("number of training points", "data")] = 10_000
 
 
-class VAE2DSystem(ValidatedSystem[VAE2DOptions]):
+class VAE2DSystem(ValidatedSystem[VAE2DOptions, ValidatedImageSet]):
     """Trains :class:`pplmodels.VectorVAE` with :class:`guides.VectorGuide`."""
 
     name = "vae-2d"
     description = "Train a VAE with a 2-D latent on points from a Gaussian, whose negative entropy is the optimal ELBO."
     options_class = VAE2DOptions
 
-    def load(self, options: VAE2DOptions) -> ImageSet:
+    def load(self, options: VAE2DOptions) -> ValidatedImageSet:
         """Independent draws for training, validation and test."""
         if options.data not in GAUSSIANS:
             raise InputError(f"there is no Gaussian set {options.data!r}: choose {', '.join(GAUSSIANS)}.")
         gaussian, device = GAUSSIANS[options.data], options.torch_device()
         numbers = options.train_points, TEST_POINTS, options.valid
         points = (gaussian.draw(n, seed=(3 * options.seed + i) % SEEDS) for i, n in enumerate(numbers))
-        return ImageSet(*(Images(x.to(device), reading=identity) for x in points))
+        return ValidatedImageSet(*(Images(x.to(device), reading=identity) for x in points))
 
     def classes(self, options: VAE2DOptions) -> tuple[type, ...]:
         """The classes of model and guide."""
         return VectorVAE, VectorGuide
 
-    def build(self, options: VAE2DOptions, data: ImageSet, model_class: Any, guide_class: Any) -> Pair:
+    def build(self, options: VAE2DOptions, data: ValidatedImageSet, model_class: Any, guide_class: Any) -> Pair:
         """A new pair."""
         sizes = {"x_dim": 2, "z_dim": options.z_dim, "hidden_dims": options.hidden}
         return model_class(**sizes), guide_class(**sizes)
@@ -61,7 +61,7 @@ class VAE2DSystem(ValidatedSystem[VAE2DOptions]):
         """The ELBO, its terms and measures of latent usage."""
         return image_metrics(log_probs, model, guide, images)
 
-    def plot(self, model: Any, guide: Any, data: ImageSet, run: Run) -> None:
+    def plot(self, model: Any, guide: Any, data: ValidatedImageSet, run: Run) -> None:
         """Curves, and clouds.png: points with contours of the true density."""
         curves_picture(run.metrics, run.folder)
         truth = GAUSSIANS[run.config["data"]].distribution()
@@ -74,7 +74,7 @@ class VAE2DSystem(ValidatedSystem[VAE2DOptions]):
         picture = plotting.clouds(arrays, truth.mean.numpy(), truth.covariance_matrix.numpy())
         save_picture(picture, run.folder / "clouds.png")
 
-    def report(self, options: VAE2DOptions, data: ImageSet, run: Run, trained: Trained) -> None:
+    def report(self, options: VAE2DOptions, data: ValidatedImageSet, run: Run, trained: Trained) -> None:
         """Also print the entropy of the data."""
         super().report(options, data, run, trained)
         entropy = GAUSSIANS[options.data].entropy()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from pplmodels import VQVAE, distributed, inspect, plotting
-from pplmodels.data import Images, ImageSet
+from pplmodels.data import Images, ValidatedImageSet
 from pplmodels.data.transforms import DEFAULT_TRANSFORMS
 from pplmodels.metrics import codebook_counts, codebook_usage
 from pplmodels.models.likelihoods import LIKELIHOODS
@@ -69,7 +69,7 @@ class VQVAESystem(ImageSystem[VQVAEOptions]):
         """The classes of model and guide."""
         return VQVAE, VQGuide
 
-    def build(self, options: VQVAEOptions, data: ImageSet, model_class: Any, guide_class: Any) -> Pair:
+    def build(self, options: VQVAEOptions, data: ValidatedImageSet, model_class: Any, guide_class: Any) -> Pair:
         """A new pair."""
         sizes = {"channels": options.channels, "blocks": options.blocks}
         decay = options.decay if options.codebook == "means" else None
@@ -84,12 +84,12 @@ class VQVAESystem(ImageSystem[VQVAEOptions]):
         """:func:`code_metrics` of the images."""
         return code_metrics(log_probs, model, guide, images)
 
-    def plot(self, model: Any, guide: Any, data: ImageSet, run: Run) -> None:
+    def plot(self, model: Any, guide: Any, data: ValidatedImageSet, run: Run) -> None:
         """The plots of all image systems, the usage of the codes, and images with their codes."""
         super().plot(model, guide, data, run)
         code_pictures(model, guide, data.test, run.folder)
 
-    def train(self, options: VQVAEOptions, run: Run | None = None, data: ImageSet | None = None) -> Run:
+    def train(self, options: VQVAEOptions, run: Run | None = None, data: ValidatedImageSet | None = None) -> Run:
         """Train the pair and, with ``--with-prior``, the prior of its codes."""
         data = self.load(options) if data is None else data
         run = super().train(options, run, data)
@@ -99,7 +99,7 @@ class VQVAESystem(ImageSystem[VQVAEOptions]):
         return run
 
 
-def train_prior(options: VQVAEOptions, folder: Path, images: ImageSet) -> None:
+def train_prior(options: VQVAEOptions, folder: Path, images: ValidatedImageSet) -> None:
     """Train or resume the prior of the codes in ``folder``, as the VQ-VAE was trained, in ``folder/prior``."""
     out = folder / "prior"
     given = {"out": str(out), "device": options.device, "compile": options.compile, "imports": options.imports}
@@ -117,7 +117,8 @@ def code_metrics(log_probs: LogProbFunction, model, guide, images: Images) -> di
     ``mean_squared_error`` is per pixel and channel, for intensities in [0, 1]. ``code_usage`` is the fraction of codes
     in use.
     """
-    metrics, errors = image_metrics(log_probs, model, guide, images), 0.0
+    metrics = image_metrics(log_probs, model, guide, images)
+    errors = torch.zeros((), dtype=torch.float64, device=images.pixels.device)
     for x in shard_batches(images):
         errors += (inspect.reconstruct(model, guide, x) - x).square().sum(dtype=torch.float64)
     counts = codebook_counts(guide, shard_batches(images), len(model.codebook))

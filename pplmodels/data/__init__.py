@@ -1,10 +1,10 @@
 """Datasets of images and scenes, stored as 8-bit tensors on the training device."""
 
 from pplmodels.data.datasets import load_images
-from pplmodels.data.images import Images, ImageSet
+from pplmodels.data.images import Images, ImageSet, ValidatedImageSet
 from pplmodels.data.own_scenes import load_scenes
 from pplmodels.data.scenes import SceneSet, make_scenes, scene_set
-from pplmodels.data.tabletop import TabletopScenes, make_tabletop_scenes
+from pplmodels.data.tabletop import TabletopScenes, TabletopSet, make_tabletop_scenes
 from pplmodels.data.transforms import dequantize, dynamic_binarize, identity, threshold, to_float
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "Images",
     "SceneSet",
     "TabletopScenes",
+    "TabletopSet",
+    "ValidatedImageSet",
     "identity",
     "dynamic_binarize",
     "dequantize",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -123,13 +123,13 @@ class ImageSet:
     test: Images
     valid: Images | None = None
 
-    def with_validation(self, number: int | None = None) -> "ImageSet":
+    def with_validation(self, number: int | None = None) -> "ValidatedImageSet":
         """The dataset with its own validation images, or with ``number`` (default: a tenth) of the training images.
 
         The same training images are selected each time.
         """
         if self.valid is not None:
-            return self
+            return ValidatedImageSet(self.train, self.test, self.valid)
         number = number or max(1, len(self.train) // 10)
         if number >= len(self.train):
             raise InputError(f"{number} validation images leave none of the {len(self.train)} to train on.")
@@ -139,8 +139,16 @@ class ImageSet:
             others = others[~torch.isin(copies_of[others], copies_of[chosen])]
             if not len(others):
                 raise InputError(f"{number} validation images and their copies leave none to train on.")
-        return replace(self, train=self.train.part(others), valid=self.train.part(chosen))
+        return ValidatedImageSet(self.train.part(others), self.test, self.train.part(chosen))
 
-    def map(self, change: Callable[[Images], Images]) -> "ImageSet":
+    def map(self, change: Callable[[Images], Images]) -> "Self":
         """The dataset with ``change`` applied to each part."""
-        return ImageSet(change(self.train), change(self.test), None if self.valid is None else change(self.valid))
+        valid = {} if self.valid is None else {"valid": change(self.valid)}
+        return replace(self, train=change(self.train), test=change(self.test), **valid)
+
+
+@dataclass(frozen=True)
+class ValidatedImageSet(ImageSet):
+    """Training, test and validation images."""
+
+    valid: Images = field()  # required, unlike that of ImageSet

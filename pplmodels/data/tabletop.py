@@ -35,6 +35,14 @@ class TabletopScenes(Images):
     yaw: Tensor
 
 
+@dataclass(frozen=True)
+class TabletopSet:
+    """Training and held-out tabletop scenes."""
+
+    train: TabletopScenes
+    test: TabletopScenes
+
+
 @float32_on_cpu()
 def make_tabletop_scenes(
     number: int, *, counts: Sequence[int] = (0, 1, 2, 3), size: Sequence[int] = (32, 32), seed: int = 0

@@ -94,5 +94,6 @@ TRANSFORMS = {
     "threshold": threshold,
     "static": threshold,  # for images that are already binary
 }
-DEFAULT_TRANSFORMS = {"binary": "dynamic", "density": "dequantised", "mass": "levels"}  # by kind of likelihood
+# by kind of likelihood
+DEFAULT_TRANSFORMS: dict[Kind, str] = {"binary": "dynamic", "density": "dequantised", "mass": "levels"}
 GRID_TRANSFORMS = {"codes": to_long, "bits": binary_grid, "levels": level_grid}  # transforms to integer grids

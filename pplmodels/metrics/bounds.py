@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import pyro
 import torch
@@ -84,6 +84,20 @@ def without_step(site: str) -> str:
     return re.sub(r"_\d+$", "", site)
 
 
+@overload
+def elbo_terms(
+    run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], statistic: None = None
+) -> tuple[dict[str, float], None]: ...
+
+
+@overload
+def elbo_terms(
+    run: Callable[[Tensor], LogProbs],
+    batches: Iterable[Tensor],
+    statistic: Callable[[dict[str, Tensor]], Tensor],
+) -> tuple[dict[str, float], Tensor]: ...
+
+
 @torch.no_grad()
 def elbo_terms(
     run: Callable[[Tensor], LogProbs],
@@ -118,7 +132,7 @@ def elbo_terms(
     sums = [torch.as_tensor(number, dtype=torch.float64, device="cpu") for number in (images, *map(totals.get, names))]
     number, *sums = distributed.all_reduce_list(sums)
     terms = {name: float(total / number) for name, total in zip(names, sums, strict=True)}
-    return terms, distributed.all_gather(torch.cat(statistics)) if statistics else None
+    return terms, None if statistic is None else distributed.all_gather(torch.cat(statistics))
 
 
 class Weighted(NamedTuple):

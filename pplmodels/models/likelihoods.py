@@ -14,24 +14,28 @@ from pplmodels.distributions import DiscretizedLogisticMixture
 
 
 class Likelihood(nn.Module):
-    """Base class of likelihoods of images with ``channels`` channels.
-
-    ``kind`` is the kind of log p(x | z), which determines the transform of 8-bit images
-    (:mod:`pplmodels.data.transforms`): ``"binary"`` for the probability of pixels 0 and 1, ``"mass"`` for that of the
-    256 levels, given as x in [0, 1], ``"density"`` for a density of dequantized x in [0, 1], and None for other data.
-    """
-
-    kind: Literal["binary", "mass", "density"] | None = None
-
-    def __init__(self, channels: int = 1):
-        super().__init__()
+    """Base class of likelihoods."""
 
     def num_params(self, channels: int) -> int:
         """The number of decoder outputs per pixel, by default one per channel."""
         return channels
 
 
-class Bernoulli(Likelihood):
+class ImageLikelihood(Likelihood):
+    """Base class of likelihoods of images with ``channels`` channels.
+
+    ``kind`` is the kind of log p(x | z), which determines the transform of 8-bit images
+    (:mod:`pplmodels.data.transforms`): ``"binary"`` for the probability of pixels 0 and 1, ``"mass"`` for that of the
+    256 levels, given as x in [0, 1], and ``"density"`` for a density of dequantized x in [0, 1].
+    """
+
+    kind: Literal["binary", "mass", "density"]
+
+    def __init__(self, channels: int = 1):
+        super().__init__()
+
+
+class Bernoulli(ImageLikelihood):
     """Pixels that are 0 or 1. The decoder outputs their logits, ``(..., C, H, W)``."""
 
     kind = "binary"
@@ -54,7 +58,7 @@ class DiagonalNormal(Likelihood):
         return dist.Normal(loc, softplus(raw)).to_event(1)
 
 
-class LogitNormal(Likelihood):
+class LogitNormal(ImageLikelihood):
     """Normal noise around the decoder's output in logit space, as a density of the intensities x in [0, 1].
 
     .. code-block:: text
@@ -93,7 +97,7 @@ class UnitLogitNormal(LogitNormal):
         super().__init__(channels, learned_scale=False)
 
 
-class UnitNormal(Likelihood):
+class UnitNormal(ImageLikelihood):
     """Normal noise of unit variance around the decoder's output, for images scaled to [-1, 1].
 
     As a density of the intensities x in [0, 1]: 2 x - 1 ~ N(decoder's output, 1). The log-density is minus half the
@@ -108,7 +112,7 @@ class UnitNormal(Likelihood):
         return dist.TransformedDistribution(y, [transforms.AffineTransform(0.5, 0.5)]).to_event(3)
 
 
-class DiscretizedLogistic(Likelihood):
+class DiscretizedLogistic(ImageLikelihood):
     """Independent discretized logistics over the 256 levels of each pixel and channel.
 
     The decoder outputs the means, as intensities in [-1, 1]. There is one learned scale per channel (as in Kingma et
@@ -131,7 +135,7 @@ class DiscretizedLogistic(Likelihood):
         return DiscretizedLogisticMixture.single(loc, self.log_scale)
 
 
-class LogisticMixture(Likelihood):
+class LogisticMixture(ImageLikelihood):
     """A mixture of discretized logistics over the 256 levels (:class:`DiscretizedLogisticMixture`).
 
     Arguments:
@@ -154,7 +158,7 @@ class LogisticMixture(Likelihood):
         return DiscretizedLogisticMixture(output, self.channels)
 
 
-LIKELIHOODS = {  # likelihoods of images, constructed from the number of channels
+LIKELIHOODS: dict[str, type[ImageLikelihood]] = {  # constructed from the number of channels
     "bernoulli": Bernoulli,
     "logit-normal": UnitLogitNormal,
     "logit-normal-learned": LogitNormal,

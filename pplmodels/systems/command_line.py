@@ -18,8 +18,7 @@ from pplmodels.training.checkpoint import CHECKPOINT, has_checkpoint, step_of
 from pplmodels.training.options import InvalidOptionError, parser_of, read_options
 
 if TYPE_CHECKING:
-    from pplmodels.systems.options import TrainingOptions
-    from pplmodels.systems.system import System
+    from pplmodels.systems.system import OptionsT, System
 
 KEPT = ("run", "data", "once")  # scopes of the options that a run keeps
 # Options that are read from a run's folder although they may change, because the run depends on them.
@@ -28,7 +27,7 @@ UNSAVED = ("out", "resume")
 ONLY_TYPED = ("imports", "resume", "extend", "init_from")  # options that files cannot give
 
 
-def parse(system: "System", argv: Sequence[str] | None = None) -> tuple["TrainingOptions", Run | None]:
+def parse(system: "System[OptionsT, Any]", argv: Sequence[str] | None = None) -> tuple["OptionsT", Run | None]:
     """The options of a training and, with ``--resume``, the locked run to continue, whose stored options are used.
 
     Options come from the command line, then from the file of ``--config`` or the run of ``--resume``, ``--extend`` or
@@ -48,8 +47,8 @@ def parse(system: "System", argv: Sequence[str] | None = None) -> tuple["Trainin
         options = _taken_from(system, system.prepare(given), sources[0])
     else:
         stored = _from_file(system, file, given) if file else {}
-        options = system.options_class.of(system.prepare({**stored, **given}))
-        options = options.replaced(imports=imports.run_import(options.imports))
+        options = system.options_class.of({**system.prepare({**stored, **given}), "imports": None})
+        options = options.replaced(imports=imports.run_import(given.get("imports")))
     if "background" in given and options.data in BUILT_IN:
         raise InputError(f"{options.data} has no transparency: --background does not apply to it.")
     distributed.check_divisible(options.batch_size)
@@ -85,7 +84,7 @@ def _from_file(system: "System", path: str, given: Mapping[str, object]) -> dict
     return {name: value for name, value in found.items() if name not in recorded}
 
 
-def resume(system: "System", given: dict[str, Any]) -> tuple["TrainingOptions", Run]:
+def resume(system: "System[OptionsT, Any]", given: dict[str, Any]) -> tuple["OptionsT", Run]:
     """The run in ``--out``, locked, and its options, with those of this process from the command line."""
     if "out" not in given:
         raise InputError("--resume needs the run's folder: --out DIR.")
@@ -116,7 +115,7 @@ def _text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _taken_from(system: "System", given: dict[str, Any], name: str) -> "TrainingOptions":
+def _taken_from(system: "System[OptionsT, Any]", given: dict[str, Any], name: str) -> "OptionsT":
     """The options of the run in ``--extend`` or ``--init-from``, overridden by the command line."""
     found = str(newest_run(given[name]).absolute()) if distributed.rank() == 0 else ""
     folder = Path(distributed.all_gather_object(found)[0])
@@ -137,7 +136,7 @@ def _taken_from(system: "System", given: dict[str, Any], name: str) -> "Training
     return options
 
 
-def stored_options(system: "System", run: Run) -> "TrainingOptions":
+def stored_options(system: "System[OptionsT, Any]", run: Run) -> "OptionsT":
     """The options that a run was trained with, from its config.json.
 
     The file is untrusted: a value that the command line would refuse raises :class:`pplmodels.errors.InputError`, and
@@ -166,7 +165,7 @@ def _where_it_was(path: str, run: Run) -> str:
     return str(before) if before.exists() and not Path(path).exists() else path
 
 
-def create_run(system: "System", options: "TrainingOptions", facts: Mapping[str, object]) -> Run:
+def create_run(system: "System[OptionsT, Any]", options: "OptionsT", facts: Mapping[str, object]) -> Run:
     """A new run folder. ``facts`` about the data are written to its config.json beside the options."""
     out = options.out
     if out is None:

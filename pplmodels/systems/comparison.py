@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 
 from pplmodels import inspect, plotting
-from pplmodels.data import ImageSet
+from pplmodels.data import ValidatedImageSet
 from pplmodels.errors import InputError
 from pplmodels.io import PAIR, atomic_write, newest_run, write_json
 from pplmodels.metrics import compiled_log_probs, elbo_terms
@@ -22,7 +22,7 @@ from pplmodels.systems.images import Binarise, ImageSystem
 from pplmodels.systems.lookup import find_system
 from pplmodels.systems.options import DATA, DATA_DIR, BatchSize, Device, LearningRate, Seeded, Steps
 from pplmodels.systems.pictures import save_picture
-from pplmodels.systems.system import Pair
+from pplmodels.systems.system import Pair, System
 from pplmodels.systems.validated import ValidationImages
 from pplmodels.training import Run
 from pplmodels.training.options import Option, OptionModel, PositiveInt, parser_of
@@ -95,18 +95,19 @@ def compare(options: ComparisonOptions) -> Path:
         runs = {name: trained(name, options, out / name) for name in options.systems}
     images = shared_images(runs, options.device)
     device = images.test.pixels.device
-    pairs = {name: tuple(module.to(device) for module in load_pair(run.folder)) for name, run in runs.items()}
+    pairs: dict[str, Pair] = {}
+    for name, run in runs.items():
+        model, guide = load_pair(run.folder)
+        pairs[name] = model.to(device), guide.to(device)
     rows = {name: measure(pairs[name], run, images, options) for name, run in runs.items()}
     draw(out, pairs, runs, images)
-    return write(out, rows, runs, options, device)
+    return write(out, describe(rows, runs, options, device))
 
 
 def trained(name: str, options: ComparisonOptions, folder: Path) -> Run:
     """A system's finished run, which is trained or resumed if necessary."""
     variant = VARIANTS.get(name, Variant(name, {}))
-    system = find_system(variant.system)
-    if not isinstance(system, ImageSystem):
-        raise InputError(f"{name} does not model images: it cannot be compared.")
+    system = image_system(name, find_system(variant.system))
     known = system.options_class.model_fields
     given = {option: value for option, value in options.protocol().items() if option in known and value is not None}
     given = {**given, **variant.options, "out": str(folder)}
@@ -119,13 +120,18 @@ def trained(name: str, options: ComparisonOptions, folder: Path) -> Run:
     return system.train(continued, run)
 
 
-def shared_images(runs: dict[str, Run], device: str) -> ImageSet:
+def image_system(name: str, system: System) -> ImageSystem:
+    """``system``, if it models images. Otherwise raises :class:`InputError`, which calls it ``name``."""
+    if not isinstance(system, ImageSystem):
+        raise InputError(f"{name} does not model images: it cannot be compared.")
+    return system
+
+
+def shared_images(runs: dict[str, Run], device: str) -> ValidatedImageSet:
     """The images that all runs were trained on. Raises :class:`InputError` if they differ."""
     trainings, loaders = {}, {}
     for name, run in runs.items():
-        system = system_of(run)
-        if not isinstance(system, ImageSystem):
-            raise InputError(f"{name} does not model images: it cannot be compared.")
+        system = image_system(name, system_of(run))
         stored = stored_options(system, run).replaced(device=device)
         trainings[name] = {"data": stored.data, "reading": system.transform(stored), "valid": stored.valid}
         loaders[name] = system, stored
@@ -140,7 +146,7 @@ def shared_images(runs: dict[str, Run], device: str) -> ImageSet:
     return images
 
 
-def measure(pair: Pair, run: Run, images: ImageSet, options: ComparisonOptions) -> dict[str, Any]:
+def measure(pair: Pair, run: Run, images: ValidatedImageSet, options: ComparisonOptions) -> dict[str, Any]:
     """The system's row of the table."""
     seed_all(options.seed)
     log_probs = compiled_log_probs(*pair, fallback=True)
@@ -160,7 +166,7 @@ def measure(pair: Pair, run: Run, images: ImageSet, options: ComparisonOptions) 
     }
 
 
-def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: ImageSet) -> None:
+def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: ValidatedImageSet) -> None:
     """Draw the curves of all systems in one figure, and their reconstructions and samples side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     curves = {
@@ -179,17 +185,15 @@ def draw(folder: Path, pairs: dict[str, Pair], runs: dict[str, Run], images: Ima
         save_picture(figure, folder / f"{name}.png")
 
 
-def write(
-    folder: Path, rows: dict[str, dict], runs: dict[str, Run], options: ComparisonOptions, device: torch.device
-) -> Path:
-    """Write report.json, and report.md with the table and the figures."""
-    run = next(iter(runs.values()))
-    first, system = run.config, system_of(run)
-    reading = system.transform(stored_options(system, run))
-    tested = f"{options.iw_images} test images" if options.iw_images else "all test images"
-    described = {
-        "data": first["data"],
-        "reading": reading,
+def describe(
+    rows: dict[str, dict[str, Any]], runs: dict[str, Run], options: ComparisonOptions, device: torch.device
+) -> dict[str, Any]:
+    """The content of report.json."""
+    first = next(iter(runs))
+    system = image_system(first, system_of(runs[first]))
+    return {
+        "data": runs[first].config["data"],
+        "reading": system.transform(stored_options(system, runs[first])),
         "iw_samples": options.iw_samples,
         "iw_images": options.iw_images,
         "device": describe_device(device),
@@ -198,26 +202,27 @@ def write(
         "commands": {name: run.config["command"] for name, run in runs.items()},
         "rows": rows,
     }
-    write_json(folder / "report.json", described)
-    names = [f"{part}/{term}" for part in PARTS for term in TERMS]
-    head = ["system", *(name.replace("/", " ") for name in names), f"IW-{options.iw_samples}"]
-    head += ["last slope", "parameters", "seconds", "images/s"]
-    lines = [head, ["---"] * len(head)]
-    for system, row in rows.items():
-        bounds = [f"{row[name]:.2f}" for name in (*names, "iw_bound")]
-        slope = "" if row["last_slope"] is None else f"{row['last_slope']:.2f}"
-        figures = [slope, f"{row['parameters']:,}"]
-        figures += [f"{row[name]:.0f}" for name in ("seconds", "images_per_second")]
-        lines.append([system, *bounds, *figures])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    commands = "\n".join(f"    {command}" for command in dict.fromkeys(described["commands"].values()))
-    text = f"""# {", ".join(rows)}
 
-On {first["data"]}, {reading}; nats per image, each part of the data whole; importance-weighted bounds of
-{tested} with {options.iw_samples} samples each; last slope: what the validation bound still gained per 1,000 steps
-at the end. Measured on {described["device"]}, torch {torch.__version__}, commit {described["commit"]}.
 
-{table}
+def write(folder: Path, report: dict[str, Any]) -> Path:
+    """Write report.json, and report.md with the table and the figures; returns the path of the latter."""
+    write_json(folder / "report.json", report)
+    text = as_markdown(report)
+    atomic_write(folder / "report.md", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
+    return folder / "report.md"
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The content of report.md: the table of a report, its figures and the commands of its runs."""
+    tested = f"{report['iw_images']} test images" if report["iw_images"] else "all test images"
+    commands = "\n".join(f"    {command}" for command in dict.fromkeys(report["commands"].values()))
+    return f"""# {", ".join(report["rows"])}
+
+On {report["data"]}, {report["reading"]}; nats per image, each part of the data whole; importance-weighted bounds of
+{tested} with {report["iw_samples"]} samples each; last slope: what the validation bound still gained per 1,000 steps
+at the end. Measured on {report["device"]}, torch {report["versions"]["torch"]}, commit {report["commit"]}.
+
+{table(report["rows"], report["iw_samples"])}
 
 The bound on the validation images while training:
 
@@ -235,5 +240,17 @@ The runs' commands:
 
 {commands}
 """
-    atomic_write(folder / "report.md", lambda path: path.write_text(text, "utf-8", "backslashreplace"))
-    return folder / "report.md"
+
+
+def table(rows: dict[str, dict[str, Any]], iw_samples: int) -> str:
+    """The rows as a Markdown table."""
+    names = [f"{part}/{term}" for part in PARTS for term in TERMS]
+    head = ["system", *(name.replace("/", " ") for name in names), f"IW-{iw_samples}"]
+    head += ["last slope", "parameters", "seconds", "images/s"]
+    lines = [head, ["---"] * len(head)]
+    for system, row in rows.items():
+        bounds = [f"{row[name]:.2f}" for name in (*names, "iw_bound")]
+        slope = "" if row["last_slope"] is None else f"{row['last_slope']:.2f}"
+        costs = [f"{row['parameters']:,}", *(f"{row[name]:.0f}" for name in ("seconds", "images_per_second"))]
+        lines.append([system, *bounds, slope, *costs])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,5 +1,7 @@
 """Metrics of pairs that count the objects of scenes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from pplmodels.systems.system import LogProbFunction, shard_batches
 UNANIMOUS = 0.95  # fraction of scenes with the same extreme count that is reported as a collapse
 
 
-def scene_metrics(log_probs: LogProbFunction, guide, scenes: Images) -> dict:
+def scene_metrics(log_probs: LogProbFunction, guide, scenes: Images) -> dict[str, Any]:
     """The ELBO split by site, the inferred counts and, if the true counts are known, the count accuracy.
 
     ``log_probs`` is :func:`pplmodels.metrics.log_probs` of the pair, compiled or not. ``count_accuracy``,
@@ -20,12 +22,15 @@ def scene_metrics(log_probs: LogProbFunction, guide, scenes: Images) -> dict:
     n = 0..T likely steps. ``warning`` is present if almost all scenes get no object, or if almost all scenes with an
     object get T.
     """
-    metrics, inferred = elbo_terms(log_probs, shard_batches(scenes), inspect.count_objects)
+    terms, inferred = elbo_terms(log_probs, shard_batches(scenes), inspect.count_objects)
     posterior = distributed.all_gather(torch.cat([inspect.count_posterior(guide, x) for x in shard_batches(scenes)]))
     counts = posterior.shape[1]
-    metrics["inferred_counts"] = (inferred.bincount(minlength=counts) / len(inferred)).tolist()
     decided = inspect.decided_counts(posterior).bincount(minlength=counts) / len(posterior)
-    metrics["decided_counts"] = decided.tolist()
+    metrics: dict[str, Any] = {
+        **terms,
+        "inferred_counts": (inferred.bincount(minlength=counts) / len(inferred)).tolist(),
+        "decided_counts": decided.tolist(),
+    }
     if warning := _collapse(decided):
         metrics["warning"] = warning
     if scenes.counts is not None:

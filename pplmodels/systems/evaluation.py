@@ -143,6 +143,13 @@ class Evaluated:
             return image_metrics(log_probs, model, guide, self.data.test)
         return self.system.held_out_metrics(log_probs, model, guide, self.data)
 
+    def further(self, model: Any, guide: Any, asked: EvaluationOptions) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Further metrics, and arrays with one row per held-out image (:meth:`System.further`)."""
+        if self.system is None:
+            return {}, {}
+        size = self.options.batch_size
+        return self.system.further(model, guide, self.data, size, asked.paths, asked.gradient_samples)
+
     def plot(self, model: Any, guide: Any, run: Run) -> None:
         """Write the plots into the folder of the run."""
         if self.system is None:
@@ -166,32 +173,37 @@ def evaluate(options: EvaluationOptions) -> str:
     run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
     imports.run_import(options.imports, run)
     model, guide = (module.to(device) for module in load_pair(run.folder))
-    found = Evaluated.of(run, options)
-    try_out(model, guide, found.data.test, run.folder)
+    evaluated = Evaluated.of(run, options)
+    try_out(model, guide, evaluated.data.test, run.folder)
+    metrics, arrays = measure(evaluated, model, guide, options)
+    write_json(run.folder / "evaluation.json", metrics)
+    rows = {name: array.cpu().numpy() for name, array in arrays.items()}
+    atomic_write(run.folder / "evaluation.npz", lambda path: _savez(path, rows))
+    evaluated.plot(model, guide, run)
+    closing = f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}"
+    return f"{json.dumps(metrics, indent=2)}\n{closing}"
+
+
+def measure(
+    evaluated: Evaluated, model: Any, guide: Any, options: EvaluationOptions
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metrics of a pair, and arrays with one row per held-out image."""
     log_probs = compiled_log_probs(model, guide, fallback=True)
     seed_all(options.seed)
-    metrics = {"data": found.options.data, **found.metrics(log_probs, model, guide)}
-    arrays: dict[str, Tensor] = {}
-    if found.system is not None:
-        size = found.options.batch_size
-        further = found.system.further(model, guide, found.data, size, options.paths, options.gradient_samples)
-        metrics, arrays = metrics | further[0], further[1]
+    metrics = {"data": evaluated.options.data, **evaluated.metrics(log_probs, model, guide)}
+    further, arrays = evaluated.further(model, guide, options)
+    metrics |= further
     if options.iw_samples:
-        images = found.data.test.head(options.iw_images or len(found.data.test))
+        images = evaluated.data.test.head(options.iw_images or len(evaluated.data.test))
         bound = weighted(model, guide, images, options.iw_samples, options.iw_chunk)
         arrays |= {"iw_bound": bound.bound, "effective_sample_size": bound.sample_size}
         metrics |= {"iw_samples": options.iw_samples, "iw_images": len(images)}
         metrics |= {name: float(array.mean()) for name, array in arrays.items() if array.dim() == 1}
-        metrics["peak_bytes"] = peak_bytes(device)
+        metrics["peak_bytes"] = peak_bytes(images.pixels.device)
         metrics["iw_bound_standard_error"] = float(bound.bound.std() / len(images) ** 0.5)
         if "bits_per_dim" in metrics:
             metrics["iw_bits_per_dim"] = level_bits(images, metrics["iw_bound"])
-    write_json(run.folder / "evaluation.json", metrics)
-    shown = {name: array.cpu().numpy() for name, array in arrays.items()}
-    atomic_write(run.folder / "evaluation.npz", lambda path: _savez(path, shown))
-    found.plot(model, guide, run)
-    closing = f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}"
-    return f"{json.dumps(metrics, indent=2)}\n{closing}"
+    return metrics, arrays
 
 
 def system_of(run: Run) -> System:
@@ -217,6 +229,7 @@ def weighted(model: Any, guide: Any, images: Images, num_samples: int, chunk: in
     return importance_weighted(bound, batches, num_samples)
 
 
-def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _savez(path: Path, arrays: dict[str, Any]) -> None:
+    """Write ``arrays``. Their type is Any because np.savez also has a keyword argument that is not an array."""
     with open(path, "wb") as file:  # np.savez would append .npz to a path
         np.savez(file, **arrays)

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pplmodels.data import Images, ImageSet, load_images
+from pplmodels.data import Images, ValidatedImageSet, load_images
 from pplmodels.data.transforms import TRANSFORMS
 from pplmodels.errors import InputError
 from pplmodels.messages import say
@@ -35,14 +35,14 @@ class LatentImageOptions(ImageOptions, AnnealingOptions):
 ImageOptionsT = TypeVar("ImageOptionsT", bound=ImageOptions)
 
 
-class ImageSystem(ValidatedSystem[ImageOptionsT], Generic[ImageOptionsT]):
+class ImageSystem(ValidatedSystem[ImageOptionsT, ValidatedImageSet], Generic[ImageOptionsT]):
     """A system that models images."""
 
     def transform(self, options: ImageOptionsT) -> str:
         """The name of the pixel transform that the likelihood needs (:data:`pplmodels.data.transforms.TRANSFORMS`)."""
         raise NotImplementedError
 
-    def load(self, options: ImageOptionsT) -> ImageSet:
+    def load(self, options: ImageOptionsT) -> ValidatedImageSet:
         """The images with the pixel transform of the likelihood."""
         return load_transformed(options, self.transform(options))
 
@@ -50,12 +50,12 @@ class ImageSystem(ValidatedSystem[ImageOptionsT], Generic[ImageOptionsT]):
         """:func:`image_metrics` of the images."""
         return image_metrics(log_probs, model, guide, images)
 
-    def plot(self, model: Any, guide: Any, data: ImageSet, run: Run) -> None:
+    def plot(self, model: Any, guide: Any, data: ValidatedImageSet, run: Run) -> None:
         """Curves, reconstructions, samples and views of the latent space."""
         image_pictures(model, guide, data.test, run.metrics, run.folder)
 
 
-def load_transformed(options: ImageOptions, transform: str) -> ImageSet:
+def load_transformed(options: ImageOptions, transform: str) -> ValidatedImageSet:
     """The images given by the options with a pixel transform, on the selected device.
 
     Validation and test images are binarized only once. Raises :class:`pplmodels.errors.InputError`.
@@ -71,7 +71,7 @@ def load_transformed(options: ImageOptions, transform: str) -> ImageSet:
     say_binarised(images.train, transform)
     images = images.map(lambda part: part.read_as(TRANSFORMS[transform]))
     if images.train.reading.kind == "binary" and images.train.reading.random:
-        images = ImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))
+        images = ValidatedImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))
     device = options.torch_device()
     return images.map(lambda part: part.to(device))
 
@@ -103,7 +103,7 @@ def image_metrics(log_probs: LogProbFunction, model, guide, images: Images) -> d
     if (bits := level_bits(images, metrics["elbo"])) is not None:
         metrics["bits_per_dim"] = bits
     units = active_units(guide, shard_batches(images))
-    active = Counter()
+    active: Counter[str] = Counter()
     for site, number in units.items():
         active[without_step(site)] += number
     if len(active) != 1:

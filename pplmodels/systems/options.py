@@ -71,7 +71,7 @@ class TrainingOptions(OptionModel):
         Literal["float32", "bfloat16"], Option("autocast dtype in training; evaluation is float32", "training")
     ] = "float32"
     imports: Annotated[
-        str | Literal[True] | None,
+        str | None,
         Option(
             "your module: its subclass of this pair's model or guide replaces the original (without FILE.py: the "
             "module that the run was trained with)",

@@ -56,8 +56,8 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         save_picture(figure, folder / f"{name}.png")
     if len(sites) == 1:
         plane, coordinates = inspect.manifold(model, guide, images.head(images.at_once(1000))[:], site=sites[0])
-        labels = tuple(f"coordinate {number}" for number in coordinates)
-        save_picture(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), labels), folder / "manifold.png")
+        down, right = (f"coordinate {number}" for number in coordinates)
+        save_picture(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), (down, right)), folder / "manifold.png")
         clouds, _ = inspect.code_clouds(model, guide, images.head(images.at_once(1000))[:], sites[0])
         save_picture(
             plotting.clouds({name: cloud.cpu().numpy() for name, cloud in clouds.items()}), folder / "prior.png"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pplmodels import distributed
@@ -93,8 +93,8 @@ class System(ABC, Generic[OptionsT, DataT]):
         """A new pair of the given classes, on the CPU."""
 
     @abstractmethod
-    def metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, images: Images) -> dict[str, Any]:
-        """The metrics of a pair on a set of images."""
+    def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: DataT) -> dict[str, Any]:
+        """The metrics of a trained pair in result.json, from held-out data."""
 
     @abstractmethod
     def plot(self, model: Any, guide: Any, data: DataT, run: Run) -> None:
@@ -143,12 +143,8 @@ class System(ABC, Generic[OptionsT, DataT]):
     def evaluate(
         self, options: OptionsT, svi: SVI, log_probs: LogProbFunction, model: Any, guide: Any, data: DataT
     ) -> dict[str, Any]:
-        """The metrics of an evaluation during training."""
-        return self.metrics(log_probs, model, guide, data.test)
-
-    def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: DataT) -> dict[str, Any]:
-        """The metrics of the trained pair in result.json."""
-        return self.metrics(log_probs, model, guide, data.test)
+        """The metrics of an evaluation during training, by default those of the trained pair."""
+        return self.held_out_metrics(log_probs, model, guide, data)
 
     def further(
         self, model: Any, guide: Any, data: DataT, batch_size: int, paths: int, gradient_samples: int | None
@@ -213,7 +209,7 @@ class System(ABC, Generic[OptionsT, DataT]):
         whole = steps is None or steps == options.steps
         if whole:
             warn_if_short(options.steps, annealed, self.schedule_options)
-        model, guide = pair if averaged is None else map(unwrapped, averaged.module)
+        model, guide = pair if averaged is None else map(unwrapped, averaged.module.children())
         bound = log_probs_of(options, model, guide)
         seconds = fit(
             svi,
@@ -259,9 +255,12 @@ def log_probs_of(options: TrainingOptions, model: PairModule, guide: PairModule)
     return partial(log_probs, model, guide)
 
 
-def unwrapped(module: Any) -> PairModule:
-    """The model or guide itself, without the wrapper that scales its KL."""
-    return module.wrapped if isinstance(module, ScaledKL) else module
+def unwrapped(module: nn.Module) -> PairModule:
+    """The model or guide itself, without the wrapper that scales its KL. Raises TypeError for other modules."""
+    inner = module.wrapped if isinstance(module, ScaledKL) else module
+    if not isinstance(inner, PairModule):
+        raise TypeError(f"{type(inner).__name__} is neither a model nor a guide: it is no PairModule.")
+    return inner
 
 
 def shard_batches(images: Images) -> Iterator[Tensor]:

@@ -1,5 +1,6 @@
 """The recipe of systems whose data have validation images: schedules, averaged weights and early stopping."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import Field, model_validator
@@ -7,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import Self
 
-from pplmodels.data import ImageSet
+from pplmodels.data import Images, ValidatedImageSet
 from pplmodels.infer import SVI, Annealed, FreeBits_ELBO, ScaledKL, adam, cyclical, delayed, learning_rates, linear
 from pplmodels.metrics import elbo_terms
 from pplmodels.systems.options import TrainingOptions
@@ -66,9 +67,10 @@ class AnnealingOptions(ScheduleOptions):
 
 
 ScheduleT = TypeVar("ScheduleT", bound=ScheduleOptions)
+ValidatedT = TypeVar("ValidatedT", bound=ValidatedImageSet)
 
 
-class ValidatedSystem(System[ScheduleT, ImageSet], Generic[ScheduleT]):
+class ValidatedSystem(System[ScheduleT, ValidatedT], Generic[ScheduleT, ValidatedT]):
     """A system whose data have validation images: schedules, averaged weights and early stopping.
 
     Attributes:
@@ -79,6 +81,14 @@ class ValidatedSystem(System[ScheduleT, ImageSet], Generic[ScheduleT]):
     final_metrics = ("elbo", "bits_per_dim", "code_usage", "nats_per_code")
     schedule_options = "--warm-up"
     objective_name = "elbo"
+
+    @abstractmethod
+    def metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, images: Images) -> dict[str, Any]:
+        """The metrics of a pair on a set of images."""
+
+    def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: ValidatedT) -> dict[str, Any]:
+        """The metrics of the test images."""
+        return self.metrics(log_probs, model, guide, data.test)
 
     def delayed(self, options: ScheduleT, model: Any, guide: Any) -> tuple[nn.Module, float] | None:
         """The part of the pair, if any, that is only trained after a fraction of the steps, and this fraction."""
@@ -125,14 +135,14 @@ class ValidatedSystem(System[ScheduleT, ImageSet], Generic[ScheduleT]):
         return "annealed_elbo" if annealed else self.objective_name
 
     def evaluate(
-        self, options: ScheduleT, svi: SVI, log_probs: LogProbFunction, model: Any, guide: Any, data: ImageSet
+        self, options: ScheduleT, svi: SVI, log_probs: LogProbFunction, model: Any, guide: Any, data: ValidatedT
     ) -> dict[str, Any]:
         """The metrics of the validation images, and the bound of as many training images."""
         seen, _ = elbo_terms(log_probs, data.train.head(len(data.valid)).batches())
         metrics = self.metrics(log_probs, model, guide, data.valid)
         return {"train_elbo": seen["elbo"], "valid_elbo": metrics.pop("elbo"), **metrics}
 
-    def fit(self, options: ScheduleT, data: ImageSet, run: Run, **part: Any) -> Trained:
+    def fit(self, options: ScheduleT, data: ValidatedT, run: Run, **part: Any) -> Trained:
         """Train, and recompute the statistics of batch normalization with the final weights."""
         trained = super().fit(options, data, run, **part)
         recompute_batch_norm(trained.model, trained.guide, data.train.batches(options.batch_size))

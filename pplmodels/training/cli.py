@@ -12,6 +12,8 @@ from pplmodels.errors import InputError, NonFiniteLossError, RankLostError, Stor
 from pplmodels.training.run import Run
 from pplmodels.training.signals import raise_on_signal
 
+RUN_FOLDER = "run_folder"  # attribute of exceptions, also of built-in ones, that resumable() sets
+
 
 def run_script(main: Callable[[], object]) -> None:
     """Run a script's ``main`` and report an error in one sentence.
@@ -49,13 +51,13 @@ def resumable(run: Run) -> Iterator[None]:
     try:
         yield
     except (StorageError, RankLostError, KeyboardInterrupt) as error:
-        error.run_folder = run.folder
+        setattr(error, RUN_FOLDER, run.folder)
         raise
 
 
 def _advice(error: BaseException) -> str:
     """The command that continues the interrupted work, with ``--resume --out FOLDER`` if there is a run folder."""
-    command, folder = ["python", *sys.argv], getattr(error, "run_folder", None)
+    command, folder = ["python", *sys.argv], getattr(error, RUN_FOLDER, None)
     if folder is not None and (folder / "config.json").exists():
         command += [] if "--resume" in command else ["--resume"]
         command += [] if any(word.split("=")[0] == "--out" for word in command) else ["--out", str(folder)]

@@ -46,14 +46,14 @@ def run_import(given: str | Literal[True] | None, run: Run | None = None) -> str
         if distributed.rank() == 0:
             print(f"importing {Path(stored).absolute()}, which {run.folder} names", file=sys.stderr)
     path = Path(given).absolute()
-    if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"--import {given}: there is no such .py file.")
     spec = importlib.util.spec_from_file_location(USER_MODULE, path)
+    if path.suffix != ".py" or not path.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"--import {given}: there is no such .py file.")
     sys.modules[USER_MODULE] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # user code can raise anything
-        raise _told(error, path) from error
+        raise _error_in_file(error, path) from error
     return str(path)
 
 
@@ -63,7 +63,7 @@ def user_classes(path: str | None, classes: Sequence[type]) -> list[type]:
         return list(classes)
     chosen = []
     for kind in classes:
-        found = _defined(kind)
+        found = _subclasses_in_file(kind)
         last = [child for child in found if not any(other is not child and issubclass(other, child) for other in found)]
         if len(last) > 1:
             names = " or ".join(child.__name__ for child in last)
@@ -75,7 +75,7 @@ def user_classes(path: str | None, classes: Sequence[type]) -> list[type]:
     return chosen
 
 
-def _defined(kind: type) -> list[type]:
+def _subclasses_in_file(kind: type) -> list[type]:
     """The subclasses of ``kind`` defined in the user's file."""
     own = [
         value
@@ -93,7 +93,7 @@ def check(path: str | None, build: Callable[[], Iterable[PairModule]], images: I
     stderr. The check does not change the state of the random generators.
     """
     with fork_rng():
-        _check(path and Path(path), build, images)
+        _check(None if path is None else Path(path), build, images)
 
 
 def _check(file: Path | None, build: Callable[[], Iterable[PairModule]], images: Images) -> None:
@@ -102,18 +102,18 @@ def _check(file: Path | None, build: Callable[[], Iterable[PairModule]], images:
     except InputError:
         raise
     except Exception as error:  # user code can raise anything
-        if file and (isinstance(error, TypeError) or _lines(error, file)):  # or wrong arguments
-            raise _told(error, file) from error
+        if file and (isinstance(error, TypeError) or _line_numbers(error, file)):  # or wrong arguments
+            raise _error_in_file(error, file) from error
         if isinstance(error, ValueError):
             raise InputError(f"{error}.") from error
         raise
     if file is not None:
         findings = _findings(pair, images.head(CHECKED)[:], file)
-        told = f"{file}: {' '.join(findings)}"
+        message = f"{file}: {' '.join(findings)}"
         if not all(finding.startswith(UNMOVED) for finding in findings):
-            raise InputError(told)
+            raise InputError(message)
         if findings and distributed.rank() == 0:
-            print(f"warning: {told}", file=sys.stderr)
+            print(f"warning: {message}", file=sys.stderr)
 
 
 def _findings(pair: nn.ModuleList, x: Tensor, file: Path) -> list[str]:
@@ -124,21 +124,22 @@ def _findings(pair: nn.ModuleList, x: Tensor, file: Path) -> list[str]:
         moved = copy.deepcopy(pair)
         with torch.no_grad():
             for parameter in (p for p in moved.parameters() if p.requires_grad):
-                parameter += NUDGE * torch.randn_like(parameter)
-        return check_pair(*moved, x)
+                parameter.add_(NUDGE * torch.randn_like(parameter))
+        model, guide = moved
+        return check_pair(model, guide, x)
     except Exception as error:
-        raise _told(error, file) from error
+        raise _error_in_file(error, file) from error
 
 
-def _told(error: Exception, path: Path) -> InputError:
+def _error_in_file(error: Exception, path: Path) -> InputError:
     """The error in the user's file and its line."""
     text = error.msg if isinstance(error, SyntaxError) and error.filename == str(path) else str(error)
-    lines = _lines(error, path)
-    where = f"line {lines[-1]}" if lines else " or ".join(kind.__name__ for kind in _defined(PairModule))
+    lines = _line_numbers(error, path)
+    where = f"line {lines[-1]}" if lines else " or ".join(kind.__name__ for kind in _subclasses_in_file(PairModule))
     return InputError(f"{path}, {where}: {type(error).__name__}{': ' if text else ''}{text}")
 
 
-def _lines(error: Exception, path: Path) -> list[int]:
+def _line_numbers(error: Exception, path: Path) -> list[int]:
     """The line numbers of the file in the error's traceback, outermost first."""
     frames = traceback.walk_tb(error.__traceback__)
     lines = [number for frame, number in frames if frame.f_code.co_filename == str(path)]

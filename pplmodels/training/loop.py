@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import pyro
 import torch
@@ -25,6 +26,8 @@ from pplmodels.training.progress import Progress
 from pplmodels.training.run import Run
 from pplmodels.training.signals import defer_signals
 from pplmodels.training.state import TrainState
+
+ResultT = TypeVar("ResultT")
 
 CHECK_EVERY = 20  # steps between reads from the device, for the progress bar and the check for a non-finite loss
 
@@ -186,7 +189,7 @@ def _evaluate(run: Run, state: TrainState, evaluate: Callable[[], dict], objecti
     return {"step": state.step, **metrics}
 
 
-def _evaluate_isolated(evaluate: Callable[[], dict], pair: nn.Module) -> dict:
+def _evaluate_isolated(evaluate: Callable[[], ResultT], pair: nn.Module) -> ResultT:
     """Call ``evaluate`` in evaluation mode from a fixed random state; restore mode and generators afterwards."""
     states = get_rng_state()
     pyro.set_rng_seed(distributed.rank())

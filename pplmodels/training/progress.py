@@ -38,7 +38,7 @@ class Progress:
         """Close the bar. What it showed last stays."""
         self._bar.close()
 
-    def describe(self, step: int, losses: Sequence[Tensor], metrics: dict) -> None:
+    def describe(self, step: int, losses: list[Tensor], metrics: dict) -> None:
         """Set the numbers beside the bar: the mean of the last ``losses``, the latest ``metrics``, and the speed."""
         if self._bar.disable:
             return

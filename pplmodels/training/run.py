@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from pplmodels import distributed
 from pplmodels.errors import InputError, as_input_error
@@ -53,7 +55,8 @@ class Run:
     def __init__(self, folder: Path, config: dict):
         _refuse_links(folder)
         self.folder, self.config = folder, config
-        self._events = self._lock = None
+        self._events: TensorBoardWriter | None = None
+        self._lock: BaseFileLock | None = None
 
     @classmethod
     def create(cls, folder: str | Path, config: dict) -> "Run":
@@ -113,7 +116,7 @@ class Run:
             for name in ("metrics.jsonl", BEST_WEIGHTS, CHECKPOINT):  # the checkpoint last: it marks a complete copy
                 source = Path(earlier) / name
                 if source.exists():
-                    atomic_write(self.folder / name, lambda path, source=source: shutil.copyfile(source, path))
+                    atomic_write(self.folder / name, partial(shutil.copyfile, source))
         distributed.barrier()
 
     def give_back(self) -> None:
@@ -185,7 +188,7 @@ class Run:
         append_line(self.folder / "metrics.jsonl", line)
         if self._events is None:
             self._events = TensorBoardWriter(self.folder / "tensorboard", step)
-        scalars = {}
+        scalars: dict[str, Any] = {}
         for name, value in metrics.items():
             numbered = {f"{name}/{i}": number for i, number in enumerate(value)} if isinstance(value, list) else {}
             scalars |= numbered or {name: value}

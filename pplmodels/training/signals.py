@@ -8,8 +8,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 from pplmodels.errors import Terminated
+
+Handler = Callable[[int, FrameType | None], Any] | int | None  # as signal.signal takes and returns them
 
 _requests: list[KeyboardInterrupt] = []  # one per signal received
 
@@ -18,7 +22,7 @@ _requests: list[KeyboardInterrupt] = []  # one per signal received
 def raise_on_signal() -> Iterator[None]:
     """In this context a signal raises at once: :class:`pplmodels.errors.Terminated` for SIGTERM."""
 
-    def handle(number, frame) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         _note(number)
         raise _requests[-1]
 
@@ -37,9 +41,9 @@ def defer_signals() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
     and that was lost is recorded too.
     """
 
-    previous = {}
+    previous: dict[signal.Signals, Handler] = {}
 
-    def handle(number, frame) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         _note(number)
         for name, handler in previous.items():
             signal.signal(name, handler)
@@ -57,9 +61,9 @@ def _note(number: int) -> None:
 
 
 @contextmanager
-def _handled(handle: Callable) -> Iterator[dict]:
+def _handled(handle: Handler) -> Iterator[dict[signal.Signals, Handler]]:
     """In this context ``handle`` is called for both signals. Yields the previous handlers."""
-    previous = {}
+    previous: dict[signal.Signals, Handler] = {}
     if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
         previous = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
     try:

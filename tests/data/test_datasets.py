@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pplmodels.data import dequantize, dynamic_binarize, load_images, threshold
-from pplmodels.data.images import Images
+from pplmodels.data.images import Images, ValidatedImageSet
 from pplmodels.errors import InputError
 
 GOOD = np.zeros((4, 6, 6), np.uint8)
@@ -262,5 +262,7 @@ def test_validation_images_are_training_images_no_longer():
     assert not any(image.tobytes() in known for image in images.valid.pixels.numpy())
     again = load_images("digits").with_validation()
     assert torch.equal(again.valid.pixels, images.valid.pixels)
+    few = images.map(lambda part: part.head(3))
+    assert type(few) is ValidatedImageSet and (len(few.train), len(few.valid), len(few.test)) == (3, 3, 3)
     with pytest.raises(InputError, match="leave none"):
         load_images("digits").with_validation(1400)

@@ -28,7 +28,7 @@ class ToySystem(System):
     def load(self, options):
         raise NotImplementedError
 
-    classes = build = metrics = plot = load
+    classes = build = held_out_metrics = plot = load
 
 
 TOY = ToySystem()
@@ -165,6 +165,11 @@ def test_a_wrong_file_is_refused_in_one_sentence(tmp_path, content, sentence):
     file = tmp_path / "mine.yaml"
     file.write_text(content)
     refused(parse, TOY, ["--config", str(file)], match=sentence)
+
+
+def test_a_new_training_needs_the_file_of_its_imports():
+    refused(parse, TOY, ["--import"], match="--import: which file?")
+    refused(ToyOptions.of, {"imports": True}, match="--import")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
