@@ -37,12 +37,13 @@ from torch import Tensor, nn
 from pplmodels.defaults import default_dtype
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
 from pplmodels.infer.compile.program import CompiledProgram
-from pplmodels.infer.traces import pair_traces, random_sites
+from pplmodels.infer.traces import pair_traces
 from pplmodels.inspect import check_pair
 from pplmodels.metrics import compiled_log_probs, elbo_terms, log_probs
 from pplmodels.module import PairModule
 from pplmodels.registry import load_pair
 from pplmodels.rng import fork_rng, seed_all
+from pplmodels.sites import random_sites
 
 ROLES = ("model", "guide")
 

@@ -15,6 +15,8 @@ class ScaledKL(nn.Module):
     both buffers (:class:`pplmodels.infer.Annealed`), but evaluate and save the unwrapped halves.
     """
 
+    beta: Tensor
+
     def __init__(self, half: nn.Module, beta: float = 1.0):
         super().__init__()
         self.wrapped = half

@@ -1,10 +1,13 @@
 """Checks that observed values have the shapes of their distributions."""
 
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pplmodels.sites import Site
 
 
 class Fitting(Messenger):
@@ -15,18 +18,18 @@ class Fitting(Messenger):
     """
 
     def _pyro_post_sample(self, msg) -> None:
-        if msg["is_observed"] and is_validation_enabled() and (sentence := too_large(msg)):
+        if not msg["is_observed"] or not is_validation_enabled():
+            return
+        if isinstance(msg["value"], Tensor) and not site_is_subsample(msg) and (sentence := too_large(msg)):
             raise ValueError(sentence)
 
 
-def too_large(site: dict) -> str:
+def too_large(site: Site) -> str:
     """A sentence about why an observed value does not broadcast to its distribution's shape, or "" if it does.
 
     Sizes are not checked in plates without a size, outside of plates, and in the dimensions of a distribution's own
     events, which it checks itself.
     """
-    if not isinstance(site["value"], Tensor) or site_is_subsample(site):
-        return ""
     found, expected = tuple(site["value"].shape), tuple(site["fn"].shape())
     events = len(site["fn"].event_shape)
     frames = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
@@ -37,7 +40,7 @@ def too_large(site: dict) -> str:
     return f"{site['name']} is observed in shape {found}, but its distribution has shape {expected}" + _remedy(site)
 
 
-def other_event(site: dict) -> str:
+def other_event(site: Site) -> str:
     """A sentence about an observed value whose event shape differs from its distribution's, or "" if they agree."""
     found, expected = tuple(site["value"].shape), tuple(site["fn"].shape())
     if all(_size(found, dim) == _size(expected, dim) for dim in _repeated(site["fn"])):
@@ -49,7 +52,7 @@ def other_event(site: dict) -> str:
     )
 
 
-def _repeated(distribution) -> range:
+def _repeated(distribution: TorchDistributionMixin) -> range:
     """The event dimensions, counted from the right, that were added by ``.to_event()``."""
     own = distribution
     while isinstance(own, (Independent, MaskedDistribution, ExpandedDistribution)):
@@ -61,7 +64,7 @@ def _size(shape: tuple[int, ...], dim: int) -> int:
     return shape[dim] if len(shape) >= -dim else 1
 
 
-def _remedy(site: dict) -> str:
+def _remedy(site: Site) -> str:
     """The end of the sentence: the fix if the channels are last, otherwise a period."""
     shape, event = tuple(site["value"].shape), tuple(site["fn"].event_shape)
     first = len(shape) - len(event)

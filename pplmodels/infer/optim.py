@@ -1,6 +1,7 @@
 """Optimizers over the parameters of a pair."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,13 @@ def adam(
                 f"{half!r} has no parameters of its own: give a torch optimizer the parameters that it uses, or train "
                 "functions with pyro.param under pyro.infer.SVI"
             )
-    groups = [{"params": list(module.parameters()), "lr": rate} for module, rate in (lr_of or {}).items()]
-    named = {id(p) for group in groups for p in group["params"]}
+    rates = [(list(module.parameters()), rate) for module, rate in (lr_of or {}).items()]
+    named = {id(p) for parameters, _ in rates for p in parameters}
     rest = [p for half in (model, guide) for p in half.parameters() if id(p) not in named]
-    device = rest[0].device
-    groups = [{"params": rest, "lr": lr}, *groups]
-    for group in groups:
-        group["lr"] = torch.tensor(group["lr"], device=device)
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "lr": torch.tensor(rate, device=rest[0].device)}
+        for parameters, rate in ((rest, lr), *rates)
+    ]
     return torch.optim.Adam(groups, fused=True, **options)
 
 

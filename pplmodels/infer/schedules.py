@@ -55,7 +55,8 @@ def _progress(step: int, begin: int, finish: int) -> float:
 
 def schedules_end(annealed: Iterable["Annealed"]) -> int:
     """The step from which all finite schedules are constant."""
-    return max((getattr(quantity.schedule, "finish", None) or 0 for quantity in annealed), default=0)
+    schedules = (quantity.schedule for quantity in annealed)
+    return max((schedule.finish or 0 for schedule in schedules if isinstance(schedule, Schedule)), default=0)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ class SVI(pyro.infer.SVI):
 
     def __init__(
         self,
-        model,
-        guide,
-        optim,
+        model: Callable,
+        guide: Callable,
+        optim: torch.optim.Optimizer,
         loss: ELBO | Objective | Callable[..., Tensor] | None = None,
         *,
         clip_norm: float | None = None,
@@ -161,7 +161,7 @@ class SVI(pyro.infer.SVI):
         In lower precision the checks fail, e.g. because probabilities do not sum to 1.
         """
         state = State(self._read())
-        before = Snapshot(state.tensors, state.generators)
+        before = Snapshot.of(state)
         with torch.no_grad(), Fitting():
             self._losses(args, kwargs)
         state.restore_bindings()

@@ -1,29 +1,24 @@
-"""Traces of a pair, their sites, and local parameters."""
+"""Traces of a pair, their steps, and local parameters."""
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
 
 import pyro
 from pyro import poutine
 from pyro.nn.module import _Context
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+
+from pplmodels.infer.compile.state import unconstrained
 
 
 def pair_traces(model, guide, x: Tensor) -> tuple[Trace, Trace]:
     """The traces of the guide on ``x (B, ...)`` and of the model replayed with its values, in this order."""
     guide_trace = poutine.trace(guide).get_trace(x)
     return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-
-
-def random_sites(trace: Trace) -> Iterator[tuple[str, dict]]:
-    """The names and sites of a trace's random variables, without plates."""
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            yield name, site
 
 
 def steps(latents: Mapping[str, Tensor], name: str) -> list[Tensor]:
@@ -41,14 +36,10 @@ def local_params() -> Iterator[None]:
     it was enabled. For other modules, this context provides the missing state.
     """
     outermost = "param_state" not in vars(_Context)
-    with pyro.settings.context(module_local_params=True):
-        if outermost:
-            _Context.param_state = {"params": {}, "constraints": {}}
-        try:
-            yield
-        finally:
-            if outermost:
-                del _Context.param_state
+    empty: dict[str, dict] = {"params": {}, "constraints": {}}
+    missing = patch.object(_Context, "param_state", empty, create=True) if outermost else nullcontext()
+    with pyro.settings.context(module_local_params=True), missing:
+        yield
 
 
 class Stated(Messenger):
@@ -63,5 +54,4 @@ class Stated(Messenger):
             msg["value"], msg["done"] = msg["args"][1], True
 
     def _pyro_post_param(self, msg) -> None:
-        unconstrained = getattr(msg["value"], "unconstrained", lambda: msg["value"])()
-        self.names[id(unconstrained)] = f'pyro.param("{msg["name"]}")'
+        self.names[id(unconstrained(msg["value"]))] = f'pyro.param("{msg["name"]}")'

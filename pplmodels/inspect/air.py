@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pplmodels.infer.elbos.stopping_chain import StoppingChain, trace_path
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import pair_traces, random_sites, steps
+from pplmodels.infer.traces import pair_traces, steps
 from pplmodels.inspect.images import mean_of_x
+from pplmodels.sites import random_sites
 
 
 @dataclass(frozen=True)

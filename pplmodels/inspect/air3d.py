@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import Any
 
 import pyro
@@ -16,10 +17,10 @@ from pplmodels.distributions.wrapped_normal import wrapped
 from pplmodels.infer.elbos.stopping_chain import StoppingChain, trace_path
 from pplmodels.infer.handlers import Likeliest
 from pplmodels.infer.looking import looking, unchanged
-from pplmodels.infer.traces import random_sites
 from pplmodels.infer.traces import steps as steps_of
 from pplmodels.metrics.bounds import log_probs
 from pplmodels.nn.renderer import KINDS, PERIODS
+from pplmodels.sites import random_sites
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def log_joint(model, x: Tensor, solids: Solids) -> Tensor:
     with unchanged(model):
         trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
         trace.compute_log_prob()
-        return sum(site["log_prob"] for _, site in random_sites(trace))
+        return reduce(torch.add, (site["log_prob"] for _, site in random_sites(trace)))
 
 
 def refine_solids(model, x: Tensor, solids: Solids, steps: int = 20, lr: float = 0.005) -> tuple[Solids, Tensor]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from pplmodels.infer import SVI
 from pplmodels.infer.looking import looking, unchanged
 from pplmodels.infer.observed import other_event, too_large
-from pplmodels.infer.traces import pair_traces, random_sites
+from pplmodels.infer.traces import pair_traces
+from pplmodels.sites import Site, random_sites
 
 Parents = dict[str, list[str]]
 
@@ -212,7 +213,7 @@ def _log_probs(half, x: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: site["fn"].log_prob(site["value"]) for name, site in random_sites(trace)}
 
 
-def _another(site) -> Tensor:
+def _another(site: Site) -> Tensor:
     """A different value of a discrete site, wherever there is one."""
     if not site["fn"].has_enumerate_support:
         return site["fn"].sample()
@@ -235,7 +236,7 @@ def _name(support) -> str:
     return str(support).removesuffix("()")
 
 
-def _distribution(site) -> str:
+def _distribution(site: Site | None) -> str:
     """The name of a site's distribution without its wrappers."""
     if site is None:
         return ""

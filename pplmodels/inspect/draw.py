@@ -9,9 +9,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import random_sites, steps
+from pplmodels.infer.traces import steps
 from pplmodels.inspect.images import mean_image
 from pplmodels.nn.draw_attention import window_of
+from pplmodels.sites import random_sites
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import pair_traces, random_sites
+from pplmodels.infer.traces import pair_traces
 from pplmodels.metrics.latents import posterior_mean_variances
+from pplmodels.sites import random_sites
 
 
 @looking

@@ -13,8 +13,9 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import random_sites, steps
+from pplmodels.infer.traces import steps
 from pplmodels.metrics.bounds import log_probs, without_step
+from pplmodels.sites import random_sites
 
 AT_ONCE = 1024  # number of images times samples in one run of a pair
 

@@ -17,8 +17,9 @@ from pplmodels.errors import InputError
 from pplmodels.infer.compile.program import CompiledProgram
 from pplmodels.infer.looking import put_back, unchanged
 from pplmodels.infer.observed import Fitting
-from pplmodels.infer.traces import local_params, pair_traces, random_sites
+from pplmodels.infer.traces import local_params, pair_traces
 from pplmodels.memo import memoise
+from pplmodels.sites import random_sites
 
 LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 

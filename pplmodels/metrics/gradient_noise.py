@@ -19,7 +19,7 @@ def gradient_variance(svi: SVI, args: tuple, parameters: Sequence[Tensor], repea
     learned = svi.parameters()
     chosen = [i for i, p in enumerate(learned) if any(p is q for q in parameters)]
     state = State({"model": svi.model, "guide": svi.guide, "loss": svi.elbo, "parameters": learned})
-    before = Snapshot(state.tensors, state.generators)
+    before = Snapshot.of(state)
     estimates = []
     for _ in range(repeats):
         _, images, gradients = svi.gradients(*args)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pplmodels import distributed
 from pplmodels.infer.looking import looking
-from pplmodels.infer.traces import random_sites
+from pplmodels.sites import Site, random_sites
 
 THRESHOLD = 0.01  # from Burda et al.
 
@@ -93,5 +93,5 @@ def _values(guide, x: Tensor) -> dict[str, Tensor]:
     return {name: site["value"] for name, site in random_sites(trace) if not site["is_observed"]}
 
 
-def _site(program, x: Tensor, site: str) -> dict:
-    return poutine.trace(program).get_trace(x).nodes[site]
+def _site(program, x: Tensor, name: str) -> Site:
+    return dict(random_sites(poutine.trace(program).get_trace(x)))[name]

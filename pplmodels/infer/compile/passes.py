@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import Argument, map_arg
 
 aten = torch.ops.aten
 FILLS = {  # they only use the shape of their argument, which is fixed in a graph
@@ -48,39 +50,37 @@ def simplified(module: GraphModule, inputs: list[torch.Tensor]) -> tuple[GraphMo
 def _equal_argument(node: Node) -> Node | None:
     """The argument that a no-op returns unchanged; None if the node is not a no-op."""
     if node.target in (aten.detach.default, aten.alias.default):
-        return node.args[0]
-    if node.target is aten.t.default and node.args[0].target is aten.t.default:
-        return node.args[0].args[0]
-    if node.target in RESHAPES and "val" in node.meta and "val" in node.args[0].meta:
-        before, after = node.args[0].meta["val"], node.meta["val"]
-        return node.args[0] if before.shape == after.shape and before.stride() == after.stride() else None
+        return node.all_input_nodes[0]
+    if node.target is aten.t.default and (transposed := node.all_input_nodes[0]).target is aten.t.default:
+        return transposed.all_input_nodes[0]
+    if node.target in RESHAPES and "val" in node.meta and "val" in (source := node.all_input_nodes[0]).meta:
+        before, after = source.meta["val"], node.meta["val"]
+        return source if before.shape == after.shape and before.stride() == after.stride() else None
     return None
-
-
-def _schema(node: Node):
-    return getattr(node.target, "_schema", None)
 
 
 def _has_effect(node: Node) -> bool:
     """Whether a call modifies an argument or a random generator, or returns nothing (e.g. an assertion)."""
-    if node.op != "call_function" or _schema(node) is None:
+    operation = node.target
+    if not isinstance(operation, OpOverload):
         return node.op in ("placeholder", "output")
-    return bool(_writes(node)) or not _schema(node).returns or torch.Tag.nondeterministic_seeded in node.target.tags
+    returns_nothing, draws = not operation._schema.returns, torch.Tag.nondeterministic_seeded in operation.tags
+    return bool(_writes(node)) or returns_nothing or draws
 
 
 def _writes(node: Node) -> set[Node]:
     """The arguments that a call writes to."""
-    if node.op != "call_function" or _schema(node) is None:
+    if not isinstance(node.target, OpOverload):
         return set()
     return _nodes_in(written_arguments(node.target, node.args, node.kwargs))
 
 
-def written_arguments(operation, args: Sequence, kwargs: Mapping) -> list:
+def written_arguments(operation: OpOverload, args: Sequence, kwargs: Mapping[str, object]) -> list:
     """The arguments that an operation writes to."""
     if operation in BATCH_NORMS:
         return list(args[3:5]) if args[5] else []
     arguments = operation._schema.arguments
-    given = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+    given = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
     return [given.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
@@ -88,9 +88,9 @@ def _may_alias(node: Node) -> bool:
     """Whether a call's result may share storage with an argument."""
     if node.op != "call_function":
         return False
-    if _schema(node) is None:  # getitem of a call with several results
+    if not isinstance(node.target, OpOverload):  # getitem of a call with several results
         return True
-    return any(result.alias_info is not None for result in _schema(node).returns)
+    return any(result.alias_info is not None for result in node.target._schema.returns)
 
 
 def _same_memory(placeholders: list[Node], inputs: list[torch.Tensor]) -> list[set[Node]]:
@@ -127,7 +127,7 @@ def _fold_constants(module: GraphModule, written: set[Node]) -> None:
     numbers, which torch "lifts". Other code may write to any other tensor.
     """
     graph = module.graph
-    values: dict[Node, object] = {}
+    values: dict[Node, Argument] = {}
     for node in graph.nodes:
         if node.target in LIFTS and node.args[0].op == "get_attr" and not {node, node.args[0]} & written:
             values[node] = getattr(module, node.args[0].target).clone()
@@ -137,7 +137,7 @@ def _fold_constants(module: GraphModule, written: set[Node]) -> None:
             like = node.meta["val"]
             values[node] = FILLS[node.target](like.shape, dtype=like.dtype, device=like.device)
         elif fixed and all(argument in values for argument in node.all_input_nodes):
-            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
     for number, (node, value) in enumerate(values.items()):

@@ -1,10 +1,8 @@
 """Programs that are traced once into a flat graph of tensor operations and then replayed."""
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
@@ -12,22 +10,23 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from pplmodels import distributed
+from pplmodels.infer.compile.call import Call
 from pplmodels.infer.compile.comparison import Outcome, difference
-from pplmodels.infer.compile.state import Snapshot, State, kind_of
-from pplmodels.infer.compile.traced import TracedGraph, tensor_name
+from pplmodels.infer.compile.state import Snapshot, State
+from pplmodels.infer.compile.traced import TracedGraph
 from pplmodels.infer.compile.tracing import CompileError, explained, line_that_draws, modules_that_run, refusal
 from pplmodels.rng import get_rng_state
 from pplmodels.states import named, packed
 
 MANY = 16  # maximum number of graphs, and number of traces after which each new trace causes a warning
-ARRAY = 64  # maximum size of NumPy arrays in arguments, which become part of the signature
 HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
+Result = TypeVar("Result")
 
 
-class CompiledProgram:
+class CompiledProgram(Generic[Result]):
     """A program that runs as a flat graph after its first call with given shapes.
 
     ``program(*args, **kwargs)`` may use Pyro, autograd and modules. It returns tensors, and values that are determined
@@ -59,7 +58,7 @@ class CompiledProgram:
 
     def __init__(
         self,
-        program: Callable,
+        program: Callable[..., Result],
         roots: Callable[[], Mapping[str, object]],
         fallback: bool = False,
         tolerance: float | None = None,
@@ -72,39 +71,39 @@ class CompiledProgram:
         self._rooted: dict[str, object] = {}
         self._state: State | None = None
         self._numbers: dict[tuple, int] = {}
-        self._numbered, self._number = None, 0
-        self._last: tuple[State, State] | None = None
+        self._numbered: State | None = None
+        self._number = 0
+        self._last: Call | None = None
         self._warned = self._told = False
 
     def __reduce__(self):
         """Copied and unpickled programs have no graphs and are traced again."""
         return type(self), (self.program, self.roots, self.fallback, self.tolerance)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args, **kwargs) -> Result:
         """The program's detached result. On CUDA, it is overwritten by the next call."""
         if reason := _why_not_here():
             return self._uncompiled(refusal(reason), args, kwargs)
-        state = self._current()
-        arguments = State(_named(args, kwargs), known=state)
-        if reason := _why_not_these(state, arguments):
+        call = Call(self._current(), args, kwargs)
+        if reason := call.why_uncompiled():
             return self._uncompiled(refusal(reason), args, kwargs)
-        key = self._key(state, arguments)
+        key = self._key(call)
         if key not in self.graphs:
-            return self._first(state, arguments, args, kwargs)
+            return self._first(call)
         if (graph := self.graphs[key]) is None:
             return self.program(*args, **kwargs)
         graph.calls += 1
         if graph.calls & (graph.calls - 1) == 0:
-            return self._compared(graph, key, state, arguments, args, kwargs)
-        return self._replayed(graph, state, arguments)
+            return self._compared(graph, key, call)
+        return self._replayed(graph, call)
 
-    def _replayed(self, graph: TracedGraph, state: State, arguments: State):
-        results, rebound = graph(state.tensors, arguments.tensors)
+    def _replayed(self, graph: TracedGraph, call: Call) -> Result:
+        results, rebound = graph(call.state.tensors, call.arguments.tensors)
         if rebound:
-            state.rebind(rebound)
+            call.state.rebind(rebound)
         return results
 
-    def _uncompiled(self, error: CompileError, args: tuple, kwargs: dict):
+    def _uncompiled(self, error: CompileError, args: tuple, kwargs: dict) -> Result:
         self._give_up(error)
         return self.program(*args, **kwargs)
 
@@ -118,75 +117,62 @@ class CompiledProgram:
 
     def _current(self) -> State:
         """The state that the program reads. It is only collected again if an object has been rebound."""
-        roots = dict(self.roots())
-        same = self._state is not None and len(roots) == len(self._rooted)
-        same = same and all(roots[name] is self._rooted.get(name) for name in roots)
-        if not (same and self._state.unchanged()):
-            self._rooted, self._state = roots, self._walk(roots)
-        return self._state
+        roots, state = dict(self.roots()), self._state
+        same = len(roots) == len(self._rooted) and all(roots[name] is self._rooted.get(name) for name in roots)
+        if state is None or not same or not state.unchanged():
+            state = self._walk(roots)
+            self._rooted, self._state = roots, state
+        return state
 
     def _walk(self, roots: Mapping[str, object] | None = None) -> State:
         roots = dict(self.roots()) if roots is None else roots
         hidden = {f"a hidden {type(module).__name__}": module for module in self._found}
         return State({**roots, **hidden, "torch's global hooks": HOOKS})
 
-    def _key(self, state: State, arguments: State) -> tuple:
-        if state is not self._numbered:  # signatures are long, so keys use their numbers
-            self._numbered, self._number = state, self._numbers.setdefault(state.signature, len(self._numbers))
-        return self._number, arguments.signature, _settings()
+    def _key(self, call: Call) -> tuple:
+        if call.state is not self._numbered:  # signatures are long, so keys use their numbers
+            self._numbered = call.state
+            self._number = self._numbers.setdefault(call.state.signature, len(self._numbers))
+        return self._number, call.arguments.signature, _settings()
 
-    def _first(self, state: State, arguments: State, args: tuple, kwargs: dict):
+    def _first(self, call: Call) -> Result:
         """Run the program itself, then trace it.
 
         If the first run creates objects that later runs use (lazy parameters, caches, the sites of an AutoGuide), the
         trace starts from the state after this run, otherwise from the state before it.
         """
-        self._tell_why(state, arguments)
-        start = _snapshot(state, arguments)
+        self._tell_why(call)
+        start = call.snapshot()
         with modules_that_run() as ran:
-            results = _detached(self.program(*args, **kwargs))
+            results = _detached(self.program(*call.args, **call.kwargs))
         known = {id(module) for module in self._found}
-        self._found += [m for m in ran if not state.holds(m) and id(m) not in known]
+        self._found += [m for m in ran if not call.state.holds(m) and id(m) not in known]
         settled = self._walk()
-        end = _snapshot(settled, arguments)
-        same = settled.signature == state.signature
-        base = state if same else settled
+        end = Snapshot.of(settled, call.arguments)
+        same = settled.signature == call.state.signature
         if same:
-            state.restore_bindings()
+            call.state.restore_bindings()
             start.restore()
-        again, again_named = _copied(args, kwargs, state)
-        given = State(_named(again, again_named), known=base)
+        again = call.repeated(call.state if same else settled)
+        graph = None
         try:
-            self._check_arguments(arguments, args, kwargs, known=state)
-            graph = self._traced(base, given, again, again_named)
+            call.check_arguments()
+            graph = self._traced(again)
         except CompileError as error:
             if not self.fallback:
-                state.restore_bindings()
-                arguments.restore_bindings()
+                call.restore_bindings()
                 start.restore()
                 raise
-            graph = None
             self._give_up(error)
-        self._keep(self._key(base, given), graph)
+        self._keep(self._key(again), graph)
         if same and graph is not None:  # so resumed training is identical to uninterrupted training
-            arguments.restore_bindings()
-            self._state = state
-            return self._replayed(graph, state, arguments)
+            call.arguments.restore_bindings()
+            self._state = call.state
+            return self._replayed(graph, call)
         settled.restore_bindings()
         end.restore()
         self._state = settled
         return results
-
-    @staticmethod
-    def _check_arguments(before: State, args: tuple, kwargs: dict, known: State) -> None:
-        """Raise an error if the program has changed the contents of its arguments."""
-        after = State(_named(args, kwargs), known=known)
-        if after.signature != before.signature or not before.unchanged():
-            what = before.difference(after) or "an argument"
-            raise refusal(
-                f"the program changes {what}, and a replay would not: let the program keep what it computes in an "
-                "attribute"
-            )
 
     def _keep(self, key: tuple, graph: TracedGraph | None) -> None:
         if len(self.graphs) >= MANY:
@@ -195,34 +181,30 @@ class CompiledProgram:
             self._numbers = {state: number for state, number in self._numbers.items() if number >= key[0] - MANY}
         self.graphs[key] = graph
 
-    def _traced(self, state: State, arguments: State, args: tuple, kwargs: dict) -> TracedGraph:
-        """Trace a graph from a state and compare it with the program. The state is restored."""
-        with _left_as_it_was(state, arguments) as before:
-            torch.manual_seed(torch.initial_seed() + 1)
+    def _traced(self, call: Call) -> TracedGraph:
+        """Trace a graph of a call and compare it with the program. The state is restored."""
+        with call.left_as_it_was() as before:
             try:
-                expected = self._outcome(state, arguments, args, kwargs)  # raises if no graph could be correct
+                expected = self._outcome(call, before, 1)  # raises if no graph could be correct
             except CompileError:
                 raise
             except Exception as error:  # the first run succeeded, so the program cannot be repeated
                 raise explained(error, "a second run with the same arguments fails") from error
-            state.restore_bindings()
-            before.restore()
             torch.manual_seed(torch.initial_seed() + 2)
-            graph = TracedGraph(self.program, args, kwargs, state, arguments, self._walk)
-            state.restore_bindings()
+            graph = TracedGraph(self.program, call, self._walk)
+            call.state.restore_bindings()
             before.restore()
-            graph.check(state, arguments)
-            self._compare(graph, before, (1, 2), state, arguments, args, kwargs, expected)
-            before.restore()
-            if all(tensor.is_cuda for tensor in graph.chosen(state.tensors, arguments.tensors)):
-                graph.capture(state.tensors, arguments.tensors)
+            graph.check(call)
+            self._compare(graph, call, before, (1, 2), expected)
+            if all(tensor.is_cuda for tensor in graph.chosen(call.state.tensors, call.arguments.tensors)):
+                graph.capture(call.state.tensors, call.arguments.tensors)
         return graph
 
-    def _compared(self, graph: TracedGraph, key: tuple, state: State, arguments: State, args: tuple, kwargs: dict):
+    def _compared(self, graph: TracedGraph, key: tuple, call: Call) -> Result:
         """Compare graph and program, then replay the graph and return its results."""
         try:
-            with _left_as_it_was(state, arguments) as before:
-                self._compare(graph, before, (0, 1), state, arguments, args, kwargs)
+            with call.left_as_it_was() as before:
+                self._compare(graph, call, before, (0, 1))
         except CompileError as error:
             if (since := graph.calls // 2) > 1:
                 error = CompileError(
@@ -230,18 +212,15 @@ class CompiledProgram:
                     f"calls {since + 1} to {graph.calls - 1} may have used a stale value."
                 )
             self.graphs[key] = None
-            return self._uncompiled(error, args, kwargs)
-        return self._replayed(graph, state, arguments)
+            return self._uncompiled(error, call.args, call.kwargs)
+        return self._replayed(graph, call)
 
     def _compare(
         self,
         graph: TracedGraph,
+        call: Call,
         before: Snapshot,
         seeds: tuple[int, int],
-        state: State,
-        arguments: State,
-        args: tuple,
-        kwargs: dict,
         expected: Outcome | None = None,
     ) -> None:
         """Run graph and program from the same state; raises if they differ for both seeds.
@@ -249,69 +228,79 @@ class CompiledProgram:
         ``seeds`` are offsets to the current seed. A difference for only one seed may be caused by rounding that flips
         a discrete choice. ``expected`` is the program's outcome for the first seed, if known.
         """
-        differences, name = [], partial(tensor_name, state, arguments)
-        for offset in seeds:
-            outcomes = [] if expected is None else [expected]
-            for run in (None, graph)[len(outcomes) :]:
-                if offset:
-                    torch.manual_seed(torch.initial_seed() + offset)
-                outcomes.append(self._outcome(state, arguments, args, kwargs, run))
-                state.restore_bindings()
-                before.restore()
-            expected = None
-            # all ranks must take the same decision
-            found = difference(*outcomes, [value for _, value in before.tensors], name, self.tolerance)
-            differences.append(max(distributed.all_gather_object(found)))
+        differences = []
+        for seed in seeds:
+            if expected is None:
+                expected = self._outcome(call, before, seed)
+            got = self._outcome(call, before, seed, graph)
+            tensors = [value for _, value in before.tensors]
+            found = difference(expected, got, tensors, call.tensor_name, self.tolerance)
+            differences.append(max(distributed.all_gather_object(found)))  # all ranks must take the same decision
             if not differences[-1]:
                 return
+            expected = None
         raise CompileError(
             f"the replayed step differs from the program's own in {differences[0]}: the program reads something that "
             "cannot be reached from model and guide, or a random choice decides which sites there are."
         )
 
-    def _outcome(
-        self, state: State, arguments: State, args: tuple, kwargs: dict, graph: TracedGraph | None = None
-    ) -> Outcome:
-        """The outcome of one run of the graph or, without ``graph``, of the program."""
-        if graph is not None:
-            results, rebound = graph(state.tensors, arguments.tensors)
-            tensors = [rebound.get(index, tensor) for index, tensor in enumerate(state.tensors)]
-        else:
-            drawn, seed = _other_generators(state), torch.initial_seed()
-            memory = [tensor.data_ptr() for tensor in state.tensors]
-            results = self.program(*args, **kwargs)
-            if _other_generators(state) != drawn:
-                place = line_that_draws(lambda: _other_generators(state), self.program, *args, **kwargs)
-                raise refusal(
-                    "numbers are drawn from Python's or NumPy's random generator, and a replay would repeat the same "
-                    f"numbers{place}: use torch's"
-                )
-            if torch.initial_seed() != seed:
-                raise refusal("the program seeds torch's random generator, and a replay would not")
-            after = self._walk()
-            if after.signature != state.signature:
-                raise refusal(
-                    f"each run of the program changes {state.difference(after)}, which is not a tensor, and a replay "
-                    "would not"
-                )
-            self._check_arguments(arguments, args, kwargs, known=state)
-            for index, (tensor, pointer) in enumerate(zip(state.tensors, memory, strict=True)):
-                if after.tensors[index] is tensor and tensor.data_ptr() != pointer:
-                    raise refusal(
-                        f"the program gives {state.tensor_name(index)} other memory, and a replay would not: write to "
-                        "it in place"
-                    )
-            tensors = after.tensors
-        tensors = [tensor.detach().clone() for tensor in (*tensors, *arguments.tensors)]
-        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_flatten(_detached(results))[0]]
-        return Outcome(leaves, tensors, get_rng_state())
+    def _outcome(self, call: Call, before: Snapshot, seed: int, graph: TracedGraph | None = None) -> Outcome:
+        """The outcome of one run of the graph or, without ``graph``, of the program.
 
-    def _tell_why(self, state: State, arguments: State) -> None:
+        The run starts from the state ``before``, with the offset ``seed`` to its seed. The state is restored.
+        """
+        if seed:
+            torch.manual_seed(torch.initial_seed() + seed)
+        if graph is None:
+            results, tensors = self._checked_run(call)
+        else:
+            results, rebound = graph(call.state.tensors, call.arguments.tensors)
+            tensors = [rebound.get(index, tensor) for index, tensor in enumerate(call.state.tensors)]
+        tensors = [tensor.detach().clone() for tensor in (*tensors, *call.arguments.tensors)]
+        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(_detached(results))]
+        outcome = Outcome(leaves, tensors, get_rng_state())
+        call.state.restore_bindings()
+        before.restore()
+        return outcome
+
+    def _checked_run(self, call: Call) -> tuple[Result, list[Tensor]]:
+        """The results of a run of the program and the state's tensors after it.
+
+        Raises CompileError if the run does something that no graph could repeat.
+        """
+        state = call.state
+        drawn, seed = _other_generators(state), torch.initial_seed()
+        memory = [tensor.data_ptr() for tensor in state.tensors]
+        results = self.program(*call.args, **call.kwargs)
+        if _other_generators(state) != drawn:
+            place = line_that_draws(lambda: _other_generators(state), self.program, *call.args, **call.kwargs)
+            raise refusal(
+                "numbers are drawn from Python's or NumPy's random generator, and a replay would repeat the same "
+                f"numbers{place}: use torch's"
+            )
+        if torch.initial_seed() != seed:
+            raise refusal("the program seeds torch's random generator, and a replay would not")
+        after = self._walk()
+        if after.signature != state.signature:
+            raise refusal(
+                f"each run of the program changes {state.difference(after)}, which is not a tensor, and a replay "
+                "would not"
+            )
+        call.check_arguments()
+        for index, (tensor, pointer) in enumerate(zip(state.tensors, memory, strict=True)):
+            if after.tensors[index] is tensor and tensor.data_ptr() != pointer:
+                raise refusal(
+                    f"the program gives {state.tensor_name(index)} other memory, and a replay would not: write to "
+                    "it in place"
+                )
+        return results, after.tensors
+
+    def _tell_why(self, call: Call) -> None:
         """Warn about the cause of a new trace: a changed number (once), or any change after many traces."""
         self.traces += 1
         if self._last is not None:
-            known, given = self._last
-            numbers = arguments.changed_numbers(given) if known.signature == state.signature else []
+            known, given = self._last.state, self._last.arguments
+            numbers = call.arguments.changed_numbers(given) if known.signature == call.state.signature else []
             if numbers and not (self._told or self._warned):
                 self._told = True
                 warnings.warn(
@@ -320,34 +309,13 @@ class CompiledProgram:
                     stacklevel=4,
                 )
             elif self.traces > MANY:
-                changed = known.difference(state) or given.difference(arguments) or "torch's settings"
+                changed = known.difference(call.state) or given.difference(call.arguments) or "torch's settings"
                 warnings.warn(
                     f"this program has been traced {self.traces} times, now because of {changed}: "
                     "keep shapes and plain values the same from call to call, and pass what varies as tensors.",
                     stacklevel=4,
                 )
-        self._last = state, arguments
-
-
-def _snapshot(state: State, arguments: State) -> Snapshot:
-    return Snapshot([*state.tensors, *arguments.tensors], [*state.generators, *arguments.generators])
-
-
-@contextmanager
-def _left_as_it_was(state: State, arguments: State) -> Iterator[Snapshot]:
-    """Yields a snapshot of state and arguments, and restores it on exit."""
-    before = _snapshot(state, arguments)
-    try:
-        yield before
-    finally:
-        state.restore_bindings()
-        arguments.restore_bindings()
-        before.restore()
-
-
-def _named(args: tuple, kwargs: dict) -> dict[str, object]:
-    numbered = {f"argument {number}": value for number, value in enumerate(args, 1)}
-    return {**numbered, **{f"argument {name}": value for name, value in kwargs.items()}}
+        self._last = call
 
 
 def _settings() -> tuple:
@@ -375,40 +343,7 @@ def _why_not_here() -> str:
     return ""
 
 
-def _why_not_these(state: State, arguments: State) -> str:
-    """The reason why a program that reads these objects cannot be compiled; "" if there is none."""
-    if arrays := arguments.large_arrays(ARRAY):
-        names = arguments.names(arrays)
-        return f"{names} is a NumPy array, whose values would be constants of the graph: pass torch.from_numpy(...)"
-    if arguments.unsupported:
-        return f"{arguments.names(arguments.unsupported)} is not a plain tensor"
-    for found in (state, arguments):
-        if found.iterators:
-            return (
-                f"{found.names(found.iterators)} is an iterator, and a replay would not advance it: take the next "
-                "item outside of the step and pass it as an argument"
-            )
-    return ""
-
-
-def _copied(args: tuple, kwargs: dict, state: State) -> tuple[tuple, dict]:
-    """The arguments, with tensors replaced by clones.
-
-    The first run may have cached results by the identity of its arguments, as Pyro's transforms do. A second run with
-    the same tensors would use this cache, while the next step will not. Tensors are not cloned if they are part of the
-    state, if they share memory, or if a clone would have other strides.
-    """
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if type(leaf) is Tensor and leaf.layout is torch.strided]
-    memory = Counter(t.untyped_storage().data_ptr() for t in {id(t): t for t in tensors}.values())
-    copies = {}
-    for tensor in tensors:
-        copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        if memory[tensor.untyped_storage().data_ptr()] == 1 and not state.holds(tensor) and tensor.is_leaf:
-            copies[id(tensor)] = copy if kind_of(copy) == kind_of(tensor) else tensor
-    return tree_map(lambda leaf: copies.get(id(leaf), leaf), (args, kwargs))
-
-
-def _detached(results):
+def _detached(results: Result) -> Result:
     leaves, spec = tree_flatten(results)
     return tree_unflatten([leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 

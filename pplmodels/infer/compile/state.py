@@ -10,11 +10,20 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial, partialmethod
 from itertools import chain
 from operator import is_
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    CellType,
+    CodeType,
+    EllipsisType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    NoneType,
+    NotImplementedType,
+)
 
 import numpy as np
 import pyro
@@ -32,7 +41,7 @@ from pplmodels.rng import (
 
 LIMIT = 50_000  # maximum number of visited objects; all others are compared by identity
 ARRAY = 1_000_000  # maximum size in bytes of arrays that are compared by content
-VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range)
+VALUES: tuple[type, ...] = (bool, int, float, complex, str, bytes, range, NoneType, EllipsisType, NotImplementedType)
 VALUES += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 # Instances of these libraries' classes are compared by identity, unless WALKED names their module. Their classes and
 # functions are assumed not to change.
@@ -71,7 +80,7 @@ class State:
 
     def __init__(self, roots: Mapping[str, object], known: "State | None" = None, hooks: bool = True):
         self.tensors: list[Tensor] = []
-        self.generators: list = []
+        self.generators: list[Generator] = []
         self.arrays: list[tuple[np.ndarray, int]] = []
         self.iterators: list[int] = []
         self.unsupported: list[int] = []  # places of tensors of other classes and layouts
@@ -162,8 +171,8 @@ class State:
 
     def _part(self, thing, place: int):
         """The part of the signature for a thing. Everything that it holds is queued."""
-        kind = type(thing)
-        if kind in VALUES or issubclass(kind, np.generic):
+        kind: type = type(thing)
+        if kind in VALUES or isinstance(thing, np.generic):
             return kind, thing if thing == thing else "nan", str(thing)  # distinguishes 0.0 and -0.0
         if self._known is not None and (at := self._known._seen.get(id(thing))) is not None:
             return "known", at
@@ -200,7 +209,7 @@ class State:
     def _enter(self, things, place: int, names) -> None:
         self._waiting.extend((thing, place, name) for thing, name in zip(things, names, strict=True))
 
-    def _sequence(self, thing, place: int):
+    def _sequence(self, thing: tuple | list | deque, place: int):
         self._enter(thing, place, [f"[{i}]" for i in range(len(thing))])
         if not isinstance(thing, tuple):
             self._watched.sequences.append(thing)
@@ -262,16 +271,22 @@ class State:
         self._enter((thing.__self__, thing.__func__), place, ("'s object", ""))
         return MethodType
 
-    def _partial(self, thing: partial, place: int):
+    def _partial(self, thing: partial | partialmethod, place: int):
         self._enter((thing.func, thing.args, thing.keywords), place, ("", "'s arguments", "'s arguments"))
         return type(thing)
 
-    def _wrapper(self, thing, place: int):
-        inner = getattr(thing, "__func__", None) or getattr(thing, "fget", None) or getattr(thing, "func", None)
+    def _wrapper(self, thing: staticmethod | classmethod | property | cached_property, place: int):
+        inner: Callable | None
+        if isinstance(thing, property):
+            inner = thing.fget
+        elif isinstance(thing, cached_property):
+            inner = thing.func
+        else:
+            inner = thing.__func__
         self._waiting.append((inner, place, ""))
         return type(thing)
 
-    def _reference(self, thing, place: int):
+    def _reference(self, thing: weakref.ref, place: int):
         self._waiting.append((thing(), place, ""))
         return weakref.ref
 
@@ -283,13 +298,13 @@ class State:
                 self._waiting.append((value, place, f".{key}"))
         return _Same(thing)
 
-    def _random(self, thing, place: int):
+    def _random(self, thing: Generator, place: int):
         self.generators.append(thing)
         return _Same(thing)
 
     def _module(self, thing: nn.Module, place: int):
         self._watched.dicts.append(vars(thing))
-        keys = []
+        keys: list[object] = []
         for key, value in vars(thing).items():
             if key in UNREAD or (not self._hooks and "_hook" in key):
                 continue
@@ -366,10 +381,16 @@ class Values:
 class Snapshot(Values):
     """:class:`Values` and the states of the random generators."""
 
-    def __init__(self, tensors: list[Tensor], generators=()):
+    def __init__(self, tensors: list[Tensor], generators: Iterable[Generator] = ()):
         super().__init__(tensors)
         self.states = get_rng_state()
         self.own = [(generator, get_generator_state(generator)) for generator in generators]
+
+    @classmethod
+    def of(cls, *states: State) -> "Snapshot":
+        """A snapshot of all tensors and generators in some states."""
+        tensors = [tensor for state in states for tensor in state.tensors]
+        return cls(tensors, [generator for state in states for generator in state.generators])
 
     def restore(self) -> None:
         """Put them back."""
@@ -382,6 +403,14 @@ class Snapshot(Values):
 def kind_of(tensor: Tensor) -> tuple:
     """The properties of a tensor that affect a graph: all except its values."""
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def unconstrained(value: Tensor) -> Tensor:
+    """The tensor that a parameter's value is computed from, which Pyro keeps with the values of constrained parameters.
+
+    Other values are returned as they are.
+    """
+    return getattr(value, "unconstrained", lambda: value)()
 
 
 def tensors_of(modules: list[nn.Module]) -> list[Tensor]:
@@ -427,7 +456,8 @@ def _is_library(thing) -> bool:
 @lru_cache(maxsize=10_000)
 def _outside_names(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The globals that a function's code reads or writes and the modules that it imports, including nested code."""
-    names, imported = {}, {}
+    names: dict[str, None] = {}
+    imported: dict[str, None] = {}
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"):
             names[instruction.argval] = None

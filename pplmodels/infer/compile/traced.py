@@ -7,8 +7,9 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from pplmodels.infer.compile.call import Call
 from pplmodels.infer.compile.passes import simplified
 from pplmodels.infer.compile.state import Snapshot, State
 from pplmodels.infer.compile.tracing import explained, refusal, refusing
@@ -19,15 +20,17 @@ aten = torch.ops.aten
 class TracedGraph:
     """A traced graph, which is called with the tensors of state and arguments."""
 
-    def __init__(self, program: Callable, args: tuple, kwargs: dict, state: State, arguments: State, walk: Callable):
-        tensors = [*state.tensors, *arguments.tensors]
-        self.spec, self.calls = None, 1
+    def __init__(self, program: Callable, call: Call, walk: Callable[[], State]):
+        tensors = [*call.state.tensors, *call.arguments.tensors]
+        self.calls = 1
+        self.spec: TreeSpec
+        self.constants: list[object]
 
         def flat(*inputs):  # these are identical to the program's tensors, which make_fx tracks by identity
             with refusing(tensors):
-                results, self.spec = tree_flatten(program(*args, **kwargs))
+                results, self.spec = tree_flatten(program(*call.args, **call.kwargs))
             self.constants = [None if isinstance(result, Tensor) else result for result in results]
-            pairs = enumerate(zip(state.tensors, walk().tensors, strict=True))
+            pairs = enumerate(zip(call.state.tensors, walk().tensors, strict=True))
             put = {index: found for index, (tensor, found) in pairs if found is not tensor}
             self.rebound = list(put)  # indices of tensors that the program replaces
             return [result.detach() if isinstance(result, Tensor) else None for result in (*results, *put.values())]
@@ -46,18 +49,17 @@ class TracedGraph:
         self.run = module.forward
         self.captured: torch.cuda.CUDAGraph | None = None
 
-    def check(self, state: State, arguments: State) -> None:
+    def check(self, call: Call) -> None:
         """Raise an error if the graph cannot reproduce what the program does with a tensor."""
         for index in self.cut:
-            name = tensor_name(state, arguments, index)
             raise refusal(
-                f"{name} was computed outside of the step and requires a gradient, and a replay would not continue the "
-                "backward pass there: detach it"
+                f"{call.tensor_name(index)} was computed outside of the step and requires a gradient, and a replay "
+                "would not continue the backward pass there: detach it"
             )
         for index in self.rebound:
-            if not state.can_rebind(index):
+            if not call.state.can_rebind(index):
                 raise refusal(
-                    f"the program replaces the tensor {state.tensor_name(index)}, which is not an attribute, a "
+                    f"the program replaces the tensor {call.state.tensor_name(index)}, which is not an attribute, a "
                     "variable, or an entry of a list or dict"
                 )
 
@@ -108,9 +110,3 @@ class TracedGraph:
         for found, needed in zip(put, self.requires_grad, strict=True):
             found.requires_grad_(needed)
         return tree_unflatten(results, self.spec), dict(zip(self.rebound, put, strict=True))
-
-
-def tensor_name(state: State, arguments: State, index: int) -> str:
-    """The name of a tensor from its index in the list of the state's and then the arguments' tensors."""
-    number = len(state.tensors)
-    return state.tensor_name(index) if index < number else arguments.tensor_name(index - number)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pplmodels.infer.compile.passes import LIFTS, written_arguments
+from pplmodels.infer.compile.state import unconstrained
 
 aten = torch.ops.aten
 TO_HOST = {"numpy", "__array__", "tolist", "__dlpack__"}
@@ -76,7 +77,9 @@ def explained(error: Exception, what: str = "") -> CompileError:
 
 def line_that_draws(states: Callable[[], tuple], program: Callable, *args, **kwargs) -> str:
     """The user's line at which a run of a program changes the states of generators, as the end of a sentence."""
-    start, lines, places = states(), [], []
+    start = states()
+    lines: list[traceback.FrameSummary] = []  # the last line that was run
+    places: list[str] = []
 
     def look(frame, event, _):
         if _is_library(frame.f_code.co_filename):
@@ -223,8 +226,7 @@ class _RefuseStoredParameters(Messenger):
         self.known = {id(tensor) for tensor in inputs}
 
     def _pyro_post_param(self, msg) -> None:
-        unconstrained = getattr(msg["value"], "unconstrained", lambda: msg["value"])()
-        if id(unconstrained) not in self.known:
+        if id(unconstrained(msg["value"])) not in self.known:
             raise CompileError(
                 f'pyro.param("{msg["name"]}") is kept in Pyro\'s global parameter store: make it a PyroParam or '
                 "nn.Parameter of the module (for a baseline, pplmodels.infer.NeuralBaseline or baseline_value)"

@@ -66,42 +66,46 @@ class Watched:
         if self.unchanged():
             return
         held = iter(self.held)
-        values = [list(islice(held, size)) for size in self.sizes]
-        dicts = len(self.dicts)
-        keys = [list(islice(held, size)) for size in (*self.sizes[:dicts], *self.sizes[dicts + len(self.sequences) :])]
-        for found, names, things in zip(self.dicts, keys, values, strict=False):
-            if not _same(found, names) or not _same(found.values(), things):
-                found.clear()
-                found.update(zip(names, things, strict=True))
-        for found, things in zip(self.sequences, values[dicts:], strict=False):
-            if not _same(found, things):
-                found.clear()
-                found.extend(things)
-        for kind, names, things in zip(self.classes, keys[dicts:], values[dicts + len(self.sequences) :], strict=True):
-            for name in vars(kind).keys() - set(names):
-                delattr(kind, name)
-            for name, thing in zip(names, things, strict=True):
-                if vars(kind).get(name, MISSING) is not thing:
-                    setattr(kind, name, thing)
+        self._restore_containers(held)
         for cell, content in zip(self.cells, list(islice(held, len(self.cells))), strict=True):
             if content is not MISSING:
                 cell.cell_contents = content
         for function in self.functions:
             function.__code__, function.__defaults__, function.__kwdefaults__ = islice(held, 3)
-        for (found, name), thing in zip(self.names, list(islice(held, len(self.names))), strict=True):
+        for (variables, name), thing in zip(self.names, list(islice(held, len(self.names))), strict=True):
             if thing is MISSING:
-                found.pop(name, None)
+                variables.pop(name, None)
             else:
-                found[name] = thing
+                variables[name] = thing
         for (owner, name), thing in zip(self.slots, held, strict=True):
             object.__setattr__(owner, name, thing)
-        for found, content in self.sets:
-            if isinstance(found, set):
-                found.clear()
-                found.update(content)
+        for members, content in self.sets:
+            if isinstance(members, set):
+                members.clear()
+                members.update(content)
         for array, copy in self.arrays:
             if array.flags.writeable:
                 array[...] = copy
+
+    def _restore_containers(self, held: Iterator) -> None:
+        """Restore dicts, sequences and classes from their values and keys, the first of the recorded contents."""
+        values = [list(islice(held, size)) for size in self.sizes]
+        dicts, others = len(self.dicts), len(self.dicts) + len(self.sequences)
+        keys = [list(islice(held, size)) for size in (*self.sizes[:dicts], *self.sizes[others:])]
+        for entries, names, things in zip(self.dicts, keys, values, strict=False):
+            if not _same(entries, names) or not _same(entries.values(), things):
+                entries.clear()
+                entries.update(zip(names, things, strict=True))
+        for sequence, things in zip(self.sequences, values[dicts:], strict=False):
+            if not _same(sequence, things):
+                sequence.clear()
+                sequence.extend(things)
+        for kind, names, things in zip(self.classes, keys[dicts:], values[others:], strict=True):
+            for name in vars(kind).keys() - set(names):
+                delattr(kind, name)
+            for name, thing in zip(names, things, strict=True):
+                if vars(kind).get(name, MISSING) is not thing:
+                    setattr(kind, name, thing)
 
     def _sizes(self) -> list[int]:
         return list(map(len, chain(self.dicts, self.sequences, self.proxies)))

@@ -39,6 +39,11 @@ class NeuralBaseline(nn.Module):
         decay: decay per step of the running moments.
     """
 
+    observations: Tensor
+    cost_mean: Tensor
+    cost_var: Tensor
+    signal_var: Tensor
+
     def __init__(self, context_dim: int, state_dim: int, hidden_dim: int = 256, decay: float = 0.99):
         super().__init__()
         self.decay = decay

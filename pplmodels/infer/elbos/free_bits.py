@@ -5,6 +5,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pplmodels import distributed
+from pplmodels.sites import random_sites
 
 
 class FreeBits_ELBO(TraceGraph_ELBO):
@@ -27,12 +28,11 @@ class FreeBits_ELBO(TraceGraph_ELBO):
 
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         bound, surrogate = super()._loss_and_surrogate_loss_particle(model_trace, guide_trace)
-        for name, site in guide_trace.nodes.items():
-            if site["type"] != "sample":
-                continue
+        model_sites = dict(random_sites(model_trace))
+        for name, site in random_sites(guide_trace):
             if not site["fn"].has_rsample:
                 raise ValueError(f"site {name} is not reparameterised: free bits need its KL's gradient")
-            kl = distributed.all_reduce((site["log_prob"] - model_trace.nodes[name]["log_prob"]).sum())
+            kl = distributed.all_reduce((site["log_prob"] - model_sites[name]["log_prob"]).sum())
             kl = kl / distributed.world_size()
             surrogate = surrogate + (self.free * site["log_prob"].numel() - kl).clamp(min=0)
         return bound, surrogate

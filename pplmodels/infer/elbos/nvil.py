@@ -9,6 +9,8 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pplmodels.sites import Site, random_sites
+
 
 class NVIL_ELBO(TraceGraph_ELBO):
     """TraceGraph_ELBO with learning signals divided by their running standard deviation.
@@ -23,9 +25,10 @@ class NVIL_ELBO(TraceGraph_ELBO):
     unbiased, but the weight relative to the reparameterized gradients changes.
     """
 
-    def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace):
+    def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        sites = dict(random_sites(guide_trace))
         for name, cost in _downstream_costs(model_trace, guide_trace).items():
-            site = guide_trace.nodes[name]
+            site = sites[name]
             normalizer = site["infer"].get("score_normalizer")
             if normalizer is None:
                 continue
@@ -39,18 +42,17 @@ class NVIL_ELBO(TraceGraph_ELBO):
 
 def _downstream_costs(model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
     """For each non-reparameterized guide site, the sum of the terms of the bound that depend on it, per image."""
-    costs = defaultdict(MultiFrameTensor)
+    costs: defaultdict[str, MultiFrameTensor] = defaultdict(MultiFrameTensor)
     for sign, trace in ((1, model_trace), (-1, guide_trace)):
-        for site in trace.nodes.values():
-            if site["type"] == "sample":
-                for name in get_provenance(site["log_prob_sum"]):
-                    term = sign * detach_provenance(site["log_prob"]).detach()
-                    costs[name].add((site["cond_indep_stack"], term))
+        for _, site in random_sites(trace):
+            for name in get_provenance(site["log_prob_sum"]):
+                term = sign * detach_provenance(site["log_prob"]).detach()
+                costs[name].add((site["cond_indep_stack"], term))
     with torch.no_grad():
         return {name: cost.sum_to(guide_trace.nodes[name]["cond_indep_stack"]) for name, cost in costs.items()}
 
 
-def normalised_score(site: dict, cost: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+def normalised_score(site: Site, cost: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """A site's cost prediction, and its score divided by the running standard deviation of the prediction error."""
     prediction = _shaped_as(cost, site["infer"].get("baseline", {}).get("baseline_value", torch.zeros_like(cost)))
     score = site["score_parts"].score_function

@@ -1,6 +1,7 @@
 """The protocol of objectives, and Pyro's ELBOs as objectives."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -51,7 +52,7 @@ class Objective(Protocol):
         """Returns loss and surrogate."""
 
 
-def check_objective(objective) -> None:
+def check_objective(objective: object) -> None:
     """Raise ValueError for objectives that SVI does not support."""
     name = type(objective).__name__
     if isinstance(objective, JITTED):
@@ -71,7 +72,7 @@ def check_objective(objective) -> None:
         )
 
 
-def why_uncompiled(objective) -> str:
+def why_uncompiled(objective: object) -> str:
     """A sentence about why a step with this objective cannot be compiled; "" if compilation can be tried."""
     if not isinstance(objective, ELBO) or _kind(objective) in (SURROGATE, PARTICLE):
         return ""
@@ -118,7 +119,8 @@ class PyroObjective:
     """
 
     def __init__(self, elbo: ELBO, parameters: list[Tensor]):
-        self.elbo, self.parameters = elbo, parameters
+        self.elbo: Any = elbo  # Pyro's base class declares none of the methods that _kind finds in its subclasses
+        self.parameters = parameters
 
     def __call__(self, model, guide, /, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """The negative bound, and a surrogate whose gradient is the gradient estimator."""
@@ -147,7 +149,7 @@ class PyroObjective:
                 surrogate = surrogate + terms[1] / self.elbo.num_particles
         return loss, surrogate
 
-    def _of_own_gradients(self, model, guide, args: tuple, kwargs: dict) -> tuple[float, Tensor]:
+    def _of_own_gradients(self, model, guide, args: tuple, kwargs: dict) -> tuple[Tensor | float, Tensor]:
         """The loss of an ELBO that calls ``backward`` by itself, and a surrogate with the resulting gradients."""
         for parameter in self.parameters:
             parameter.grad = None
@@ -158,7 +160,7 @@ class PyroObjective:
                 f"{type(self.elbo).__name__} gave no parameter a gradient: it only sees parameters that are stated to "
                 "Pyro, as those of a PyroModule are"
             )
-        return loss, sum(terms)
+        return loss, reduce(torch.add, terms)
 
 
 def _detached(value):

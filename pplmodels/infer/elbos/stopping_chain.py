@@ -23,15 +23,17 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pplmodels.sites import Site, random_sites
 
-def is_stop(site: dict) -> bool:
+
+def is_stop(site: Site) -> bool:
     """Whether a site of a trace, or its message, belongs to the chain."""
-    return site["type"] == "sample" and bool(site["infer"].get("stop"))
+    return bool(site["infer"].get("stop"))
 
 
-def is_choice(site: dict) -> bool:
+def is_choice(site: Site) -> bool:
     """Whether a site of a trace is a choice."""
-    return site["type"] == "sample" and bool(site["infer"].get("choice"))
+    return bool(site["infer"].get("choice"))
 
 
 class AlwaysContinue(Messenger):
@@ -74,8 +76,9 @@ class StoppingChain:
     """
 
     def __init__(self, path: Trace, choices: bool = True):
-        self.sites, self.choices = [], []
-        for site in path.nodes.values():
+        self.sites: list[Site] = []
+        self.choices: list[tuple[int, Site]] = []
+        for _, site in random_sites(path):
             if is_stop(site):
                 self.sites.append(site)
             elif choices and is_choice(site):
@@ -127,7 +130,7 @@ class StoppingChain:
             yield from ((n, picked) for picked in itertools.product(*map(range, sizes)))
 
 
-def _choice(site: dict) -> tuple[Tensor, Tensor]:
+def _choice(site: Site) -> tuple[Tensor, Tensor]:
     """Log-probabilities ``(K, *batch)`` of the values of a choice, plain and scaled as in the trace."""
     function = site["fn"]
     if isinstance(function, MaskedDistribution):  # the chain accounts for the mask

@@ -13,6 +13,7 @@ from torch import Tensor
 from pplmodels.infer.compile.state import Snapshot, State
 from pplmodels.infer.elbos.nvil import normalised_score
 from pplmodels.infer.elbos.stopping_chain import StoppingChain, is_choice, is_stop, trace_path
+from pplmodels.sites import Site, random_sites
 
 
 class SummedOut_ELBO(TraceGraph_ELBO):
@@ -52,7 +53,7 @@ class SummedOut_ELBO(TraceGraph_ELBO):
         if is_validation_enabled():
             check_model_guide_match(model_trace, path, stops.sites[0]["value"].dim())
             state = State({"guide": guide})
-            before = Snapshot(state.tensors, state.generators)  # the check runs the guide once per outcome
+            before = Snapshot.of(state)  # the check runs the guide once per outcome
             _check_path(path, stops, guide, args, kwargs)
             state.restore_bindings()
             before.restore()
@@ -61,20 +62,20 @@ class SummedOut_ELBO(TraceGraph_ELBO):
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         stops = StoppingChain(guide_trace, self.choices)
         _, probs, log_prob = stops.outcomes()
-        worth, bound = -log_prob, 0.0  # per outcome and image; and of terms that do not depend on the outcome
-        for site in model_trace.nodes.values():
-            if site["type"] == "sample":
-                if (term := _by_image(site, stops)) is None:
-                    bound = bound + site["log_prob_sum"]
-                else:
-                    worth = worth + term
+        worth = -log_prob  # per outcome and image
+        bound: Tensor | float = 0.0  # of terms that do not depend on the outcome
+        for _, site in random_sites(model_trace):
+            if (term := _by_image(site, stops)) is None:
+                bound = bound + site["log_prob_sum"]
+            else:
+                worth = worth + term
         bound = bound + (probs * worth).sum()
         summed = {site["name"] for _, site in stops.choices}
         drawn, steps = [], 0
-        for site in guide_trace.nodes.values():
+        for name, site in random_sites(guide_trace):
             if is_stop(site):
                 steps += 1
-            elif site["type"] == "sample" and site["name"] not in summed:
+            elif name not in summed:
                 if (term := _by_image(site, stops)) is None:
                     bound = bound - site["log_prob_sum"]
                 else:
@@ -94,7 +95,7 @@ class SummedOut_ELBO(TraceGraph_ELBO):
             return -self._loss_and_surrogate_loss(model, guide, args, kwargs)[0].item()
 
 
-def _by_image(site: dict, stops: StoppingChain) -> Tensor | None:
+def _by_image(site: Site, stops: StoppingChain) -> Tensor | None:
     """A site's log-probability per image, or None if the site is outside of the stops' plates."""
     frames = [frame for frame in stops.sites[0]["cond_indep_stack"] if frame.vectorized]
     if not set(frames) <= set(site["cond_indep_stack"]):
@@ -102,7 +103,7 @@ def _by_image(site: dict, stops: StoppingChain) -> Tensor | None:
     return MultiFrameTensor((site["cond_indep_stack"], site["log_prob"])).sum_to(frames)
 
 
-def _score(site: dict, downstream: Tensor, reached: Tensor) -> Tensor:
+def _score(site: Site, downstream: Tensor, reached: Tensor) -> Tensor:
     """The surrogate of a choice and of its baseline. In each image, the choice is made with probability ``reached``.
 
     ``downstream`` is that probability times the choice's mean cost over the outcomes in which it is made.
@@ -125,9 +126,7 @@ def _check_path(path: Trace, stops: StoppingChain, guide, args: tuple, kwargs: d
         outcome = poutine.trace(poutine.replay(guide, trace=outcome)).get_trace(*args, **kwargs)
         outcome.compute_log_prob()
         steps, chain = 0, torch.zeros_like(log_prob)
-        for name, site in path.nodes.items():
-            if site["type"] != "sample":
-                continue
+        for name, site in random_sites(path):
             found = outcome.nodes[name]["log_prob"]
             if is_stop(site):
                 steps, chain = steps + 1, chain + found
@@ -148,7 +147,7 @@ def _check_path(path: Trace, stops: StoppingChain, guide, args: tuple, kwargs: d
             raise ValueError(f"after a stop the later stops do not stay at 0 for certain{cause} (looking at n = {n}).")
 
 
-def _other(site: dict) -> Tensor:
+def _other(site: Site) -> Tensor:
     """A value of a choice that differs from the one in the trace."""
     number = site["fn"].enumerate_support(expand=False).shape[0]
     return (site["value"] + 1) % number
