@@ -45,5 +45,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         print("usage: train.py NAME [OPTIONS]\n\nsystems (train.py NAME --help lists the options of each):")
         print("\n".join(f"  {name:<14}{system.description}" for name, system in all_systems().items()))
-    else:
-        train(name, words)
+        sys.exit(0)
+    train(name, words)

@@ -23,7 +23,9 @@ def test_a_system_is_trained_by_its_name(script, tmp_path):
 
 def test_the_systems_are_listed(script, capsys):
     for words in ([], ["--help"]):
-        script("train")(words)
+        with pytest.raises(SystemExit) as ended:
+            script("train")(words)
+        assert ended.value.code == 0
         listed = capsys.readouterr().out
         assert all(f"  {name} " in listed for name in all_systems())
 
