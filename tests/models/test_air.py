@@ -13,13 +13,14 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.nn import pyro_method
 
 from guides import AIRGuide, DAIRGuide
+from guides.systems.air import gradient_health
 from pplmodels import AIR, AIR3D
 from pplmodels.data import Images
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
 from pplmodels.infer.traces import local_params
 from pplmodels.inspect import count_objects, count_posterior, decided_counts, sample_scenes
 from pplmodels.metrics import log_probs
-from pplmodels.report import gradient_health, scene_metrics
+from pplmodels.systems.counting import scene_metrics
 
 COUNTS = {0: (0.0, 0.0), 1: (1.0, 0.0), 2: (1.0, 1.0)}
 
