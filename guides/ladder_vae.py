@@ -77,7 +77,7 @@ class LadderGuide(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Sample the latents of the images ``x (B, C, H, W)``; returns z_1. ``n`` is unused here."""
         if x is None:
-            raise ValueError("a ladder's guide infers codes from images: x is required")
+            raise ValueError("a ladder's guide infers latents from images: x is required")
         with data_plate(len(x)):
             messages = self.messages(x)
             drawn: list[Tensor] = []

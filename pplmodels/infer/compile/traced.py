@@ -51,8 +51,8 @@ class TracedGraph:
         for index in self.cut:
             name = tensor_name(state, arguments, index)
             raise refusal(
-                f"{name} was computed outside of the step and requires a gradient, and a replay would not continue the "
-                "backward pass there: detach it"
+                f"{name} was computed outside of the step and requires a gradient, but a replay would not continue the "
+                "backward pass there; detach it"
             )
         for index in self.rebound:
             if not state.can_rebind(index):

@@ -28,17 +28,19 @@ def check_objective(objective) -> None:
     name = type(objective).__name__
     if isinstance(objective, JITTED):
         raise ValueError(
-            f"{name} keeps its parameters in Pyro's store: use {name.removeprefix('Jit')}, and compile=True"
+            f"{name} uses Pyro's global parameter store: use {name.removeprefix('Jit')} with compile=True instead"
         )
     if isinstance(objective, TraceTailAdaptive_ELBO):
-        raise ValueError(f"{name} has an infinite loss, after which a step moves nothing: use it with pyro.infer.SVI")
+        raise ValueError(
+            f"{name} has an infinite loss, after which this class updates no parameters: use it with pyro.infer.SVI"
+        )
     if isinstance(objective, ReweightedWakeSleep):
-        raise ValueError(f"{name} has two losses, and a step returns one: use it with pyro.infer.SVI")
+        raise ValueError(f"{name} has two losses, but a step returns only one: use it with pyro.infer.SVI")
     if not (isinstance(objective, ELBO) and _kind(objective)) and (
         isinstance(objective, ELBO) or not callable(objective)
     ):
         raise ValueError(
-            f"{name} has no gradients: loss is an ELBO of Pyro or a function of model, guide and arguments"
+            f"{name} has no gradients: loss must be an ELBO of Pyro or a function of model, guide and arguments"
         )
 
 
@@ -47,7 +49,7 @@ def why_uncompiled(objective) -> str:
     if not isinstance(objective, ELBO) or _kind(objective) in (SURROGATE, PARTICLE):
         return ""
     return (
-        f"{type(objective).__name__} cannot be compiled: it has gradients of its own, and may read values back to the "
+        f"{type(objective).__name__} cannot be compiled: it computes its own gradients and may read values back to the "
         "host. Trace_ELBO, TraceGraph_ELBO and subclasses that change their surrogate losses can be compiled."
     )
 
