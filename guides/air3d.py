@@ -43,8 +43,8 @@ class AIR3DGuide(PairModule):
     ==========  ============  ===========  ===========  ====================================
     z_pres_t    {0, 1}        (B)          ()           Bernoulli, a stop; REINFORCE or summed out
     z_kind_t    {0..3}        (B)          ()           Categorical, a choice; REINFORCE or summed out
-    z_place_t   real          (B)          (2)          Normal, reparameterised
-    z_yaw_t     [-pi, pi]     (B)          ()           WrappedNormal, reparameterised
+    z_place_t   real          (B)          (2)          Normal, reparameterized
+    z_yaw_t     [-pi, pi]     (B)          ()           WrappedNormal, reparameterized
     ==========  ============  ===========  ===========  ====================================
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).

@@ -29,7 +29,7 @@ class DRAWGuide(PairModule):
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
     ====  ============  ===========  ===========  ===================
-    z_t   real          (B)          (D)          reparameterised
+    z_t   real          (B)          (D)          reparameterized
     ====  ============  ===========  ===========  ===================
 
     Arguments:

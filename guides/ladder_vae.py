@@ -33,9 +33,9 @@ class LadderGuide(PairModule):
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
     ====  ============  ===========  ===========  ===================
-    z1    real          (B)          (D_1)        reparameterised
+    z1    real          (B)          (D_1)        reparameterized
     ...
-    zL    real          (B)          (D_L)        reparameterised
+    zL    real          (B)          (D_L)        reparameterized
     ====  ============  ===========  ===========  ===================
 
     Arguments:

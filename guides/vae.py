@@ -29,7 +29,7 @@ class VAEGuide(PairModule):
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
     ====  ============  ===========  ===========  ===================
-    z     real          (B)          (D)          reparameterised
+    z     real          (B)          (D)          reparameterized
     ====  ============  ===========  ===========  ===================
 
     Arguments:
