@@ -35,8 +35,8 @@ class AIRGuide(PairModule):
     site        support       batch shape  event shape  in the paper
     ==========  ============  ===========  ===========  ===================================
     z_pres_t    {0, 1}        (B)          ()           Bern(pi^t z_pres^{t-1}), REINFORCE
-    z_where_t   real          (B)          (3)          Normal, reparameterised
-    z_what_t    real          (B)          (D)          Normal, reparameterised
+    z_where_t   real          (B)          (3)          Normal, reparameterized
+    z_what_t    real          (B)          (D)          Normal, reparameterized
     ==========  ============  ===========  ===========  ===================================
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).

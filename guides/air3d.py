@@ -43,8 +43,8 @@ class AIR3DGuide(PairModule):
     ==========  ============  ===========  ===========  ====================================
     z_pres_t    {0, 1}        (B)          ()           Bernoulli, a stop; REINFORCE or summed out
     z_kind_t    {0..3}        (B)          ()           Categorical, a choice; REINFORCE or summed out
-    z_place_t   real          (B)          (2)          Normal, reparameterised
-    z_yaw_t     [-pi, pi]     (B)          ()           WrappedNormal, reparameterised
+    z_place_t   real          (B)          (2)          Normal, reparameterized
+    z_yaw_t     [-pi, pi]     (B)          ()           WrappedNormal, reparameterized
     ==========  ============  ===========  ===========  ====================================
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
@@ -185,7 +185,7 @@ class AIR3DGuide(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Sample the latents of the images ``x (B, 3, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
-            raise ValueError("AIR3DGuide infers solids from pictures: x is required")
+            raise ValueError("AIR3DGuide infers solids from images: x is required")
         left, maps, present = x, self.see(x), x.new_ones(len(x))
         whole = self.pool(maps)
         context, kind_context = self.baseline.context(whole), self.kind_baseline.context(whole)

@@ -29,7 +29,7 @@ class DRAWGuide(PairModule):
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
     ====  ============  ===========  ===========  ===================
-    z_t   real          (B)          (D)          reparameterised
+    z_t   real          (B)          (D)          reparameterized
     ====  ============  ===========  ===========  ===================
 
     Arguments:
@@ -64,7 +64,7 @@ class DRAWGuide(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Sample the latents of the images ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
-            raise ValueError("DRAW's guide infers codes from images: x is required")
+            raise ValueError("DRAW's guide infers latents from images: x is required")
         with data_plate(len(x)):
             seen = self.reader.look(x)
             reader: State = (self.h, self.c)

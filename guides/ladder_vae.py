@@ -33,9 +33,9 @@ class LadderGuide(PairModule):
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
     ====  ============  ===========  ===========  ===================
-    z1    real          (B)          (D_1)        reparameterised
+    z1    real          (B)          (D_1)        reparameterized
     ...
-    zL    real          (B)          (D_L)        reparameterised
+    zL    real          (B)          (D_L)        reparameterized
     ====  ============  ===========  ===========  ===================
 
     Arguments:
@@ -77,7 +77,7 @@ class LadderGuide(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Sample the latents of the images ``x (B, C, H, W)``; returns z_1. ``n`` is unused here."""
         if x is None:
-            raise ValueError("a ladder's guide infers codes from images: x is required")
+            raise ValueError("a ladder's guide infers latents from images: x is required")
         with data_plate(len(x)):
             messages = self.messages(x)
             drawn: list[Tensor] = []

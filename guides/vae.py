@@ -29,7 +29,7 @@ class VAEGuide(PairModule):
     ====  ============  ===========  ===========  ===================
     site  support       batch shape  event shape  in the paper
     ====  ============  ===========  ===========  ===================
-    z     real          (B)          (D)          reparameterised
+    z     real          (B)          (D)          reparameterized
     ====  ============  ===========  ===========  ===================
 
     Arguments:
@@ -57,7 +57,7 @@ class VAEGuide(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Sample the latents of the images ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
-            raise ValueError("a VAE's guide infers codes from images: x is required")
+            raise ValueError("a VAE's guide infers latents from images: x is required")
         with data_plate(len(x)):
             return pyro.sample("z", self.q_z(x))
 

@@ -64,7 +64,7 @@ class VQGuide(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Infer the codes of the images ``x (B, C, H, W)``. In training mode, this updates codebook statistics."""
         if x is None:
-            raise ValueError("a VQ-VAE's guide infers codes from images: x is required")
+            raise ValueError("a VQ-VAE's guide infers latents from images: x is required")
         codebook = self.model.codebook
         with data_plate(len(x)):
             z_e = self.encoder(x)

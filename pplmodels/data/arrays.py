@@ -31,27 +31,27 @@ def read_npz(path: str | Path, required: tuple[str, ...] = (), optional: tuple[s
     if not path.is_file():
         raise InputError(f"{path} is not a file.")
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is not an .npz archive, or was cut short.")
+        raise InputError(f"{path} is not an .npz archive, or is truncated.")
     with as_input_error(f"{path} is not a readable .npz archive of plain arrays."), zipfile.ZipFile(path) as archive:
         held = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         missing = [name for name in required if name not in held]
         if missing:
-            raise InputError(f"{path} has no array named {missing[0]}; it holds {', '.join(held)}.")
+            raise InputError(f"{path} has no array named {missing[0]}; its arrays are {', '.join(held)}.")
         entries = {name: held[name] for name in (*required, *optional) if name in held}
         if sum(entry.compress_size for entry in entries.values()) > path.stat().st_size:  # zipfile would allocate them
-            raise ValueError("more bytes than the file has")
+            raise ValueError("the entries are larger than the file")
         size = sum(entry.file_size for entry in entries.values())
         if size > max(SMALL, RATIO * path.stat().st_size):
-            raise InputError(f"{path} says that it unpacks to {size:,} bytes, more than {RATIO} times its own.")
+            raise InputError(f"{path} would unpack to {size:,} bytes, more than {RATIO} times its own size.")
         return {name: _read_array(archive, entry) for name, entry in entries.items()}
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     # the methods that numpy writes
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not entry.filename.endswith(".npy"):
-        raise ValueError("an entry of another kind")
+        raise ValueError("an unsupported type of entry")
     if entry.file_size > DEFLATE * entry.compress_size:
-        raise ValueError("more bytes than its compressed bytes can give")
+        raise ValueError("the size exceeds what the compressed bytes can expand to")
     with archive.open(entry) as stream:
         if np.lib.format.read_magic(stream) != (1, 0):  # later versions are for structured arrays
             raise ValueError("not a plain array")
@@ -59,7 +59,7 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         if dtype.hasobject or not dtype.itemsize or min(shape, default=0) < 0:
             raise ValueError("not a plain array")
         if math.prod(shape) * dtype.itemsize != entry.file_size - stream.tell():
-            raise ValueError("another shape than its bytes have")
+            raise ValueError("the shape does not match the size")
     with archive.open(entry) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
@@ -89,17 +89,20 @@ def array_formats(
     if decoding.white_level is None and not binary and (bits := [name for name in whole if ends[name] == (0, 1)]):
         others = next(name for name in whole if ends[name] != (0, 1))
         raise InputError(
-            f"{names[bits[0]]} has values of 0 and 1, {others} up to {ends[others][1]:g}: give both one scale, or say "
-            "which value is white with --white-level."
+            f"{names[bits[0]]} has values 0 and 1, but {others} has values up to {ends[others][1]:g}: convert them to "
+            "the same scale, or give the value of white with --white-level."
         )
     formats = {}
     for name, (shape, dtype) in kinds.items():
         form = formats[name] = array_format(names[name], shape, dtype, ends[name][1], binary, decoding)
         low, high = ends[name]
         size = "x".join(map(str, form(np.zeros((1, *shape[1:]), dtype))[0].movedim(0, -1).shape))
-        say(f"read {shape[0]:,} images {size}, {dtype}, {low:g}..{high:g}{form.words}: {names[name]}")
+        say(f"read {shape[0]:,} images ({size}, {dtype}, {low:g}..{high:g}{form.words}) from {names[name]}")
         if form.white == 65535 and 1 < high < DEEP:
-            say(f"warning: white is 65535 in {names[name]}, whose values end at {high:g}: see --white-level")
+            say(
+                f"warning: white is assumed to be 65535 in {names[name]}, but the largest value is {high:g}; set "
+                "--white-level if this is wrong"
+            )
     return formats
 
 
@@ -114,7 +117,7 @@ class NpyFile:
         self.path = path
         if not path.is_file():
             raise InputError(f"{path} is not a file.")
-        with as_input_error(f"{path} is not a .npy file of a plain array, or was cut short."), open(path, "rb") as file:
+        with as_input_error(f"{path} is not a .npy file of a plain array, or is truncated."), open(path, "rb") as file:
             read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
@@ -124,9 +127,9 @@ class NpyFile:
             if self.dtype.hasobject or not self.dtype.itemsize or min(self.stored, default=0) < 1:
                 raise ValueError("not a plain array")
             if math.prod(self.stored) * self.dtype.itemsize != path.stat().st_size - self.start:
-                raise ValueError("another shape than its bytes have")
+                raise ValueError("the shape does not match the size")
             if columns and len(self.stored) > 1:
-                raise InputError(f"{path} has its columns first (Fortran order): save numpy.ascontiguousarray of it.")
+                raise InputError(f"{path} is in Fortran order: save numpy.ascontiguousarray of the array.")
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -142,7 +145,7 @@ class NpyFile:
             for row, index in zip(data, indices, strict=True):
                 file.seek(self.start + index * row.nbytes)
                 if file.readinto(row.data) != row.nbytes:
-                    raise ValueError("cut short")
+                    raise ValueError("truncated")
         return rows
 
     def chunks(self) -> Iterator[np.ndarray]:

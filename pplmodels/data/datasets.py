@@ -80,7 +80,7 @@ def load_images(
         arrays = _npy_files(path)
         return _from_npy(arrays, decoding, storage) if arrays else load_folder(path, decoding, storage)
     if white_level is not None:
-        raise InputError(f"{data} has levels of its own: --white-level is for files of yours.")
+        raise InputError(f"--white-level does not apply to {data}, but only to your own files.")
     images = _built_in(data, Path(data_dir))
     return images.map(lambda part: replace(part, pixels=decoding.fitted(part.pixels[:])))  # [:] is a tensor
 
@@ -93,7 +93,7 @@ def _built_in(data: str, data_dir: Path) -> ImageSet:
     if data in TORCHVISION:
         return _from_torchvision(data, data_dir)
     raise InputError(
-        f"there is no data set {data!r}: choose {', '.join(BUILT_IN)}, an .npz or .npy file or a folder of images."
+        f"there is no dataset {data!r}: choose {', '.join(BUILT_IN)}, an .npz or .npy file or a folder of images."
     )
 
 
@@ -110,7 +110,7 @@ def _from_npz(path: Path, decoding: Decoding) -> ImageSet:
     found = read_npz(path, optional=(*itertools.chain(*NAMES), "x_val", "X_val", "val"))
     if found.keys() == set(PARTS) and any(map(_is_packed, found.values())):
         if decoding.image_size or decoding.white_level:
-            raise InputError(f"{path} holds binarised MNIST: --image-size and --white-level do not apply to it.")
+            raise InputError(f"--image-size and --white-level do not apply to the binarized MNIST in {path}.")
         return _of_parts({name: _unpacked(array, f"{name} in {path}") for name, array in found.items()})
     names = _names(found) or NAMES[0][:2]
     arrays = read_npz(path, required=names)  # raises an error if arrays are missing
@@ -142,7 +142,7 @@ def _npy_files(path: Path) -> list[Path]:
     before, _, after = path.stem.rpartition(use)
     files = [path.with_stem(f"{before}{other}{after}") for other in ("train", "test", "valid", "val")]
     if files[0] == files[1]:
-        raise InputError(f"{path} needs a neighbour: name the files x_train.npy and x_test.npy, or the like.")
+        raise InputError(f"{path} must be one of two files such as x_train.npy and x_test.npy.")
     return [*files[:2], *[file for file in files[2:] if file.is_file()][:1]]
 
 
@@ -168,7 +168,8 @@ def _say_shared(parts: Sequence[list[bytes]], source: str) -> None:
     known = set(parts[0])
     if shared := sum(digest in known for part in parts[1:] for digest in part):
         say(
-            f"warning: {shared:,} held-out images in {source} are training images as well: figures on them are too good"
+            f"warning: {shared:,} held-out images in {source} are also training images, so held-out metrics are "
+            "too optimistic"
         )
 
 
@@ -184,7 +185,7 @@ def _is_packed(array: np.ndarray) -> bool:
 def _unpacked(rows: np.ndarray, name: str) -> Tensor:
     """Unpack rows of bits to images of 0 and 1."""
     if not _is_packed(rows):
-        raise InputError(f"{name} is not binarised MNIST: rows of {28 * 28 // 8} bytes of packed bits.")
+        raise InputError(f"{name} is not binarized MNIST, whose rows are {28 * 28 // 8} bytes of packed bits.")
     return torch.from_numpy(np.unpackbits(rows, axis=1)).view(-1, 1, 28, 28)
 
 
@@ -200,7 +201,7 @@ def _binarised_mnist(data_dir: Path) -> ImageSet:
             except (OSError, RuntimeError) as error:
                 raise InputError(
                     f"{BINARISED} is not in {data_dir} and could not be downloaded: put "
-                    f"{', '.join(p.name for p in paths.values())} there, or name another folder with --data-dir."
+                    f"{', '.join(p.name for p in paths.values())} there, or give another folder with --data-dir."
                 ) from error
     return _of_parts({name: _read_amat(path) for name, path in paths.items()})
 
@@ -213,9 +214,9 @@ def _read_amat(path: Path) -> Tensor:
             pixels = np.fromfile(path, dtype=np.float32, sep=" ")
         images = pixels.reshape(-1, 1, 28, 28)
     except (OSError, ValueError, DeprecationWarning) as error:
-        raise InputError(f"{path} does not hold binarised MNIST, or was cut short.") from error
+        raise InputError(f"{path} does not contain binarized MNIST, or is truncated.") from error
     if not len(images) or not np.isin(images, (0, 1)).all():
-        raise InputError(f"{path} does not hold binarised MNIST: its numbers are not 0 and 1.")
+        raise InputError(f"{path} does not contain binarized MNIST, because it has values other than 0 and 1.")
     return torch.from_numpy(images.astype(np.uint8))
 
 
@@ -264,11 +265,11 @@ def _from_torchvision(name: str, data_dir: Path) -> ImageSet:
     except broken as error:
         if there:
             raise InputError(
-                f"the files in {(data_dir / files[0]).parent} are not those of {name}, or were cut short."
+                f"the files in {(data_dir / files[0]).parent} are not those of {name}, or are truncated."
             ) from error
         raise InputError(
             f"{name} is not in {data_dir} and could not be downloaded: put {', '.join(files)} "
-            "there, name another folder with --data-dir, or use --data digits."
+            "there, give another folder with --data-dir, or use --data digits."
         ) from error
 
 

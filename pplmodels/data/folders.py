@@ -50,7 +50,7 @@ class Pictures:
         pixels = self.decoding.fitted(torch.from_numpy(np.ascontiguousarray(levels)))
         pixels = pixels.expand(self.shape[0], *pixels.shape[1:])  # a gray image in a color dataset
         if pixels.shape != self.shape:
-            raise InputError(f"{path} has changed: it was of another size before.")
+            raise InputError(f"{path} has changed: its image had another size before.")
         return pixels
 
 
@@ -62,7 +62,7 @@ def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
     """
     paths = _find(folder)
     if len(paths) < HELD_OUT:
-        raise InputError(f"{folder} holds {len(paths)} images ({', '.join(ENDINGS)}); at least {HELD_OUT} are needed.")
+        raise InputError(f"{folder} has {len(paths)} images ({', '.join(ENDINGS)}); at least {HELD_OUT} are needed.")
     bar = tqdm(paths, "reading headers", delay=2, leave=False, unit=" images")
     headers = [read_header(path, decoding) for path in bar]
     pictures = Pictures([str(path) for path in paths], _common_shape(folder, paths, headers, decoding), decoding)
@@ -70,12 +70,15 @@ def load_folder(folder: Path, decoding: Decoding, storage: Storage) -> ImageSet:
     read = storage.read(pictures, storage.holds(pictures))
     deep = max((level for level, header in zip(read.brightest, headers, strict=True) if header.deep), default=255)
     if deep <= DARK:
-        say(f"warning: images of more than 8 bits have levels up to {deep} of 255: is their --white-level another?")
+        say(
+            f"warning: the images with more than 8 bits were converted to levels of at most {deep} of 255; set "
+            "--white-level if this is wrong"
+        )
     _refuse_blank(folder, headers, read.pixels, decoding)
     known: dict[bytes, int] = {}
     numbers = np.array([known.setdefault(content, len(known)) for content in read.contents])
     parts = _parts(folder, paths, read.pixels, numbers)
-    say(f"{len(parts[0]):,} of them to train on, {sum(map(len, parts[1:])):,} held out")
+    say(f"{len(parts[0]):,} of the images are for training, {sum(map(len, parts[1:])):,} are held out")
     return ImageSet(*parts)
 
 
@@ -93,13 +96,14 @@ def _find(folder: Path) -> list[Path]:
         if hidden is None and path.suffix.lower() in ENDINGS:
             found.append(path)
         elif hidden is None:
-            skipped[path.suffix or "without an ending"] += 1
+            skipped[path.suffix or "without an extension"] += 1
         elif hidden is not names[-1]:
             skipped[f"in {hidden}"] += 1
         else:
             skipped["._*" if hidden.startswith("._") else hidden] += 1
     if skipped:
-        say(f"skipped in {folder}: " + ", ".join(f"{number:,} {what}" for what, number in sorted(skipped.items())))
+        counts = ", ".join(f"{number:,} {what}" for what, number in sorted(skipped.items()))
+        say(f"skipped files in {folder}: {counts}")
     return found
 
 
@@ -130,7 +134,7 @@ def _common_shape(folder: Path, paths: list[Path], headers: list[Header], decodi
         if size != sizes[0]:
             raise InputError(
                 f"the images in {folder} differ in size: {paths[0].name} is {sizes[0][0]}x{sizes[0][1]}, {path} is "
-                f"{size[0]}x{size[1]}. --image-size N resizes and crops them to NxN."
+                f"{size[0]}x{size[1]}; use --image-size N to resize and crop all of them to NxN."
             )
     return channels, *sizes[0]
 
@@ -138,21 +142,21 @@ def _common_shape(folder: Path, paths: list[Path], headers: list[Header], decodi
 def _report(folder: Path, pictures: Pictures, headers: list[Header]) -> None:
     """Print how the files were read."""
     channels, height, width = pictures.shape
-    say(f"read {len(pictures):,} images {height}x{width}x{channels}, 8 bits: {folder}")
+    say(f"read {len(pictures):,} images ({height}x{width}x{channels}, 8 bits) from {folder}")
     decoding = pictures.decoding
     sizes = {(header.height, header.width) for header in headers}
     resized = len(sizes - {(height, width)})
     notes = {
-        "have more than 8 bits per channel and are scaled to 8": "deep",
-        f"have transparency and are laid over {decoding.background} (--background)": "transparent",
-        "are turned as their EXIF orientation says": "turned",
-        "have several pages or frames, of which the first is read": "several",
+        "have more than 8 bits per channel and were converted to 8 bits": "deep",
+        f"are transparent and were composited over {decoding.background} (--background)": "transparent",
+        "were rotated or flipped according to their EXIF orientation": "turned",
+        "have several pages or frames, of which only the first was read": "several",
     }
     for words, attribute in notes.items():
         if number := sum(getattr(header, attribute) for header in headers):
-            say(f"{number:,} of them {words}")
+            say(f"{number:,} of the images {words}")
     if resized:
-        say(f"resized and cropped to {height}x{width} from {len(sizes):,} sizes, {min(sizes)} to {max(sizes)}")
+        say(f"resized and cropped images of {len(sizes):,} sizes, {min(sizes)} to {max(sizes)}, to {height}x{width}")
 
 
 def _refuse_blank(folder: Path, headers: list[Header], pixels: Tensor | DiskPixels, decoding: Decoding) -> None:
@@ -161,8 +165,7 @@ def _refuse_blank(folder: Path, headers: list[Header], pixels: Tensor | DiskPixe
     blank = (bool((image == image[:, :1, :1]).all()) for image in map(pixels.__getitem__, transparent))
     if transparent and all(blank):
         raise InputError(
-            f"nothing of the images with transparency in {folder} is seen over {decoding.background}: choose another "
-            "--background."
+            f"the transparent images in {folder} are invisible over {decoding.background}: choose another --background."
         )
 
 
@@ -177,18 +180,19 @@ def _parts(folder: Path, paths: list[Path], pixels: Tensor | DiskPixels, numbers
     if uses is None:
         last_ones = numbers % HELD_OUT == HELD_OUT - 1 if distinct >= HELD_OUT else numbers == distinct - 1
         if distinct == 1:
-            say(f"warning: all images in {folder} are the same picture, which is trained on and held out")
+            say(f"warning: all images in {folder} are identical, so held-out images are also training images")
             last_ones = np.arange(len(numbers)) % HELD_OUT == HELD_OUT - 1
         elif copies:
-            say(f"{copies:,} images are copies of others: they are held out, or trained on, with them")
+            say(f"{copies:,} images are copies of others; copies are in the same part of the data")
         uses = last_ones.astype(int)
     elif copies:
         for use in (2, 0):  # held-out images stay held out
             mine, others = uses == use, (uses != use) & (uses > 0)
             uses = np.where(mine & np.isin(numbers, numbers[others]), -1, uses)
             if mine.any() and not (uses == use).any():
-                raise InputError(f"every image of {PARTS[use][0]} in {folder} is a held-out one as well.")
-        say(f"{copies:,} images are copies of others; {(uses < 0).sum():,} are left out, as they are in another part")
+                raise InputError(f"every image in {PARTS[use][0]} of {folder} is also a held-out image.")
+        left_out = (uses < 0).sum()
+        say(f"{copies:,} images are copies of others; {left_out:,} are omitted, because they are in another part")
     images = Images(pixels, copies_of=torch.from_numpy(numbers) if copies else None)
     return [images.part(torch.from_numpy(np.flatnonzero(uses == use))) for use in range(uses.max() + 1)]
 
@@ -204,7 +208,7 @@ def _uses(folder: Path, paths: list[Path]) -> np.ndarray | None:
         return uses
     if named := sorted({name for name in top if name in known}):
         say(
-            f"warning: {', '.join(named)} in {folder} are no parts of the data, since not all images are in train and "
-            "test: every tenth of all images is held out"
+            f"warning: the split of {folder} into {', '.join(named)} is ignored, because not all images are in train "
+            "and test; every tenth image is held out instead"
         )
     return None

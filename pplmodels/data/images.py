@@ -132,13 +132,13 @@ class ImageSet:
             return ValidatedImageSet(self.train, self.test, self.valid)
         number = number or max(1, len(self.train) // 10)
         if number >= len(self.train):
-            raise InputError(f"{number} validation images leave none of the {len(self.train)} to train on.")
+            raise InputError(f"{number} validation images leave none of the {len(self.train)} images for training.")
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0), device="cpu")
         chosen, others = order[:number], order[number:]
         if (copies_of := self.train.copies_of) is not None:  # copies must not stay in the training set
             others = others[~torch.isin(copies_of[others], copies_of[chosen])]
             if not len(others):
-                raise InputError(f"{number} validation images and their copies leave none to train on.")
+                raise InputError(f"{number} validation images and their copies leave no images for training.")
         return ValidatedImageSet(self.train.part(others), self.test, self.train.part(chosen))
 
     def map(self, change: Callable[[Images], Images]) -> "Self":

@@ -33,12 +33,12 @@ class Decoding:
         """Reject invalid colors and images of one pixel."""
         _ = self.ground
         if self.image_size is not None and self.image_size < 2:
-            raise InputError(f"--image-size {self.image_size}: images have a side of 2 pixels at least.")
+            raise InputError(f"--image-size {self.image_size} is too small: the side must be at least 2 pixels.")
 
     @property
     def ground(self) -> tuple[int, int, int]:
         """The background's red, green and blue levels."""
-        with as_input_error(f"{self.background!r} is not a colour: write one as white, black or #ff8800."):
+        with as_input_error(f"{self.background!r} is not a color: use CSS notation, such as white or #ff8800."):
             return ImageColor.getrgb(self.background)[:3]
 
     @property
@@ -73,8 +73,8 @@ def to_levels(values: np.ndarray, white: float, name: str) -> np.ndarray:
     scaled = (values.astype(precise, copy=False) * precise.type(255 / white)).round()
     if not (scaled.min() >= 0 and scaled.max() <= 255):  # also true for NaN
         raise InputError(
-            f"{name} has values from {values.min():g} to {values.max():g}; {white:g} is the level of white there, and "
-            "0 that of black. Say which value is white with --white-level, or scale the values."
+            f"{name} has values from {values.min():g} to {values.max():g}, but they must be from 0 (black) to "
+            f"{white:g} (white): give the value of white with --white-level, or rescale the values."
         )
     return scaled.astype(np.uint8)
 
@@ -114,7 +114,7 @@ class ArrayFormat:
     @property
     def words(self) -> str:
         """A description of the format in addition to shape and dtype."""
-        white = "" if self.white in (255.0, 65535.0) else f", {self.white:g} is white"
+        white = "" if self.white in (255.0, 65535.0) else f", white is {self.white:g}"
         return white + {None: "", 1: ", channels first", 3: ", channels last"}[self.channels]
 
 
@@ -127,7 +127,7 @@ def channel_axis(shape: tuple[int, ...], name: str) -> int | None:
             if shape[axis] in (1, 3, 4):
                 return axis
     raise InputError(
-        f"{name} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W), where C is 1, 3 or 4 (RGBA)."
+        f"{name} has shape {shape}; images must be (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4 (RGBA)."
     )
 
 
@@ -137,7 +137,7 @@ def extremes(chunks: Iterable[np.ndarray], name: str) -> tuple[float, float]:
     for chunk in chunks:
         ends = float(chunk.min()), float(chunk.max())
         if not np.isfinite(ends).all():
-            raise InputError(f"{name} has values that are NaN or infinite.")
+            raise InputError(f"{name} has NaN or infinite values.")
         low, high = min(low, ends[0]), max(high, ends[1])
     return low, high
 
@@ -158,7 +158,7 @@ def array_format(
         white = 1.0 if binary else WHITE.get(dtype.name)
     if white is None or dtype.kind not in "biuf":
         raise InputError(
-            f"{name} has type {dtype}, {high:g} at most; images are uint8, uint16, bool, or floats in [0, 1]: say "
-            "which value is white with --white-level, or convert the array."
+            f"{name} has type {dtype} and values up to {high:g}, but images must be uint8, uint16, bool, or floats in "
+            "[0, 1]: give the value of white with --white-level, or convert the array."
         )
     return ArrayFormat(name, axis, float(white), decoding)

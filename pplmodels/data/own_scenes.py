@@ -58,13 +58,14 @@ def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], half: str, path: 
     if counts is not None:
         most = pixels[0, 0].numel()  # bounds the confusion matrix, which has a row per count
         if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
-            raise InputError(f"n_{half} in {path} must hold one whole number from 0 for each image of x_{half}.")
+            raise InputError(f"n_{half} in {path} must have one integer of at least 0 for each image of x_{half}.")
         if counts.max() > most:
-            raise InputError(f"n_{half} in {path} says {counts.max()} objects in an image of {most} pixels.")
+            raise InputError(f"n_{half} in {path} has a count of {counts.max()} for an image of only {most} pixels.")
         if used is not None and (used != counts).any():
             scene = int((used != counts).argmax())
             raise InputError(
-                f"boxes_{half} in {path} has {used[scene]} boxes for scene {scene}, and n_{half} says {counts[scene]}."
+                f"boxes_{half} in {path} has {used[scene]} boxes for scene {scene}, but n_{half} has a count of "
+                f"{counts[scene]}."
             )
     return Images(
         pixels,
@@ -76,18 +77,20 @@ def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], half: str, path: 
 def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
     """The number of boxes of each scene, ``(N)``. Raises :class:`InputError` if boxes are not valid."""
     if boxes.ndim != 3 or boxes.shape[2] != 4 or len(boxes) != len(pixels) or boxes.dtype.kind not in "iuf":
-        raise InputError(f"{name} has shape {boxes.shape} and type {boxes.dtype}, not ({len(pixels)}, K, 4) of floats.")
+        raise InputError(
+            f"{name} has shape {boxes.shape} and type {boxes.dtype}, not shape ({len(pixels)}, K, 4) and floats."
+        )
     unused = np.isnan(boxes).all(-1)
     left, top, right, bottom = np.moveaxis(boxes[~unused], -1, 0)
     height, width = pixels.shape[2:]
     inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
     if not (inside & (left < right) & (top < bottom)).all():  # also true if only some values of a box are NaN
         raise InputError(
-            f"{name} must hold left < right and top < bottom in pixels, within images of {height}x{width}, or rows of "
-            "NaN."
+            f"each row of {name} must be NaN or a box in pixels with left < right and top < bottom, inside images of "
+            f"{height}x{width} pixels."
         )
     if len(right) and max(right.max(), bottom.max()) <= 1 < min(height, width):
-        raise InputError(f"{name} holds fractions of the image: give left, top, right and bottom in pixels.")
+        raise InputError(f"{name} has boxes in fractions of the image: give left, top, right and bottom in pixels.")
     return (~unused).sum(-1)
 
 
@@ -146,7 +149,7 @@ def _differing(scenes: Images) -> np.ndarray:
     ground = np.median(rows, axis=(0, 2))  # (C)
     if ground.max() > INK:
         level = "x".join(f"{value:g}" for value in ground)
-        say(f"warning: the ground of the scenes has level {level}; AIR draws its objects on black, which has level 0")
+        say(f"warning: the background of the scenes has level {level}, but AIR renders objects on black (level 0)")
     return (np.abs(pixels - ground[:, None, None]) > INK).any(1)
 
 

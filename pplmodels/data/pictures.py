@@ -64,7 +64,7 @@ def read_picture(path: Path, decoding: Decoding) -> np.ndarray:
         white = None if image.mode == "1" else decoding.white_level  # 1-bit images have no other levels
         if white is not None and _is_cut(image):
             raise InputError(
-                f"{path} has 16 bits per colour, of which the upper 8 are read: --white-level does not apply to it."
+                f"--white-level does not apply to {path}, which has 16 bits per channel: only the upper 8 are read."
             )
         upright = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
         if deep:
@@ -93,8 +93,8 @@ def _deep_levels(image: Image.Image, path: Path, white: float | None, bits: int,
         white = 2**bits - 1
     if white is None:
         raise InputError(
-            f"{path} has {'signed ' if signed else ''}{bits}-bit levels, from {values.min()} to {values.max()}: say "
-            "which is white with --white-level."
+            f"{path} has {'signed ' if signed else ''}{bits}-bit levels from {values.min()} to {values.max()}: give "
+            "the value of white with --white-level."
         )
     levels = to_levels(values, white, str(path))
     if not _is_transparent(image):
@@ -109,11 +109,11 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     with as_input_error(f"{path} is not a readable image."), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the limit here is below the one that Pillow warns about
         if path.stat().st_size > 8 * PIXELS:  # bytes per pixel of four 16-bit channels
-            raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, which are the most.")
+            raise InputError(f"{path} has more bytes than an image of {PIXELS:,} pixels, the maximum size.")
         # from memory: for a file, Pillow allocates as many bytes as a chunk claims to have
         with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             if image.width * image.height > PIXELS:
-                raise InputError(f"{path} has {image.height}x{image.width} pixels; {PIXELS:,} are the most.")
+                raise InputError(f"{path} has {image.height}x{image.width} pixels, but the maximum is {PIXELS:,}.")
             _scale_key(image)
             _scale_palette(image)
             yield image

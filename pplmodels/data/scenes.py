@@ -44,7 +44,8 @@ def make_scenes(
     largest = max(counts)
     if object_size * (1 + 2 * JITTER) > canvas:
         raise InputError(
-            f"objects of {object_size:g} pixels (up to {1 + 2 * JITTER:.0%}) do not fit a canvas of {canvas}."
+            f"objects of {object_size:g} pixels (up to {1 + 2 * JITTER:.0%} with jitter) do not fit on a canvas of "
+            f"{canvas}x{canvas} pixels."
         )
     generator = torch.Generator().manual_seed(seed)
     choices = torch.tensor(counts)
@@ -73,7 +74,10 @@ def _compose(
         todo = failed.nonzero().squeeze(1)
         if not len(todo):
             return scenes
-    raise InputError(f"{largest} objects of {object_size:g} pixels do not fit a canvas of {canvas} without overlap.")
+    raise InputError(
+        f"{largest} objects of {object_size:g} pixels do not fit on a canvas of {canvas}x{canvas} pixels without "
+        "overlap."
+    )
 
 
 def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float, generator: torch.Generator) -> Tensor:
@@ -157,7 +161,7 @@ def scene_set(
     images = load_images(data, data_dir, background=background, **reading)
     extent = ink_extent(images.train)
     if not extent:
-        raise InputError(f"the objects of {data} are black, and so are the scenes: nothing would be seen.")
+        raise InputError(f"the objects of {data} are black and would be invisible on the black canvas.")
     compose = partial(make_scenes, canvas=canvas, object_size=object_size, seed=seed)
     return SceneSet(
         compose(images.train, num_train, counts=counts),
@@ -170,7 +174,7 @@ def scene_set(
 
 def _ready_made(path: Path, background: str, white_level: float | None) -> tuple[Images, Images]:
     if path.suffix.lower() != ".npz":
-        raise InputError(f"ready-made scenes come from an .npz file, not from {path}.")
+        raise InputError(f"complete scenes must be in an .npz file, but {path} is not one.")
     return load_scenes(path, background=background, white_level=white_level)
 
 
@@ -182,12 +186,14 @@ def _object_size(scenes: Images, side: float | None, spread: float | None) -> tu
         low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # one standard deviation below and above
         side, spread = side or float(sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
         say(
-            f"the sides of {len(sides):,} objects were measured; {side:.3g} pixels, with a deviation of {spread:.0%}, "
-            "are the prior's (--object-size, --object-spread)"
+            f"measured {len(sides):,} objects in the scenes; the prior's object size is {side:.3g} pixels with a "
+            f"standard deviation of {spread:.0%} (--object-size, --object-spread)"
         )
     elif side is None:
         side = 0.4 * min(scenes.shape[1:])
-        say(f"the size of the objects cannot be told from the scenes: {side:.3g} pixels are assumed (--object-size)")
+        say(f"the object size cannot be estimated from the scenes; {side:.3g} pixels are assumed (--object-size)")
     if side > max(scenes.shape[1:]):
-        raise InputError(f"--object-size {side:g} is larger than the scenes, of {scenes.shape[1]}x{scenes.shape[2]}.")
+        raise InputError(
+            f"--object-size {side:g} is larger than the scenes, which have {scenes.shape[1]}x{scenes.shape[2]} pixels."
+        )
     return side, spread or SceneSet.spread

@@ -126,7 +126,7 @@ class Storage:
         size = sum(len(source) * math.prod(source.shape) for source in sources)
         memory = available_memory() // 2 if self.memory is None else self.memory
         if size > memory:
-            say(f"the images take {size:,} bytes, more than {memory:,} (--data-memory): they are read batch by batch")
+            say(f"the images need {size:,} bytes, more than {memory:,} (--data-memory), so they are read in batches")
         return size <= memory
 
     def read(self, source: Source, resident: bool) -> "Read":

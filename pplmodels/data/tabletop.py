@@ -86,4 +86,4 @@ def _places(counts: Tensor, most: int, generator: torch.Generator) -> Tensor:
         waiting = waiting[~fits]
         if not len(waiting):
             return place
-    raise InputError(f"{most} solids do not fit on the table {APART} apart.")
+    raise InputError(f"{most} solids do not fit on the table at a minimum distance of {APART}.")

@@ -37,7 +37,7 @@ def too_large(site: Site) -> str:
     checked += [dim - events for dim in range(events - len(found), 0) if frames and frames.get(dim, 0) >= 0]
     if all(_size(found, dim) in (1, _size(expected, dim)) for dim in checked):
         return ""
-    return f"{site['name']} is observed in shape {found}, but its distribution has shape {expected}" + _remedy(site)
+    return f"the observed {site['name']} has shape {found}, but its distribution has shape {expected}{_remedy(site)}"
 
 
 def other_event(site: Site) -> str:
@@ -47,8 +47,8 @@ def other_event(site: Site) -> str:
         return ""
     events = len(site["fn"].event_shape)
     return (
-        f"{site['name']} is observed in event shape {found[-events:]}, but its distribution has {expected[-events:]}: "
-        "each value would count several times."
+        f"the observed {site['name']} has event shape {found[-events:]}, but its distribution has event shape "
+        f"{expected[-events:]}, so each value would be counted several times."
     )
 
 
@@ -69,5 +69,5 @@ def _remedy(site: Site) -> str:
     shape, event = tuple(site["value"].shape), tuple(site["fn"].event_shape)
     first = len(shape) - len(event)
     if len(event) > 1 and first >= 0 and (shape[-1], *shape[first:-1]) == event:
-        return f": are the channels last? give {site['name']}.movedim(-1, {first})."
+        return f"; if its channels are last, pass {site['name']}.movedim(-1, {first})."
     return "."

@@ -20,8 +20,8 @@ def adam(
     for half in (model, guide):
         if not isinstance(half, nn.Module):
             raise ValueError(
-                f"{half!r} has no parameters of its own: give a torch optimizer the parameters that it uses, or train "
-                "functions with pyro.param under pyro.infer.SVI"
+                f"{half!r} has no parameters of its own: construct a torch optimizer with the parameters that it "
+                "uses, or train functions with pyro.param by pyro.infer.SVI"
             )
     rates = [(list(module.parameters()), rate) for module, rate in (lr_of or {}).items()]
     named = {id(p) for parameters, _ in rates for p in parameters}

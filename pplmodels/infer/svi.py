@@ -76,13 +76,15 @@ class SVI(pyro.infer.SVI):
         precision: torch.dtype | None = None,
     ):
         if compile not in (True, False, "auto"):
-            raise ValueError(f'compile is True, False or "auto", not {compile!r}')
+            raise ValueError(f'compile must be True, False or "auto", not {compile!r}')
         loss = TraceGraph_ELBO() if loss is None else loss
         if not isinstance(optim, torch.optim.Optimizer):
-            raise ValueError(f"optim is a torch.optim.Optimizer, not {optim!r}: pyro.infer.SVI takes Pyro's optimizers")
+            raise ValueError(
+                f"optim must be a torch.optim.Optimizer, not {optim!r}: use pyro.infer.SVI with Pyro's optimizers"
+            )
         if isinstance(optim, torch.optim.LBFGS):
             raise ValueError(
-                "LBFGS evaluates the loss several times a step, which is random here: use another optimizer"
+                "LBFGS evaluates the loss several times per step, but the loss is random: use another optimizer"
             )
         check_objective(loss)
         if compile and (refusal := why_uncompiled(loss)):
@@ -178,8 +180,8 @@ class SVI(pyro.infer.SVI):
                 if not torch.is_grad_enabled():
                     raise ValueError("there are no gradients under torch.no_grad() or torch.inference_mode()")
                 raise ValueError(
-                    "the loss depends on no parameter: model and guide have no random choice that does, or all of "
-                    "their parameters are frozen"
+                    "the loss does not depend on any parameter: no site of model or guide does, or all parameters "
+                    "are frozen"
                 )
             if first:
                 self._check_trained(surrogate, parameters, stated.names)
@@ -202,9 +204,9 @@ class SVI(pyro.infer.SVI):
             names[id(leaf)] for leaf in left if id(leaf) in names
         ):  # other leaves were created by the program
             raise ValueError(
-                f"the optimizer does not have {', '.join(found)}: they would never move. Give it all parameters (an "
-                "AutoGuide has none before it is called once; a pyro.param has to be a PyroParam of the module), or "
-                "freeze what is to stay with requires_grad_(False)"
+                f"the optimizer does not have {', '.join(found)}, which would never be updated: pass all parameters to "
+                "it (an AutoGuide has none before it is called once; a pyro.param must be a PyroParam of the module), "
+                "or freeze the others with requires_grad_(False)"
             )
 
     def _check_dense(self, gradients: tuple, parameters: list[Tensor], stated: dict[int, str]) -> None:

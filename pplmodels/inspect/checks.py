@@ -85,40 +85,40 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
     with torch.random.fork_rng(), unchanged(model, guide):  # functions are not copied
         model, guide = copy.deepcopy((model, guide))
         try:
-            running = "guide"
+            running = "Running the guide"
             guide_trace = poutine.trace(guide).get_trace(x)
-            running = "model"
+            running = "Running the model"
             model_trace = poutine.trace(model).get_trace(x)
             findings = [*_names(model, guide), *_sites(guide_trace, model_trace, len(x))]
             if findings:  # the following checks need compatible halves
                 return findings
-            running = "model, given the guide's samples,"
+            running = "Running the model with the guide's samples"
             guide_trace, model_trace = pair_traces(model, guide, x)
             findings = [*_values(guide_trace, model_trace), *_scores(guide_trace)]
-            running = "gradient"
+            running = "Computing the gradient"
             findings += _parameters(model, guide, x)
         except Exception as error:  # any exception of user code is a finding
-            return [f"The {running} cannot be computed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
+            return [f"{running} fails with {type(error).__name__}: {str(error).partition(chr(10))[0]}"]
         return findings or list(_provenance(model, guide, x, guide_trace))
 
 
 def _names(model, guide) -> Iterator[str]:
     name = getattr(model, "_pyro_name", "")
     if name and name == getattr(guide, "_pyro_name", ""):
-        yield f"Both halves are called {name!r}: in Pyro's param store their parameters would be the same ones."
+        yield f"Model and guide are both named {name!r}, so their parameters would have the same names in Pyro's store."
 
 
 def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]:
     q = {name: site for name, site in random_sites(guide_trace) if not site["infer"].get("is_auxiliary")}
     p = dict(random_sites(model_trace))
     for name in q.keys() - p.keys():
-        yield f"{name} is a site of the guide only: mark it with infer={{'is_auxiliary': True}} or add it to the model."
+        yield f"{name} is only a site of the guide: mark it with infer={{'is_auxiliary': True}} or add it to the model."
     for name in p.keys() - q.keys():
         if not p[name]["is_observed"]:
-            yield f"{name} is a site of the model only: the guide does not infer it, so it is drawn from the prior."
+            yield f"{name} is only a site of the model: the guide does not infer it, so it is sampled from the prior."
     for name in p.keys() & q.keys():
         if p[name]["is_observed"]:
-            yield f"{name} is observed in the model and sampled by the guide."
+            yield f"{name} is observed in the model, but sampled by the guide."
     for site in p.values():
         if site["is_observed"] and (finding := too_large(site) or other_event(site)):
             yield finding
@@ -126,9 +126,9 @@ def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]
         for name, site in sites.items():
             plates, shape = [frame.name for frame in site["cond_indep_stack"]], tuple(site["fn"].batch_shape)
             if site["is_observed"] and plates != ["data"]:
-                yield f"{name} is observed in the plates {plates}, not in 'data' alone."
-            elif half == "guide" and name in p and plates != [frame.name for frame in p[name]["cond_indep_stack"]]:
-                yield f"{name} of the guide is in the plates {plates}, which is not where it is in the model."
+                yield f"{name} is observed in the plates {plates}, but must only be in the plate 'data'."
+            elif name in p and plates != (others := [frame.name for frame in p[name]["cond_indep_stack"]]):
+                yield f"{name} is in the plates {plates} in the guide and in the plates {others} in the model."
             elif shape != (images,) * len(plates):
                 yield f"{name} of the {half} has batch shape {shape} for {images} images: use .to_event()."
     for name in p.keys() & q.keys():
@@ -152,8 +152,8 @@ def _scores(guide_trace: Trace) -> Iterator[str]:
             parts = site["fn"].score_parts(site["value"])
             if ((parts.log_prob == 0) & (parts.score_function != 0)).any():
                 yield (
-                    f"{name} of the guide is masked, but its score function is not, and multiplies all costs "
-                    "downstream: use pplmodels.distributions.Masked instead of .mask()."
+                    f"{name} of the guide is masked, but its score function is not and multiplies all downstream "
+                    "costs: use pplmodels.distributions.Masked instead of .mask()."
                 )
 
 
@@ -169,7 +169,7 @@ def _parameters(model, guide, x: Tensor) -> Iterator[str]:
     names = [f"{half}.{name}" for half, part in (("model", model), ("guide", guide)) for name, _ in _named(part)]
     parameters = [p for part in (model, guide) for _, p in _named(part)]
     if not parameters:
-        yield "Neither half has parameters."
+        yield "Neither model nor guide has parameters."
         return
     with pyro.validation_enabled(False):  # values outside of a support are found separately
         _, _, gradients = SVI(model, guide, torch.optim.SGD(parameters, lr=0.0)).gradients(x)
@@ -202,9 +202,9 @@ def _provenance(model, guide, x: Tensor, trace: Trace) -> Iterator[str]:
             for other, after in _log_probs(half, x, changed).items():
                 if other != name and not torch.equal(after, before[other]) and name not in parents.get(other, ()):
                     yield (
-                        f"{other} of the {half_name} depends on {name}, but Pyro has lost sight of it (a custom "
-                        "autograd.Function, vmap, NumPy or an in-place write in between?): TraceGraph_ELBO's gradient "
-                        "would be biased."
+                        f"{other} of the {half_name} depends on {name}, but Pyro does not track this (possible causes: "
+                        "a custom autograd.Function, vmap, NumPy, an in-place write), so the gradient of "
+                        "TraceGraph_ELBO would be biased."
                     )
 
 

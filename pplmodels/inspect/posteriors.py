@@ -148,7 +148,7 @@ def _dataset(
         elif len({value.shape for value in values}) == 1:
             variables[name] = (*leading, "step", *dims), np.stack(values, len(leading))
         else:
-            raise ValueError(f"the steps of {name} differ in shape: they have no common dimensions")
+            raise ValueError(f"the steps of {name} have different shapes, so they have no common dimensions")
     coords = dict(itertools.chain.from_iterable(getattr(half, "coords", {}).items() for half in halves))
     sizes = {dim: size for dims, value in variables.values() for dim, size in zip(dims, value.shape, strict=True)}
     first = {"step": 1}
@@ -163,7 +163,9 @@ def _dims(name: str, number: int, halves: tuple[PyroModule, ...]) -> tuple[str, 
         dims = getattr(half, "dims", {}).get(name)
         if dims is not None:
             if len(dims) != number:
-                raise ValueError(f"{type(half).__name__}.dims has {len(dims)} names for {name} of {number} dimensions")
+                raise ValueError(
+                    f"{type(half).__name__}.dims names {len(dims)} dimensions of {name}, but it has {number}"
+                )
             return dims
     return tuple(f"{name}_dim_{index}" for index in range(number))
 

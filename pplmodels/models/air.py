@@ -145,7 +145,7 @@ class AIR(PairModule):
         """Score the scenes ``x (B, C, H, W)`` or sample ``n`` scenes; returns x."""
         batch = n if x is None else len(x)
         if batch is None:
-            raise ValueError("AIR scores scenes or samples a number of them: x or n is required")
+            raise ValueError("AIR needs either x, the scenes to score, or n, the number of scenes to sample")
         with data_plate(batch):
             latents = self.latents(batch)
             return pyro.sample("x", self.p_x(*latents), obs=x)

@@ -127,7 +127,7 @@ class AIR3D(PairModule):
         """Score the images ``x (B, 3, H, W)`` or sample ``n`` images; returns x."""
         batch = n if x is None else len(x)
         if batch is None:
-            raise ValueError("AIR3D scores images or samples a number of them: x or n is required")
+            raise ValueError("AIR3D needs either x, the images to score, or n, the number of images to sample")
         with data_plate(batch):
             latents = self.latents(batch)
             return pyro.sample("x", self.p_x(*latents), obs=x)

@@ -72,7 +72,7 @@ class DRAW(PairModule):
         self.prior = StandardNormal(z_dim)
         self.likelihood = LIKELIHOODS[likelihood](image[0])
         if self.likelihood.num_params(image[0]) != image[0]:
-            raise ValueError(f"a canvas holds a number a pixel and channel: a {likelihood} likelihood needs more")
+            raise ValueError(f"a canvas has one number per pixel and channel, but a {likelihood} likelihood needs more")
         self.canvas = nn.Parameter(torch.full(self.image, float(canvas_start)))
         self.h, self.c = (nn.Parameter(torch.zeros(hidden_dim)) for _ in range(2))
         self.lstm = LSTMCell(z_dim, hidden_dim)

@@ -59,7 +59,9 @@ class LadderVAE(PairModule):
     ):
         super().__init__("ladder_vae")
         if not z_dims or len(z_dims) != len(hidden_dims):
-            raise ValueError(f"{len(z_dims)} layers of codes do not fit {len(hidden_dims)} widths: one each, at least")
+            raise ValueError(
+                f"z_dims ({len(z_dims)}) and hidden_dims ({len(hidden_dims)}) must both have one number per layer"
+            )
         self.image, self.z_dims, self.hidden_dims = tuple(image), tuple(z_dims), tuple(hidden_dims)
         self.batch_norm = batch_norm
         self.dims = {f"z{layer}": (f"latent_{layer}",) for layer in range(1, len(z_dims) + 1)} | {"x": IMAGE_DIMS}

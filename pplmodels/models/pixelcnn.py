@@ -33,7 +33,7 @@ class _RasterOrder(PairModule):
     def p_x(self, label: Tensor | None = None) -> TorchDistributionMixin:
         """p(x), event shape (H, W), or p(x | label) given the classes ``label (B)``."""
         if (label is not None) != bool(self.classes):
-            raise ValueError(f"a model of {self.classes} classes takes {'labels' if self.classes else 'no labels'}")
+            raise ValueError(f"a model with {self.classes} classes {'needs' if self.classes else 'takes no'} labels")
         return AutoregressiveCategorical(self.network, self.map, self.levels, self.temperature, label)
 
     def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> Tensor:

@@ -56,7 +56,7 @@ def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
     """
     if min(hidden_dims) < dim:
         raise ValueError(
-            f"hidden layers of {min(hidden_dims)} units cannot hold a MADE's {dim} degrees: make them wider"
+            f"the hidden layers of a MADE of {dim} dimensions need at least {dim} units, not {min(hidden_dims)}"
         )
     with torch.random.fork_rng(devices=[]):  # so the pair's other weights do not depend on it
         order = torch.arange(dim)  # Pyro's annotation, LongTensor, means any tensor of int64

@@ -77,8 +77,8 @@ class VQVAE(PairModule):
         """
         if prior is not None and (prior.map, prior.levels) != (self.map, len(self.codebook)):
             raise ValueError(
-                f"a prior of {prior.levels} values on {prior.map} maps is not one of "
-                f"{len(self.codebook)} codes on {self.map} maps"
+                f"the prior models {prior.map} maps of {prior.levels} values, but the codes are {self.map} maps of "
+                f"{len(self.codebook)} values"
             )
         self.__dict__["prior"] = prior  # not a submodule
 

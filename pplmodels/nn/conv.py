@@ -40,8 +40,8 @@ def conv_decoder(
     parts = 2**halvings
     if height % parts or width % parts:
         raise ValueError(
-            f"the sides of {height}x{width} images are not multiples of {parts}, as {len(channels)} maps need: "
-            "give fewer channels"
+            f"the sides of {height}x{width} images are not multiples of {parts}, which {len(channels)} feature maps "
+            "need: give fewer channels"
         )
     start = channels[0], height // parts, width // parts
     layers = [*mlp(in_dim, (math.prod(start),)), nn.Unflatten(1, start)]

@@ -50,7 +50,7 @@ class Codebook(nn.Module):
     def __init__(self, codes: int, dim: int, decay: float | None = None, patience: int = 20):
         super().__init__()
         if codes < 1 or dim < 1:
-            raise ValueError(f"a codebook of {codes} vectors of {dim} numbers is none: both are at least 1")
+            raise ValueError(f"a codebook needs at least one vector and one dimension, not {codes} and {dim}")
         vectors = torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes)
         if decay is None:
             self.vectors = nn.Parameter(vectors)

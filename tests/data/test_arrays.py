@@ -47,12 +47,12 @@ def test_the_same_images_of_any_kind_are_the_same_pixels(tmp_path, kind, ending)
 def test_0_and_1_are_black_and_white(tmp_path, kind, capsys):
     images = load_images(saved(tmp_path, (LEVELS > 127).astype(kind)))
     assert torch.equal(images.train.pixels[:, 0], torch.from_numpy((LEVELS > 127) * np.uint8(255)))
-    assert "0..1, 1 is white" in capsys.readouterr().err
+    assert "0..1, white is 1" in capsys.readouterr().err
 
 
 def test_parts_of_two_scales_are_refused_unless_white_is_given(tmp_path):
     path = saved(tmp_path, LEVELS, (LEVELS > 127).astype(np.uint8))
-    with pytest.raises(InputError, match=r"x_test in .* has values of 0 and 1, x_train up to 255: give both one scale"):
+    with pytest.raises(InputError, match=r"x_test in .* has values 0 and 1, but x_train has values up to 255: convert"):
         load_images(path)
     images = load_images(path, white_level=255)
     assert torch.equal(images.train.pixels[:, 0], torch.from_numpy(LEVELS)) and images.test.pixels.max() == 1
@@ -63,7 +63,7 @@ def test_channels_first_and_last_are_the_same_pixels_and_it_is_said(tmp_path, la
     images = load_images(saved(tmp_path, COLOURS if layout == "last" else COLOURS.transpose(0, 3, 1, 2)))
     assert torch.equal(images.train.pixels, torch.from_numpy(COLOURS.transpose(0, 3, 1, 2).copy()))
     said = capsys.readouterr().err
-    assert f"read 20 images 6x5x3, uint8, {COLOURS.min()}..{COLOURS.max()}, channels {layout}: x_train" in said
+    assert f"read 20 images (6x5x3, uint8, {COLOURS.min()}..{COLOURS.max()}, channels {layout}) from x_train" in said
 
 
 def test_an_alpha_channel_is_laid_over_the_background(tmp_path):
@@ -77,11 +77,14 @@ def test_an_alpha_channel_is_laid_over_the_background(tmp_path):
 @pytest.mark.parametrize(
     "array, sentence",
     [
-        (LEVELS.astype(np.int64), "has type int64, 255 at most; .*--white-level"),
-        (LEVELS.astype(np.float64), "values from 0 to 255; 1 is the level of white.*--white-level"),
+        (LEVELS.astype(np.int64), "has type int64 and values up to 255, .*--white-level"),
+        (
+            LEVELS.astype(np.float64),
+            r"values from 0 to 255, but they must be from 0 \(black\) to 1 \(white\).*--white-level",
+        ),
         (LEVELS.astype(np.complex64), "has type complex64"),
         (LEVELS / 127.5 - 1, "values from -1 to 1"),
-        (LEVELS.reshape(20, -1), r"has shape \(20, 30\); images are \(N, H, W\)"),
+        (LEVELS.reshape(20, -1), r"has shape \(20, 30\); images must be \(N, H, W\)"),
         (LEVELS[:, :, :, None].repeat(2, 3), r"has shape \(20, 6, 5, 2\)"),
     ],
     ids=["int64", "float to 255", "complex", "-1 to 1", "rows", "two channels"],
@@ -99,7 +102,7 @@ def test_a_given_white_level_is_the_remedy(tmp_path, kind):
 
 def test_16_bits_of_few_levels_are_pointed_at(tmp_path, capsys):
     load_images(saved(tmp_path, LEVELS.astype(np.uint16)))
-    assert "white is 65535" in capsys.readouterr().err
+    assert "white is assumed to be 65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("train_images", "test_images"), ("X_train", "X_test")], ids=str)
@@ -142,7 +145,7 @@ def test_wrong_npy_files_get_one_sentence(tmp_path, damage):
     elif damage == "zip":
         with open(path, "wb") as file:
             np.savez(file, LEVELS)
-    with pytest.raises(InputError, match=r"is not a|columns first|needs a neighbour"):
+    with pytest.raises(InputError, match=r"is not a|Fortran order|must be one of two files"):
         load_images(path)
 
 

@@ -27,7 +27,7 @@ def test_binarised_mnist_loads_from_packed_bits_with_its_own_parts(tmp_path):
 @pytest.mark.parametrize("wrong", [packed(3)[:, :-1], packed(3).astype(np.int64), packed(3)[:0]], ids=str)
 def test_bits_that_are_no_mnist_are_refused(tmp_path, wrong):
     path = save(tmp_path / "a.npz", train=packed(5), valid=wrong, test=packed(2))
-    with pytest.raises(InputError, match=r"valid in .* is not binarised MNIST"):
+    with pytest.raises(InputError, match=r"valid in .* is not binarized MNIST"):
         load_images(path)
 
 
@@ -43,7 +43,7 @@ def test_binarised_mnist_loads_from_its_text_files(tmp_path):
 def test_text_files_that_are_no_mnist_are_refused(tmp_path, text):
     for name in ("train", "valid", "test"):
         (tmp_path / f"binarized_mnist_{name}.amat").write_text(text)
-    with pytest.raises(InputError, match=r"binarized_mnist_train\.amat does not hold binarised MNIST"):
+    with pytest.raises(InputError, match=r"binarized_mnist_train\.amat does not contain binarized MNIST"):
         load_images("binarised-mnist", tmp_path)
 
 

@@ -136,7 +136,7 @@ def test_mnist_that_was_cut_short_is_refused(tmp_path, size):
     raw, _ = write_mnist(tmp_path)
     file = raw / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match="are truncated"):
         load_images("mnist", tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_a_folder_of_grey_and_coloured_images_is_coloured(tmp_path):
 @pytest.mark.parametrize(
     "damage, sentence",
     [
-        ("empty", "holds 0 images"),
+        ("empty", "has 0 images"),
         ("text", "03.png is not a readable image"),
         ("cut", "03.png is not a readable image"),
         ("size", "differ in size: 00.png is 5x6, .*03.png is 5x7"),

@@ -40,7 +40,7 @@ def test_hidden_and_editors_folders_are_no_data_and_it_is_said(tmp_path, capsys)
     images = load_images(tmp_path)
     assert sorted(contents(images.train) + contents(images.test)) == sorted(p.tobytes() for p in PICTURES[:20])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
-    for part in ("1 ._*", "1 .DS_Store", "1 .csv", "2 .txt", "1 without an ending", "4 in .ipynb_checkpoints"):
+    for part in ("1 ._*", "1 .DS_Store", "1 .csv", "2 .txt", "1 without an extension", "4 in .ipynb_checkpoints"):
         assert part in line
     assert all(f"4 in {name}" in line for name in ("__MACOSX", ".thumbnails", "@eaDir"))
 
@@ -82,7 +82,7 @@ def test_subfolders_for_training_and_test_are_what_they_are_called(tmp_path, cap
     fill(tmp_path / "Test", [3, 4])
     again = load_images(tmp_path)
     assert len(again.train) == 18 and disjoint(again.train, again.test)
-    assert "2 are left out, as they are in another part" in capsys.readouterr().err
+    assert "2 are omitted, because they are in another part" in capsys.readouterr().err
     fill(tmp_path / "other", [40])  # not all pictures are in the parts: then subfolders mean nothing
     assert len(load_images(tmp_path).test) == 3
 
@@ -90,7 +90,7 @@ def test_subfolders_for_training_and_test_are_what_they_are_called(tmp_path, cap
 def test_training_images_that_are_all_held_out_are_refused(tmp_path):
     for part in ("train", "test"):
         fill(tmp_path / part, range(10))
-    with pytest.raises(InputError, match=r"every image of train in .* is a held-out one as well"):
+    with pytest.raises(InputError, match=r"every image in train of .* is also a held-out image"):
         load_images(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_a_folder_of_one_picture_says_so(tmp_path, capsys):
     for number in range(10):
         Image.fromarray(PICTURES[0]).save(tmp_path / f"{number}.png")
     load_images(tmp_path)
-    assert "are the same picture, which is trained on and held out" in capsys.readouterr().err
+    assert "are identical, so held-out images are also training images" in capsys.readouterr().err
 
 
 def test_sizes_may_differ_where_an_image_size_is_given(tmp_path, capsys):
@@ -108,13 +108,13 @@ def test_sizes_may_differ_where_an_image_size_is_given(tmp_path, capsys):
         array = np.zeros((height, width), np.uint8)
         array[height // 2 - 4 : height // 2 + 4, width // 2 - 4 : width // 2 + 4] = 255 - number
         Image.fromarray(array).save(tmp_path / f"{number}.png")
-    with pytest.raises(InputError, match=r"differ in size.*--image-size N resizes and crops them to NxN"):
+    with pytest.raises(InputError, match=r"differ in size.*use --image-size N to resize and crop all of them to NxN"):
         load_images(tmp_path)
     images = load_images(tmp_path, image_size=8)
     assert images.train.shape == (1, 8, 8)
     together = torch.cat([images.train.pixels, images.test.pixels])
     assert (together[:, 0, 3:5, 3:5] > 200).all() and (together[:, 0, 0, 0] < 20).all()
-    assert "resized and cropped to 8x8 from 6 sizes, (16, 16) to (20, 32)" in capsys.readouterr().err
+    assert "resized and cropped images of 6 sizes, (16, 16) to (20, 32), to 8x8" in capsys.readouterr().err
 
 
 def test_an_image_size_holds_for_arrays_and_built_in_images_too(tmp_path):
@@ -129,7 +129,7 @@ def test_what_a_background_hides_is_refused_and_shown_over_another(tmp_path):
         drawing[..., 3] = 0
         drawing[number % 8, 2:6, 3] = 255  # white ink
         Image.fromarray(drawing).save(tmp_path / f"{number}.png")
-    with pytest.raises(InputError, match=r"nothing of the images with transparency in .* is seen over white"):
+    with pytest.raises(InputError, match=r"the transparent images in .* are invisible over white"):
         load_images(tmp_path)
     images = load_images(tmp_path, background="black")
     assert images.train.pixels.amax((1, 2, 3)).eq(255).all()
@@ -142,11 +142,12 @@ def test_what_was_read_is_said(tmp_path, capsys):
         Image.fromarray(PICTURES[number].astype(np.uint16) * 16).save(tmp_path / f"{number}.png", exif=exif)
     load_images(tmp_path)
     said = capsys.readouterr().err
-    assert f"read 10 images 6x5x1, 8 bits: {tmp_path}" in said and "9 of them to train on, 1 held out" in said
+    assert f"read 10 images (6x5x1, 8 bits) from {tmp_path}" in said
+    assert "9 of the images are for training, 1 are held out" in said
     for line in (
-        "10 of them are turned as their EXIF orientation says",
-        "10 of them have more than 8 bits per channel and are scaled to 8",
-        "images of more than 8 bits have levels up to 16 of 255",
+        "10 of the images were rotated or flipped according to their EXIF orientation",
+        "10 of the images have more than 8 bits per channel and were converted to 8 bits",
+        "images with more than 8 bits were converted to levels of at most 16 of 255",
     ):
         assert line in said
 
@@ -163,7 +164,7 @@ def test_parts_that_are_not_used_are_said(tmp_path, capsys):
     fill(tmp_path / "test", range(20, 30))
     fill(tmp_path, [40])
     assert len(load_images(tmp_path).test) == 3
-    assert "warning: test, train in" in capsys.readouterr().err
+    assert f"warning: the split of {tmp_path} into test, train is ignored" in capsys.readouterr().err
 
 
 def test_bins_of_other_systems_are_no_data(tmp_path):
@@ -180,10 +181,10 @@ def test_validation_shares_no_picture_with_the_other_parts(tmp_path, capsys):
     images = load_images(tmp_path)
     assert disjoint(images.train, images.test, images.valid)
     assert [len(part) for part in (images.train, images.test, images.valid)] == [18, 11, 6]
-    assert "5 are left out" in capsys.readouterr().err
+    assert "5 are omitted" in capsys.readouterr().err
     fill(tmp_path / "test", range(30, 35))
     fill(tmp_path / "test", [2])
-    with pytest.raises(InputError, match="every image of valid in"):
+    with pytest.raises(InputError, match="every image in valid of"):
         load_images(tmp_path)
 
 
@@ -205,4 +206,4 @@ def test_a_bright_picture_of_8_bits_does_not_hide_that_deep_ones_are_dark(tmp_pa
         Image.fromarray(PICTURES[number].astype(np.uint16) * 16).save(tmp_path / f"{number}.png")
     Image.fromarray(PICTURES[10]).save(tmp_path / "10.png")
     load_images(tmp_path)
-    assert "images of more than 8 bits have levels up to 16 of 255" in capsys.readouterr().err
+    assert "images with more than 8 bits were converted to levels of at most 16 of 255" in capsys.readouterr().err

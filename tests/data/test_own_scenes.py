@@ -62,15 +62,15 @@ def changed_boxes(row, value):
 @pytest.mark.parametrize(
     "boxes, sentence",
     [
-        (BOXES[:10], r"has shape \(10, 2, 4\) and type float64, not \(400, K, 4\)"),
-        (BOXES[..., :3], r"not \(400, K, 4\)"),
-        (BOXES.astype(str), r"not \(400, K, 4\)"),
-        (changed_boxes(0, np.nan), r"has 0 boxes for scene \d+, and n_train says 1"),
-        (changed_boxes(1, (1, 1, 3, 3)), r"has 2 boxes for scene \d+, and n_train says 1"),
+        (BOXES[:10], r"has shape \(10, 2, 4\) and type float64, not shape \(400, K, 4\)"),
+        (BOXES[..., :3], r"not shape \(400, K, 4\)"),
+        (BOXES.astype(str), r"not shape \(400, K, 4\)"),
+        (changed_boxes(0, np.nan), r"has 0 boxes for scene \d+, but n_train has a count of 1"),
+        (changed_boxes(1, (1, 1, 3, 3)), r"has 2 boxes for scene \d+, but n_train has a count of 1"),
         (changed_boxes(0, (5, 1, 3, 3)), "left < right and top < bottom"),
-        (changed_boxes(0, (5, 1, 49, 3)), "within images of 48x48"),
+        (changed_boxes(0, (5, 1, 49, 3)), "inside images of 48x48"),
         (changed_boxes(0, (5, 1, np.nan, 3)), "left < right and top < bottom"),
-        (BOXES / 48, "holds fractions of the image"),
+        (BOXES / 48, "has boxes in fractions of the image"),
     ],
     ids=["length", "coordinates", "text", "missing", "too many", "order", "outside", "NaN", "fractions"],
 )
@@ -122,7 +122,7 @@ def test_a_set_of_own_scenes_takes_their_size_says_so_and_can_be_told(tmp_path, 
     path = saved(tmp_path)
     found = scene_set(path, ready_made=True)
     assert found.object_side in SIDES and found.spread == pytest.approx(np.log(12 / 9) / 2)
-    assert "objects were measured; 12 pixels" in capsys.readouterr().err
+    assert "the prior's object size is 12 pixels" in capsys.readouterr().err
     told = scene_set(path, ready_made=True, object_size=20.0, object_spread=0.1)
     assert (told.object_side, told.spread) == (20.0, 0.1)
     assert told.window_prior()[1][0] == 0.1
@@ -130,6 +130,6 @@ def test_a_set_of_own_scenes_takes_their_size_says_so_and_can_be_told(tmp_path, 
 
 def test_a_ground_that_is_not_black_is_said(tmp_path, capsys):
     scene_set(saved(tmp_path, x_train=squares(ground=90)[0], **NOTHING_KNOWN), ready_made=True)
-    assert "the ground of the scenes has level 90" in capsys.readouterr().err
+    assert "the background of the scenes has level 90" in capsys.readouterr().err
     scene_set(saved(tmp_path, **NOTHING_KNOWN), ready_made=True)
-    assert "the ground" not in capsys.readouterr().err
+    assert "the background" not in capsys.readouterr().err

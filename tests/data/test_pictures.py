@@ -70,10 +70,10 @@ def test_the_level_of_white_is_known_or_given(tmp_path, values, white, expected)
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        (RAMP.astype(np.float32), "has values from 0 to 255; 1 is the level of white there"),
+        (RAMP.astype(np.float32), r"has values from 0 to 255, but they must be from 0 \(black\) to 1 \(white\)"),
         (RAMP - np.float32(1), "has values from -1 to 254"),
         (np.full((4, 4), np.nan, np.float32), "has values from nan"),
-        (RAMP.astype(np.int32), "has signed 32-bit levels, from 0 to 255: say which is white with --white-level"),
+        (RAMP.astype(np.int32), "has signed 32-bit levels from 0 to 255: give the value of white with --white-level"),
     ],
     ids=["floats to 255", "negative", "NaN", "32 bits"],
 )
@@ -84,7 +84,7 @@ def test_levels_whose_white_is_not_known_are_refused(tmp_path, values, sentence)
 
 
 def test_8_bits_above_the_given_white_are_refused(tmp_path):
-    with pytest.raises(InputError, match="from 0 to 255; 100 is the level of white"):
+    with pytest.raises(InputError, match=r"from 0 to 255, but they must be from 0 \(black\) to 100 \(white\)"):
         read_picture(written(tmp_path, Image.fromarray(RAMP)), Decoding(white_level=100))
 
 
@@ -169,11 +169,11 @@ def test_of_several_pages_the_first_is_read_and_it_is_said(tmp_path, capsys):
         written(tmp_path, pages[0], f"{number}.tif", save_all=True, append_images=pages[1:])
     images = load_images(tmp_path)
     assert images.train.pixels.max() == 8
-    assert "10 of them have several pages or frames, of which the first is read" in capsys.readouterr().err
+    assert "10 of the images have several pages or frames, of which only the first was read" in capsys.readouterr().err
 
 
 def test_a_color_that_is_none_is_refused():
-    with pytest.raises(InputError, match="'mauvish' is not a colour: write one as white"):
+    with pytest.raises(InputError, match="'mauvish' is not a color: use CSS notation"):
         Decoding(background="mauvish")
 
 
@@ -214,12 +214,12 @@ def test_16_bits_per_colour_are_said_and_take_no_white_level(tmp_path):
     path = png(tmp_path / "a.png", 16, 2, [row])
     assert read(path)[0].tolist() == [[level, 0, 7] for level in (0, 5, 128, 255)]
     assert read_header(path, Decoding()).deep
-    with pytest.raises(InputError, match="16 bits per colour"):
+    with pytest.raises(InputError, match="16 bits per channel"):
         read_picture(path, Decoding(white_level=4095))
 
 
 def test_images_of_one_pixel_are_refused():
-    with pytest.raises(InputError, match="a side of 2 pixels at least"):
+    with pytest.raises(InputError, match="the side must be at least 2 pixels"):
         Decoding(image_size=1)
 
 
@@ -254,7 +254,7 @@ def test_tiffs_of_every_type_are_read_by_the_white_level_or_refused(tmp_path, ki
     values = (RAMP[:, ::2].astype(float) * (top / 254)).astype(kind)
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(values, signed=np.iinfo(kind).min < 0))
-    with pytest.raises(InputError, match=f"has {name}-bit levels, from 0 to {top}: say which is white"):
+    with pytest.raises(InputError, match=f"has {name}-bit levels from 0 to {top}: give the value of white"):
         read_picture(path, Decoding())
     found = read(path, white_level=top)
     assert np.abs(found - values.astype(float) * (255 / top)).max() <= 0.51

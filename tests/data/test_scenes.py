@@ -56,7 +56,7 @@ def test_only_the_given_counts_appear(objects):
 )
 def test_what_does_not_fit_is_refused(options):
     full = Images(torch.full((3, 1, 8, 8), 255, dtype=torch.uint8))
-    with pytest.raises(InputError, match="fit a canvas of 32"):
+    with pytest.raises(InputError, match="do not fit on a canvas of 32x32 pixels"):
         make_scenes(full, 20, **options)
 
 

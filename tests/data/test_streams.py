@@ -81,7 +81,7 @@ def test_a_binarisation_for_good_is_the_same(pair):
 
 def test_what_does_not_fit_is_said(source, capsys):
     load_images(source, memory=1000)
-    assert "bytes, more than 1,000 (--data-memory): they are read batch by batch" in capsys.readouterr().err
+    assert "bytes, more than 1,000 (--data-memory), so they are read in batches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -158,6 +158,6 @@ def test_more_images_than_the_memory_they_may_take_are_trained_on(tmp_path):
                 for _ in range(0, part, 1000):
                     file.write(rng.integers(0, 256, (1000, 64, 64, 3), dtype=np.uint8).tobytes())
         peak, said = peak_of_training(folder, tmp_path / f"run{number}")
-        assert ("are read batch by batch" in said) == (number == 200_000)
+        assert ("are read in batches" in said) == (number == 200_000)
         peaks.append(peak)
     assert peaks[1] - peaks[0] < 2**28  # 256 MiB: a tenth of the images

@@ -488,7 +488,11 @@ EXAMPLES = {
         ss_vae_classifier, lambda step: (some_labels(step)[0], torch.eye(3)[[0, 1, 2, 0, 1, 2]]), Trace_ELBO, 6
     ),
     "cvae": Example(
-        cvae, half_masked, Trace_ELBO, 6, r"depends on values in .*pyro_examples\.py, line \d+ \(\"mask_loc = "
+        cvae,
+        half_masked,
+        Trace_ELBO,
+        6,
+        r"depends on the values of .*pyro_examples\.py, line \d+ \(\"mask_loc = ",
     ),
     "dmm, annealed by a tensor": Example(dmm, sequences, Trace_ELBO),
     "dmm, packed": Example(
@@ -507,7 +511,7 @@ EXAMPLES = {
         lambda: (counting_model, ScoreFunction("decaying")),
         rows,
         images=6,
-        refused=r'pyro\.param\("__baseline_avg_downstream_cost_n"\) is kept in Pyro\'s global parameter store',
+        refused=r'pyro\.param\("__baseline_avg_downstream_cost_n"\) is in Pyro\'s global parameter store',
     ),
     "two subsampled plates": Example(crossed, lambda step: (torch.randn(7, 9, generator=seeded(step)),)),
     "a plate in sequence": Example(lambda: (one_by_one, OneByOne()), rows),
@@ -515,7 +519,7 @@ EXAMPLES = {
         flow(lambda: dist.transforms.spline_coupling(4, hidden_dims=(6,))),
         rows,
         images=6,
-        refused=r"the shape of a result of aten::index.* depends on values in .*\(\"pyro\.sample\(\"z\", flow\)",
+        refused=r"the shape of a result of aten::index.* depends on the values of .*\(\"pyro\.sample\(\"z\", flow\)",
     ),
     "inverse autoregressive flow": Example(
         flow(lambda: dist.transforms.affine_autoregressive(4, hidden_dims=[8])), rows, images=6

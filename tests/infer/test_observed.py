@@ -30,10 +30,12 @@ def bits(*shape):
 
 
 GREY = (
-    r"x is observed in shape \(5, 4, 4, 1\), but its distribution has shape \(5, 1, 4, 4\): are the channels last\? "
-    r"give x\.movedim\(-1, 1\)\."
+    r"the observed x has shape \(5, 4, 4, 1\), but its distribution has shape \(5, 1, 4, 4\); if its channels are "
+    r"last, pass x\.movedim\(-1, 1\)\."
 )
-COLOUR = r"x is observed in shape \(5, 4, 4, 3\), .* \(5, 3, 4, 4\): are the channels last\? give x\.movedim\(-1, 1\)\."
+COLOUR = (
+    r"the observed x has shape \(5, 4, 4, 3\), .* \(5, 3, 4, 4\); if its channels are last, pass x\.movedim\(-1, 1\)\."
+)
 LOOKS = {
     "step": lambda model, guide, x: svi(model, guide).step(x),
     "compiled step": lambda model, guide, x: svi(model, guide, compile=True).step(x),
@@ -65,7 +67,7 @@ def test_channels_last_are_refused(pair, x, sentence, look):
 def test_a_refused_first_step_is_checked_again():
     stepper = svi(*vae())
     for _ in range(2):
-        with pytest.raises(ValueError, match="are the channels last"):
+        with pytest.raises(ValueError, match="if its channels are last"):
             stepper.step(bits(5, 4, 4, 1))
     assert stepper.step(bits(5, 4, 4, 1).movedim(-1, 1)).isfinite()
 
@@ -119,7 +121,7 @@ def test_without_plates_a_loss_of_your_own_says_what_counts():
     [((5, 1), 1, (5,), (5, 3)), ((5,), 0, (5,), (5, 1)), ((1, 4, 4), 3, (), (5, 4, 4, 1))],
 )
 def test_what_is_larger_is_refused_under_any_loss(shape, events, plate, x):
-    with pytest.raises(ValueError, match="x is observed in shape"):
+    with pytest.raises(ValueError, match="the observed x has shape"):
         svi(Model(shape, events, plate), Guide(), simple).step(torch.randn(x))
 
 
@@ -144,7 +146,7 @@ def test_events_that_say_how_long_they_are_themselves_are_let_pass():
     [
         ((1, 4, 4), (5, 4, 4, 1), GREY),
         ((3, 4, 4), (5, 4, 4, 3), COLOUR),
-        ((1, 4, 4), (5, 2, 8, 1), r"x is observed in shape \(5, 2, 8, 1\), but its distribution has shape [^:]*$"),
+        ((1, 4, 4), (5, 2, 8, 1), r"the observed x has shape \(5, 2, 8, 1\), but its distribution has shape [^;]*$"),
     ],
 )
 def test_check_pair_finds_it(image, x, sentence):
@@ -156,5 +158,7 @@ def test_check_pair_finds_events_that_would_count_several_times():
     model, guide = vae((3, 4, 4))
     guide.encoder = nn.Sequential(nn.Flatten(-3), nn.Linear(16, 6))
     (finding,) = inspect.check_pair(model, guide, bits(5, 1, 4, 4))
-    assert finding.startswith("x is observed in event shape (1, 4, 4), but its distribution has (3, 4, 4)")
+    assert finding.startswith(
+        "the observed x has event shape (1, 4, 4), but its distribution has event shape (3, 4, 4)"
+    )
     assert svi(model, guide).step(bits(5, 1, 4, 4)).isfinite()

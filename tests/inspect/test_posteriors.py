@@ -115,7 +115,7 @@ def test_arviz_summarises_them():
 def test_names_that_do_not_fit_are_refused():
     model, guide = halves("vae, fully connected")
     model.dims = {"z": ("one", "two")}
-    with pytest.raises(ValueError, match=r"MLPVAE\.dims has 2 names for z of 1 dimensions"):
+    with pytest.raises(ValueError, match=r"MLPVAE\.dims names 2 dimensions of z, but it has 1"):
         inspect.posterior(model, guide, PAIRS["vae, fully connected"].batch(2))
 
 

@@ -214,5 +214,5 @@ def test_settled_statistics_are_those_of_all_batches():
 
 @pytest.mark.parametrize("sizes", [{"z_dims": ()}, {"z_dims": (4, 3), "hidden_dims": (8,)}])
 def test_sizes_that_cannot_be(sizes):
-    with pytest.raises(ValueError, match="layers of codes do not fit"):
+    with pytest.raises(ValueError, match="must both have one number per layer"):
         LadderVAE(IMAGE, **sizes)

@@ -98,5 +98,5 @@ def test_a_class_decides_what_is_drawn(float64):
 @pytest.mark.parametrize("classes", [0, 2])
 def test_labels_go_with_classes(classes):
     model = GatedPixelCNN(map=(2, 2), levels=3, layers=1, classes=classes, **SMALL)
-    with pytest.raises(ValueError, match=f"a model of {classes} classes"):
+    with pytest.raises(ValueError, match=f"a model with {classes} classes {'needs' if classes else 'takes no'} labels"):
         model(n=1, label=None if classes else torch.tensor([0]))

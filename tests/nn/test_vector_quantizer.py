@@ -87,5 +87,5 @@ def test_as_many_codes_as_vectors_quantise_without_error(float64):
 
 @pytest.mark.parametrize("sizes", [(0, 3), (3, 0)])
 def test_an_empty_codebook_is_refused(sizes):
-    with pytest.raises(ValueError, match="both are at least 1"):
+    with pytest.raises(ValueError, match="needs at least one vector and one dimension"):
         Codebook(*sizes)

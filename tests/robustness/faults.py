@@ -1,4 +1,4 @@
-"""Do to trainings what befalls them (kills, signals, full disks, clocks that jump) and count those that survive."""
+"""Inject faults into training runs (kills, signals, full disks, clock jumps) and count the runs that survive."""
 
 import errno
 import json
@@ -46,11 +46,11 @@ from pplmodels.training.options import Parser, positive_int, seed
 from pplmodels.training.run import environment
 
 RESULT = Path(__file__).parents[2] / "results" / "faults.json"
-QUICK = "pixelcnn"  # the kind of run for faults that need one only
+QUICK = "pixelcnn"  # the fastest run, used by faults that are tested with one kind of run only
 
 
 def outcome(folder: Path) -> dict:
-    """All that a finished run must have in common with one that nothing befell."""
+    """The contents of a finished run that must equal those of an undisturbed run. Elapsed times are excluded."""
     lines = [json.loads(line) for line in read_complete_lines(folder / "metrics.jsonl")]
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
@@ -66,7 +66,7 @@ def outcome(folder: Path) -> dict:
 
 
 def diff_from_reference(folder: Path, reference: dict) -> list[str]:
-    """In what a run, finished after what befell it, differs from the reference one."""
+    """The names of the contents in which a finished run differs from the reference run."""
     try:
         found = outcome(folder)
     except (OSError, ValueError) as error:
@@ -75,7 +75,7 @@ def diff_from_reference(folder: Path, reference: dict) -> list[str]:
 
 
 def check_stopped_run(folder: Path, reference: dict) -> list[str]:
-    """What is wrong in the folder of a run that was stopped somewhere."""
+    """Errors in the folder of a run that was stopped at any point, as sentences: log lines that do not fit the step."""
     wrong = []
     if not (folder / "checkpoint.safetensors").exists():
         return wrong
@@ -85,19 +85,19 @@ def check_stopped_run(folder: Path, reference: dict) -> list[str]:
         lines = [json.loads(line) for line in read_complete_lines(folder / "metrics.jsonl")]
         lines = [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
         if lines[: len(expected)] != expected or len(lines) > len(expected) + 1:
-            wrong.append(f"lines {[line['step'] for line in lines]} at step {step}")
+            wrong.append(f"log lines of steps {[line['step'] for line in lines]} at a checkpoint of step {step}")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         wrong.append(f"check_stopped_run: {error}")
     return wrong
 
 
 def start_or_resume_args(name: str, folder: Path) -> str:
-    """The arguments that take up the run in ``folder``."""
+    """The arguments that start a run in ``folder``, or resume it if it exists."""
     return f"--resume --out {folder}" if (folder / "config.json").exists() else f"{RUNS[name][1]} --out {folder}"
 
 
 def kills(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """kill -9 at random moments, several in each run until it is done; then it has to be the reference one."""
+    """Kill runs by kill -9 at random moments and resume them until they finish. They must equal the reference run."""
     count, left = 0, number
     while left:
         name = QUICK if count % 4 < 2 else list(reference)[count // 2 % len(reference)]
@@ -129,29 +129,29 @@ def kills(rng: random.Random, number: int, work: Path, reference: dict[str, dict
 
 
 def check_exit(log: Path, code: int, expected: int) -> list[str]:
-    """What is wrong with how a process ended: its exit code, and one last sentence without a traceback."""
+    """Errors in how a process ended, as sentences: another exit code than expected, or a traceback."""
     text = log.read_text()
     wrong = [] if code == expected else [f"exit code {code}, not {expected}: {text[-500:]}"]
     return wrong + (["a traceback"] if "Traceback" in text else [])
 
 
 def command_in(log: Path) -> str:
-    """The arguments of the command that the last line says to go on with."""
+    """The arguments of the command that the last log line gives for resuming the run."""
     _, _, command = log.read_text().splitlines()[-1].partition("go on with: python ")
     return " ".join(shlex.quote(word) for word in shlex.split(command)[1:])
 
 
 def check_continuation(name: str, log: Path, folder: Path, reference: dict) -> list[str]:
-    """What is wrong after the command has been run that the last line of ``log`` names."""
+    """Run the command given in the last line of ``log``, and return the errors of the resumed run as sentences."""
     command = command_in(log)
     if "--resume" not in command or str(folder) not in command:
-        return [f"no command in: {log.read_text()[-300:]}"]
+        return [f"the log gives no command: {log.read_text()[-300:]}"]
     code = run(RUNS[name][0], command, log)
     return check_exit(log, code, 0) + diff_from_reference(folder, reference[name]["outcome"])
 
 
 def stops(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """SIGINT and SIGTERM in each phase; the command that the process then names has to end as the reference run."""
+    """Send SIGINT and SIGTERM in each phase. The printed command must finish the run with the reference's results."""
     log = work / "log"
     cases = [(QUICK, moment) for moment in range(1, 5)]
     cases += [case for case in (("air", 1), ("starts", 1), ("starts", 2)) if case[0] in reference]
@@ -167,11 +167,11 @@ def stops(rng: random.Random, number: int, work: Path, reference: dict[str, dict
         where = PHASES[phase[0]] if moment > 1 else "tracing the first step"
         os.kill(pid, asked)
         wrong = check_exit(log, end(pid), expected) + check_continuation(name, log, folder, reference)
-        yield f"{asked.name} while {where}{', in a start of several' if name == 'starts' else ''}", wrong
+        yield f"{asked.name} while {where}{', in one of several restarts' if name == 'starts' else ''}", wrong
 
 
 def writes(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """The n-th file that is forced to disk finds none left: checkpoints, lines, weights, pictures."""
+    """Let fsync report a full disk from a random call on: for checkpoints, log lines, weights or plots."""
     log = work / "log"
     for count in range(number):
         folder, name, left = work / f"full{count}", QUICK, rng.randrange(3, 85)
@@ -187,17 +187,17 @@ def writes(rng: random.Random, number: int, work: Path, reference: dict[str, dic
             io.os.fsync = fsync_on_a_full_disk
 
         code = run(RUNS[name][0], start_or_resume_args(name, folder), log, fault)
-        if code == 0:  # the run needed fewer
+        if code == 0:  # the run had fewer calls
             continue
         wrong = check_exit(log, code, 1) + check_stopped_run(folder, reference[name]["outcome"])
         if any(folder.glob(f"{TEMPORARY}*")):
-            wrong.append("a temporary file")
+            wrong.append("a temporary file is left")
         yield "a write that fails", wrong + check_continuation(name, log, folder, reference)
 
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[bool]:
-    """A small file system of its own in ``folder``, where this process may mount one."""
+    """Mount a small file system at ``folder``. Yields False if this process is not permitted to mount one."""
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode == 0
     try:
@@ -208,7 +208,7 @@ def mounted(folder: Path, options: str) -> Iterator[bool]:
 
 
 def disks(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """A disk of too few kilobytes; after it has grown, the command that was named ends as the reference run."""
+    """Train on a disk that is too small. After it is enlarged, the printed command must finish the run."""
     log = work / "log"
     for count in range(number):
         disk = work / f"disk{count}"
@@ -216,24 +216,24 @@ def disks(rng: random.Random, number: int, work: Path, reference: dict[str, dict
             if not done:
                 return
             code = run(RUNS[QUICK][0], start_or_resume_args(QUICK, disk / "run"), log)
-            if code == 0:  # there was room: temporary files need some only for a moment
+            if code == 0:  # the disk was large enough
                 continue
             if not (disk / "run" / "config.json").exists():
                 yield "a full disk", check_exit(log, code, 2)
                 continue
             wrong = check_exit(log, code, 1) + check_stopped_run(disk / "run", reference[QUICK]["outcome"])
             if any((disk / "run").glob(f"{TEMPORARY}*")):
-                wrong.append("a temporary file")
+                wrong.append("a temporary file is left")
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
             yield "a full disk", wrong + check_continuation(QUICK, log, disk / "run", reference)
 
 
 def read_only(rng: random.Random, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """Folders that cannot be written to are refused, with exit code 2 and nothing left."""
+    """Train in folders that cannot be written to. They must be rejected with exit code 2 and left unchanged."""
     log = work / "log"
     for folder in (Path("/proc/run"), Path("/sys/run")):
         wrong = check_exit(log, run(RUNS[QUICK][0], start_or_resume_args(QUICK, folder), log), 2)
-        yield "a folder that cannot be written to", wrong + ([] if not folder.exists() else ["something left"])
+        yield "a folder that cannot be written to", wrong + ([] if not folder.exists() else ["files are left"])
     with mounted(work / "disk", "size=64m") as done:
         if done:
             run(RUNS[QUICK][0], f"{RUNS[QUICK][1]} --steps 3 --out {work / 'disk' / 'run'}", log)
@@ -245,11 +245,11 @@ def read_only(rng: random.Random, work: Path, reference: dict[str, dict]) -> Ite
             ):
                 wrong = check_exit(log, run(RUNS[QUICK][0], arguments, log), 2)
                 left = sorted((work / "disk").rglob("*")) != before
-                yield "a folder that cannot be written to", wrong + (["something left"] if left else [])
+                yield "a folder that cannot be written to", wrong + (["files are left"] if left else [])
 
 
 def clocks(rng: random.Random, number: int, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """The wall clock jumps by up to a year, either way, at every look; no figure changes, nor the seconds."""
+    """Shift the wall clock by up to a year, randomly at each reading. Results and elapsed times must not change."""
     log = work / "log"
     for count in range(number):
         folder, seed = work / f"clock{count}", rng.random()
@@ -264,12 +264,12 @@ def clocks(rng: random.Random, number: int, work: Path, reference: dict[str, dic
         wrong = check_exit(log, code, 0) + diff_from_reference(folder, reference[QUICK]["outcome"])
         seconds = [json.loads(line)["seconds"] for line in read_complete_lines(folder / "metrics.jsonl")]
         if seconds != sorted(seconds) or not 0 < seconds[-1] < spent:
-            wrong.append(f"seconds {seconds} of {spent}")
+            wrong.append(f"elapsed times {seconds} in a run of {spent} s")
         yield "a wall clock that jumps", wrong
 
 
 def concurrent_runs(rng: random.Random, work: Path, reference: dict[str, dict]) -> Iterator[tuple[str, list[str]]]:
-    """Two runs that begin in one second without --out, and two that are given one folder."""
+    """Start three runs in the same second without --out, and several processes in the same folder."""
     name, log = QUICK, work / "log"
     (work / "cwd").mkdir()
 
@@ -286,16 +286,16 @@ def concurrent_runs(rng: random.Random, work: Path, reference: dict[str, dict]) 
     wrong = [sentence for i, pid in enumerate(pids) for sentence in check_exit(work / f"log{i}", end(pid), 0)]
     folders = sorted((work / "cwd" / "runs" / f"{QUICK}-digits").iterdir())
     if len(folders) != 3:
-        wrong.append(f"folders {folders}")
+        wrong.append(f"the folders are {folders}")
     for folder in folders:
         wrong += diff_from_reference(folder, reference[name]["outcome"])
-    yield "runs that begin in the same second", wrong
+    yield "runs that start in the same second", wrong
 
     folder = work / "shared"
     pid = begin(RUNS[QUICK][0], [*shlex.split(start_or_resume_args(name, folder)), "--steps", "1000000"], work / "log0")
     until(lambda: (folder / "checkpoint.safetensors").exists(), pid)
     for arguments in (f"--resume --out {folder}", f"{RUNS[name][1]} --out {folder}"):
-        yield "a second process in a folder", check_exit(log, run(RUNS[QUICK][0], arguments, log), 2)
+        yield "a second process in the same folder", check_exit(log, run(RUNS[QUICK][0], arguments, log), 2)
     os.kill(pid, signal.SIGKILL)
     end(pid)
     pid = begin(RUNS[QUICK][0], ["--resume", "--out", str(folder)], log)
@@ -305,7 +305,7 @@ def concurrent_runs(rng: random.Random, work: Path, reference: dict[str, dict]) 
 
 
 def non_finite_losses(rng: random.Random, number: int, work: Path, reference: dict) -> Iterator[tuple[str, list[str]]]:
-    """The loss of a random step is not finite; the last good checkpoint stays and ends as the reference run."""
+    """Make the loss of a random step NaN. The last good checkpoint must be kept and be resumable."""
     log = work / "log"
     for count in range(number):
         folder, bad = work / f"infinite{count}", rng.randrange(20)
@@ -323,19 +323,19 @@ def non_finite_losses(rng: random.Random, number: int, work: Path, reference: di
 
         wrong = check_exit(log, run(RUNS[QUICK][0], start_or_resume_args(QUICK, folder), log, fault), 1)
         if "infinite or NaN" not in log.read_text() or "checkpoint is kept" not in log.read_text():
-            wrong.append(f"no sentence: {log.read_text()[-300:]}")
+            wrong.append(f"the error message is missing: {log.read_text()[-300:]}")
         if step_of(folder / "checkpoint.safetensors") > bad:
-            wrong.append("a checkpoint that is not good")
+            wrong.append("a checkpoint was written after the non-finite loss")
         wrong += check_stopped_run(folder, reference[QUICK]["outcome"])
         code = run(RUNS[QUICK][0], start_or_resume_args(QUICK, folder), log)
         yield (
-            "a loss that is not finite",
+            "a non-finite loss",
             wrong + check_exit(log, code, 0) + diff_from_reference(folder, reference[QUICK]["outcome"]),
         )
 
 
 def long_run(steps: int, work: Path) -> list[str]:
-    """Memory and file descriptors must not grow in the second half of ``steps`` steps."""
+    """Train for ``steps`` steps. Memory and the number of file descriptors must not grow in the second half."""
     log, seen = work / "log", work / "seen.jsonl"
 
     def fault() -> None:
@@ -355,11 +355,13 @@ def long_run(steps: int, work: Path) -> list[str]:
     (_, held, descriptors), *_, (_, held_last, descriptors_last) = rows[len(rows) // 2 :]
     if held_last > held + 8e6:
         wrong.append(f"memory grew from {held} to {held_last} bytes")
-    return wrong + ([] if descriptors_last <= descriptors else [f"{descriptors_last} descriptors, from {descriptors}"])
+    if descriptors_last > descriptors:
+        wrong.append(f"file descriptors grew from {descriptors} to {descriptors_last}")
+    return wrong
 
 
 def reference_runs(names: list[str], work: Path) -> tuple[dict[str, dict], list[str]]:
-    """What each system comes to when nothing befalls it, and what is wrong if it is trained twice."""
+    """The results of undisturbed runs by name, and the differences between two runs with the same seed."""
     reference, wrong = {}, []
     for name in names:
         (system, arguments), log = RUNS[name], work / "log"
@@ -376,13 +378,13 @@ def reference_runs(names: list[str], work: Path) -> tuple[dict[str, dict], list[
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Try every fault, print a line for each kind, write results/faults.json; exit code 1 if one was not survived."""
+    """Inject every fault, print one line per kind, and write the counts. Exits with 1 if a run did not survive."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--kills", type=positive_int, default=50, help="by kill -9; of other faults fewer")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help=f"{QUICK} is one of them")
-    parser.add_argument("--long", type=positive_int, default=10_000, metavar="STEPS", help="of a run to watch")
-    parser.add_argument("--seed", type=seed, default=0, help="of the moments")
-    parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="where the counts go")
+    parser.add_argument("--kills", type=positive_int, default=50, help="kills by kill -9 (others: a fifth or less)")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help=f"kinds of runs, including {QUICK}")
+    parser.add_argument("--long", type=positive_int, default=10_000, metavar="STEPS", help="length of the long run")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the times of faults")
+    parser.add_argument("--out", type=Path, default=RESULT, metavar="FILE", help="output file")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     begun, rng, few = time.monotonic(), random.Random(options.seed), -(-options.kills // 5)
@@ -391,7 +393,7 @@ def main(argv: list[str] | None = None) -> None:
         work = Path(folder)
         reference, wrong = reference_runs(options.runs, work)
         note = partial(_note, tried, survived)
-        note("the same seed twice", wrong)
+        note("two runs with the same seed", wrong)
         for faults in (
             kills(rng, options.kills, work, reference),
             stops(rng, few, work, reference),

@@ -31,8 +31,8 @@ RUNS: dict[str, tuple[str, str]] = {  # the system and the options of each kind 
     ),
 }
 STARTING, TRAINING, EVALUATING, WRITING, FINISHING = range(5)
-PHASES = ("starting", "training", "evaluating", "writing a checkpoint or a line", "measuring and drawing at the end")
-PATIENCE = 900  # seconds after which a child counts as hanging
+PHASES = ("starting", "training", "evaluating", "writing a checkpoint or a log line", "finishing (metrics and plots)")
+PATIENCE = 900  # seconds after which a child is considered hung
 
 phase = mmap.mmap(-1, 1)  # written by the child, read by its parent
 

@@ -1,4 +1,4 @@
-"""Change good files at random and load them: each must load or be refused in one sentence, in bounded memory."""
+"""Load randomly changed files: each must load, or raise an error of one sentence, within limited memory."""
 
 import errno
 import json
@@ -39,14 +39,14 @@ from pplmodels.training.options import Parser, nonnegative_int, positive_int, se
 from pplmodels.training.run import describe_device, versions
 from pplmodels.training.state import TrainState
 
-# What a small file may take, above what the process has before it: an image of 2**24 pixels takes about 200 MB, the
-# rest is room for the allocators and for what this script itself makes.
+# Maximum memory in bytes for loading a small file, in addition to the memory before. An image of 2**24 pixels takes
+# about 200 MB; the rest is a margin for allocators and for this script.
 BOUND = 2**30
-PATIENCE = 20  # seconds for an input, after which the process is stopped
+PATIENCE = 20  # maximum time to load one input in seconds
 FOLDER = "fuzzed"
 IMAGES = ImageSet(*[Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))] * 2)
 SIZES = {"image": (1, 6, 6), "z_dim": 2, "hidden_dims": (3,)}
-# events of Python's auditing that no loading of a file may raise
+# Python audit events that must not occur while loading a file
 STARTS = ("subprocess.", "os.system", "os.exec", "os.fork", "os.spawn", "os.posix_spawn", "socket.", "ctypes.dlopen")
 CHANGES = (
     "os.rename",
@@ -63,7 +63,7 @@ CHANGES = (
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A file format: ``write`` makes good ones in a folder, ``load`` reads them; ``change`` says which to change."""
+    """A file format: ``write`` puts valid files in a folder, ``load`` reads them, ``change`` lists those to change."""
 
     write: Callable[[Path], object]
     load: Callable[[Path], object]
@@ -71,7 +71,7 @@ class FileFormat:
 
 
 def write_npz(folder: Path) -> None:
-    """Images, scenes with counts, and packed bits."""
+    """Write images, scenes with counts and boxes, and packed bits."""
     x = np.arange(4 * 36, dtype=np.uint8).reshape(4, 6, 6)
     np.savez(folder / "images.npz", x_train=x, x_test=x / 255, x_valid=x[..., None])
     n = np.array([0, 1, 0, 1])
@@ -82,7 +82,7 @@ def write_npz(folder: Path) -> None:
 
 
 def load_npz(folder: Path) -> None:
-    """As the scripts read them."""
+    """Load the arrays like the training scripts."""
     for name in ("images", "bits"):
         for part in vars(load_images(str(folder / f"{name}.npz"))).values():
             assert part is None or (part.pixels.dtype == torch.uint8 and part.pixels.dim() == 4)
@@ -91,7 +91,7 @@ def load_npz(folder: Path) -> None:
 
 
 def write_pair(folder: Path) -> None:
-    """A model and its guide."""
+    """Write a model and its guide."""
     for half in (MLPVAE(**SIZES), MLPGuide(**SIZES)):
         half.save_pretrained(folder)
 
@@ -102,22 +102,22 @@ def _state(seconds: float = 0.0) -> TrainState:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """A training's state after a step."""
+    """Write a training checkpoint after one step."""
     state = _state(seconds=0.5)
     state.take_step(torch.rand(2, 1, 6, 6).round())
     save_checkpoint(folder, state)
 
 
 def load_state(folder: Path) -> None:
-    """Into a new training."""
+    """Load the checkpoint into a new training state."""
     state = _state()
     load_checkpoint(folder, state)
     assert state.step >= 0 and state.seconds >= 0
-    random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002 - the generators that were restored
+    random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002 - draws from the restored generators
 
 
 def write_run(folder: Path) -> None:
-    """The JSON files of a run that can be resumed."""
+    """Write the JSON files of a run that can be resumed."""
     system = find_system("vae")
     options = system.options_class.of({"warm_up": 3, "steps": 9})
     config = {"system": "vae", **options.plain(), "image": [1, 8, 8], "command": "python train_vae.py"}
@@ -128,7 +128,7 @@ def write_run(folder: Path) -> None:
 
 
 def load_run(folder: Path) -> None:
-    """As resuming, evaluating and ``--config`` read it."""
+    """Read the run like ``--resume``, evaluation and ``--config``."""
     stored_options(system_of(Run.open(folder)), Run.open(folder))
     parse(find_system("vae"), ["--config", str(folder / "config.json")])
     options, run = parse(find_system("vae"), ["--resume", "--out", str(folder)])
@@ -139,14 +139,14 @@ def load_run(folder: Path) -> None:
 
 
 def write_npy(folder: Path) -> None:
-    """Images of two types."""
+    """Write images of two dtypes."""
     x = np.arange(4 * 36, dtype=np.uint8).reshape(4, 6, 6)
     np.save(folder / "x_train.npy", x)
     np.save(folder / "x_test.npy", x[..., None] / 255)
 
 
 def write_images(folder: Path) -> None:
-    """Ten images, of all formats, with 16 bits, a palette, transparency and an orientation among them."""
+    """Write ten images in all formats, including 16-bit, palette, transparent and EXIF-rotated images."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for number in range(10):
@@ -161,7 +161,7 @@ def write_images(folder: Path) -> None:
 
 
 def load_folder(folder: Path) -> None:
-    """As a data set."""
+    """Load the folder as a dataset."""
     assert load_images(str(folder)).train.pixels.dtype == torch.uint8
 
 
@@ -178,12 +178,12 @@ FORMATS = {
 
 
 class Watch:
-    """What a loading did that it may not: writing outside a folder, starting programs, unpickling, new packages."""
+    """Records forbidden actions: writing outside ``folder``, starting programs, unpickling, importing new packages."""
 
     def __init__(self, folder: Path):
         self.folder, self.seen = os.path.realpath(folder), []
         self.packages = {name.partition(".")[0] for name in sys.modules}
-        sys.addaudithook(self._note)  # for good: there is no way to take one back
+        sys.addaudithook(self._note)  # permanent: audit hooks cannot be removed
 
     def _note(self, event: str, arguments: tuple) -> None:
         if event == "open":
@@ -204,17 +204,17 @@ class Watch:
 
 
 def outcome(load: Callable[[Path], object], folder: Path, watch: Watch) -> str:
-    """``"loaded"``, ``"refused"``, or what else happened."""
+    """``"loaded"``, ``"refused"`` for an :class:`InputError` of one line, or a description of what else happened."""
     watch.seen.clear()
     try:
         load(folder)
         found = "loaded"
     except InputError as error:
-        found = "refused" if str(error) and str(error).isprintable() else f"a sentence of several lines: {error!r}"
+        found = "refused" if str(error) and str(error).isprintable() else f"an error of several lines: {error!r}"
         cause = error
         while cause is not None:
             if _out_of_memory(cause):
-                found = f"more than {BOUND} bytes were asked for: {cause!r}"
+                found = f"tried to allocate more than {BOUND} bytes: {cause!r}"
             cause = cause.__cause__ or cause.__context__
     except (Exception, SystemExit) as error:
         found = f"{type(error).__name__}: {error}"
@@ -229,9 +229,12 @@ def _out_of_memory(error: BaseException) -> bool:
 def work(
     format: FileFormat, number: int, seed: int, replay: int | None, folder: Path, position, answer: Connection
 ) -> None:
-    """Load ``number`` changed files in this process, which may not take more memory; send the counts."""
+    """Load ``number`` changed files in this process with limited memory, and send the counts to ``answer``.
+
+    With ``replay``, only the input of this index is loaded, and a copy of it is written to the working directory.
+    """
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # the libraries' own, of files that are odd
+    warnings.simplefilter("ignore")  # libraries warn about unusual files
     sys.dont_write_bytecode = True
     hypothesis.configuration.set_hypothesis_home_dir(folder / "hypothesis")
     place = folder / FOLDER
@@ -254,7 +257,7 @@ def work(
         signal.alarm(PATIENCE)
         found = outcome(format.load, place, state["watch"])
         signal.alarm(0)
-        for other in format.change:  # loading may have put a file in another's place
+        for other in format.change:  # loading may have replaced other files
             (place / other).write_bytes(good[other])
         counts[found if found in counts else "other"] += 1
         if found not in counts:
@@ -264,7 +267,7 @@ def work(
         off = {"database": None, "deadline": None, "phases": [hypothesis.Phase.generate]}
         return hypothesis.settings(max_examples=number, suppress_health_check=list(hypothesis.HealthCheck), **off)
 
-    # once without being counted, so that what is imported late is there
+    # a run that is not counted, so that late imports happen before the watch begins
     settings(2)(hypothesis.seed(0)(hypothesis.given(mutated(good))(lambda drawn: None)))()
     state["watch"] = Watch(folder)
     before = limit_memory()
@@ -275,15 +278,15 @@ def work(
 
 
 def limit_memory() -> int:
-    """Let this process map at most :data:`BOUND` more bytes; returns the most that it has held so far (Linux)."""
+    """Limit this process to :data:`BOUND` more bytes of mapped memory; returns its peak memory so far (Linux)."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + BOUND, mapped + BOUND))
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def fuzz(format: FileFormat, number: int, seed: int, replay: int | None = None) -> dict:
-    """The counts of ``number`` inputs in a process of their own; that it died counts as ``other`` and says at which."""
-    context = multiprocessing.get_context("forkserver")  # which imports once what is installed
+    """The counts of ``number`` inputs, loaded in a separate process. If it dies, this counts as ``other``."""
+    context = multiprocessing.get_context("forkserver")  # imports packages only once
     context.set_forkserver_preload(
         [name for name in sys.modules if name.startswith(("pplmodels", "guides", "hypothesis"))]
     )
@@ -303,17 +306,15 @@ def fuzz(format: FileFormat, number: int, seed: int, replay: int | None = None) 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Fuzz every format; leave with 1 if anything but loading and refusing happened."""
+    """Fuzz every format. Exits with 1 if an input was neither loaded nor refused."""
     parser = Parser(description=__doc__)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="file formats")
-    parser.add_argument("--inputs", type=positive_int, default=10_000, metavar="N", help="per format")
-    parser.add_argument("--seed", type=seed, default=0, help="of the changes")
+    parser.add_argument("--inputs", type=positive_int, default=10_000, metavar="N", help="inputs per format")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the changes")
     parser.add_argument(
-        "--replay", type=nonnegative_int, metavar="INDEX", help="load this input only, and leave it here"
+        "--replay", type=nonnegative_int, metavar="INDEX", help="only load this input, and save it here"
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="where the counts go (default: they are shown only)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="output file (default: only print the counts)")
     options = parser.parse_args(argv)
     begun, rows = time.perf_counter(), []
     for name in options.formats:

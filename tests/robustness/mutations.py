@@ -1,4 +1,4 @@
-"""Files changed at random, each within its format or as bytes: what fuzz.py loads."""
+"""Hypothesis strategies for random changes of files, within their format or of their bytes; used by fuzz.py."""
 
 import copy
 import io
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 EDGES = [0, 1, 2, 127, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63 - 1, 2**64 - 1]
 VALUES = [None, True, -1, 0, 7, 1.5, 10**9, 10**30, 1e300, float("nan"), float("-inf"), "", "x", "a\nb", "../x", [], {}]
 VALUES += [[10**9], [1] * 50, {"a": 1}, "\ud800", "/etc/passwd", "digits", "static", ["6", "6"]]
-DEEP = "[" * 100_000  # nesting that no parser should follow
+DEEP = "[" * 100_000  # nesting that exceeds the recursion limit of parsers
 
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Any bytes with a bit flipped, a number overwritten, a part left out, put in or repeated."""
+    """Bytes with a flipped bit, an overwritten number, or a part that is removed, inserted or repeated."""
     at = draw(st.integers(0, len(content)))
     match draw(st.sampled_from(["flip", "number", "cut", "drop", "insert", "repeat"])):
         case "flip":
@@ -44,7 +44,7 @@ def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_value(draw: st.DrawFn, value):
-    """A JSON value with one value in it replaced, left out, doubled or moved."""
+    """A JSON value in which one nested value is replaced, removed, renamed, or copied from another place."""
     value = copy.deepcopy(value)
     places = [(value, key) for key in _keys(value)]
     for inside, key in places:
@@ -73,7 +73,7 @@ def _keys(value) -> list:
 
 @st.composite
 def changed_json(draw: st.DrawFn, content: bytes) -> bytes:
-    """JSON, or a line of JSON lines, with another value; sometimes nested without end."""
+    """JSON or JSON lines with one changed value, and rarely with very deep nesting."""
     lines = content.decode().splitlines()
     number = draw(st.integers(0, len(lines) - 1)) if len(lines) < 5 else None
     text = content.decode() if number is None else lines[number]
@@ -88,7 +88,7 @@ def changed_json(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_npy(draw: st.DrawFn, content: bytes) -> bytes:
-    """An array whose header says another shape, type or order, or has another length."""
+    """A .npy file with another shape, dtype or version in its header, or with a header that is changed as text."""
     length = struct.unpack("<H", content[8:10])[0]
     header, body = content[10 : 10 + length].decode("latin1"), content[10 + length :]
     shape = header[header.index("(") : header.index(")") + 1]
@@ -125,7 +125,7 @@ def changed_npy(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_zip(draw: st.DrawFn, content: bytes) -> bytes:
-    """An archive, whole as such, in which one entry has other content, another name or another compression."""
+    """A valid archive in which one entry is changed, renamed, recompressed, enlarged, removed or duplicated."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = [(entry.filename, archive.read(entry), entry.compress_type) for entry in archive.infolist()]
     at = draw(st.sampled_from(range(len(entries))))
@@ -159,7 +159,7 @@ def changed_zip(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_safetensors(draw: st.DrawFn, content: bytes) -> bytes:
-    """A file whose header says other shapes, types or places, other JSON beside them, or another length of itself."""
+    """A file with other shapes, dtypes, offsets, metadata or another length in its header."""
     length = struct.unpack("<Q", content[:8])[0]
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     beside = header.get("__metadata__", {})
@@ -174,7 +174,7 @@ def changed_safetensors(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_png(draw: st.DrawFn, content: bytes) -> bytes:
-    """A PNG with right checksums in which one chunk is changed, left out, doubled or of another type."""
+    """A PNG with valid checksums in which one chunk is changed, removed, duplicated or of another type."""
     chunks, position = [], 8
     while position < len(content):
         length = struct.unpack(">I", content[position : position + 4])[0]
@@ -205,7 +205,7 @@ def changed_png(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed_jpeg(draw: st.DrawFn, content: bytes) -> bytes:
-    """A JPEG of another size."""
+    """A JPEG with another height and width in its header."""
     start = content.index(b"\xff\xc0") + 5
     sides = (draw(st.sampled_from([0, 1, 6, 4096, 4097, 65_535])) for _ in range(2))
     return content[:start] + struct.pack(">HH", *sides) + content[start + 4 :]
@@ -223,7 +223,7 @@ INSIDE = {
 
 @st.composite
 def mutated(draw: st.DrawFn, good: dict[str, bytes]) -> tuple[str, bytes]:
-    """One of the good files, changed once within its format or up to three times as bytes."""
+    """The name and the changed content of one file, with one change within its format or up to three of its bytes."""
     name = draw(st.sampled_from(sorted(good)))
     content, inside = good[name], INSIDE.get(Path(name).suffix)
     if inside is not None and draw(st.integers(0, 2)):

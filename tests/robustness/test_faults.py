@@ -36,7 +36,7 @@ def test_a_few_of_each_fault(tmp_path):
     rows = survived(tmp_path, "--kills", "2", "--runs", "pixelcnn")
     assert all(tried == good for tried, good in rows.values())
     assert sum(tried for what, (tried, _) in rows.items() if what.startswith("kill -9")) == 2
-    assert {"the same seed twice", "a write that fails", "a loss that is not finite"} <= set(rows)
+    assert {"two runs with the same seed", "a write that fails", "a non-finite loss"} <= set(rows)
 
 
 @pytest.mark.slow

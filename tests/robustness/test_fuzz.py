@@ -1,4 +1,4 @@
-"""Files changed at random; and that what watches over their loading sees what it is there for."""
+"""Randomly changed files load or are refused, and the fuzzer detects everything that is forbidden."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ import torch
 from pplmodels.errors import InputError, as_input_error
 
 fuzz = importlib.import_module("fuzz")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory limits are only available on Linux")
 NUMBER = 100
 
 
@@ -106,9 +106,9 @@ def lines(folder):
 
 
 SEEN = {
-    hungry_numpy: "bytes were asked for",
-    hungry_torch: "bytes were asked for",
-    hungry_python: "bytes were asked for",
+    hungry_numpy: "tried to allocate more than",
+    hungry_torch: "tried to allocate more than",
+    hungry_python: "tried to allocate more than",
     writer: "to write",
     remover: "os.remove",
     starter: "os.system",

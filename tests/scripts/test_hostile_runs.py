@@ -42,7 +42,7 @@ def files(folder):
         ({"binarise": "x"}, "cannot have been trained with --binarise 'x'"),
         ({"system": "x"}, "there is no system 'x': choose"),
         ({"system": 3}, "does not say which system trained it"),
-        ({"data": "../x\ny"}, "there is no data set"),
+        ({"data": "../x\ny"}, "there is no dataset"),
         ({"valid": -3}, "cannot have been trained with --valid -3"),
         ({"image": 7}, "was trained on 7"),
         ({"batch_size": "many"}, "cannot have been trained with --batch-size 'many'"),

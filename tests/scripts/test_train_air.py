@@ -100,7 +100,7 @@ def test_a_site_without_its_event_is_named_before_there_is_a_folder(script, tmp_
         run_script(lambda: script(name)(small))
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
-    assert f"{file}: The guide cannot be computed: ValueError: " in errors and errors.count("\n") == 1
+    assert f"{file}: Running the guide fails with ValueError: " in errors and errors.count("\n") == 1
     assert not run.exists()
 
 
@@ -160,15 +160,15 @@ BAD = [
     (["--device", "tpu"], "--device"),
     (["--data", "cats"], "choose digits, mnist"),
     (["--data", "no-such-file.npz"], "no-such-file.npz is not a file"),
-    (["--scenes"], "ready-made scenes come from an .npz file"),
-    (["--canvas", "10"], "do not fit a canvas of 10"),
+    (["--scenes"], "complete scenes must be in an .npz file"),
+    (["--canvas", "10"], "do not fit on a canvas of 10x10"),
     (["--canvas", "14", "--max-objects", "5", "--train-scenes", "5"], "do not fit"),
     (["--restarts", "2", "--restart-steps", "9", "--steps", "5"], "--restart-steps 9 is more than the run's 5 --steps"),
     (["--background", "white"], "digits has no transparency: --background does not apply"),
-    (["--data", "no-such-file.npz", "--background", "mauvish"], "'mauvish' is not a colour"),
+    (["--data", "no-such-file.npz", "--background", "mauvish"], "'mauvish' is not a color"),
     (["--counts", "1", "2", "--max-objects", "4"], "leave --max-objects out"),
     (["--restart-steps", "9"], "--restart-steps says how long each of several --restarts is"),
-    (["--white-level", "255"], "--white-level is for files"),
+    (["--white-level", "255"], "--white-level does not apply to digits"),
     (["--extend", "no-such-run"], "holds no run"),
     (["--extend", "a", "--init-from", "b"], "--config, --extend and --init-from: each takes options"),
     (["--resume"], "--resume needs the run's folder"),

@@ -34,7 +34,7 @@ def test_the_number_of_steps_follows_the_true_counts(script, tmp_path, capsys):
     script("train_air")([*OWN, "--data", str(data), "--steps", "2", "--out", str(run)])
     assert json.loads((run / "config.json").read_text())["num_steps"] == 5
     assert len(json.loads((run / "result.json").read_text())["metrics"]["inferred_counts"]) == 6
-    assert "objects were measured; 5 pixels" in capsys.readouterr().err
+    assert "the prior's object size is 5 pixels" in capsys.readouterr().err
     script("train_air")(["--resume", "--out", str(run)])  # what was completed can be read again
     script("evaluate")([str(run)])
 

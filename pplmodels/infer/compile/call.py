@@ -42,13 +42,13 @@ class Call:
         state, arguments = self.state, self.arguments
         if arrays := arguments.large_arrays(ARRAY):
             names = arguments.names(arrays)
-            return f"{names} is a NumPy array, whose values would be constants of the graph: pass torch.from_numpy(...)"
+            return f"{names} is a NumPy array, whose values would be constants of the graph; pass torch.from_numpy(...)"
         if arguments.unsupported:
             return f"{arguments.names(arguments.unsupported)} is not a plain tensor"
         for found in (state, arguments):
             if found.iterators:
                 return (
-                    f"{found.names(found.iterators)} is an iterator, and a replay would not advance it: take the next "
+                    f"{found.names(found.iterators)} is an iterator, but a replay would not advance it; take the next "
                     "item outside of the step and pass it as an argument"
                 )
         return ""
@@ -59,8 +59,7 @@ class Call:
         if after.signature != self.arguments.signature or not self.arguments.unchanged():
             what = self.arguments.difference(after) or "an argument"
             raise refusal(
-                f"the program changes {what}, and a replay would not: let the program keep what it computes in an "
-                "attribute"
+                f"the program modifies {what}, but a replay would not; store what the program computes in an attribute"
             )
 
     def snapshot(self) -> Snapshot:

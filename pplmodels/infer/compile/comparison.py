@@ -43,7 +43,7 @@ def difference(
         if not _changed_alike(got, expected, before[number], tolerance):
             return name(number)
     if not _same_random(program.generators, graph.generators):
-        return "how many random numbers it draws"
+        return "the number of random numbers drawn"
     return ""
 
 

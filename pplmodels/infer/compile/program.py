@@ -208,8 +208,8 @@ class CompiledProgram(Generic[Result]):
         except CompileError as error:
             if (since := graph.calls // 2) > 1:
                 error = CompileError(
-                    f"{str(error).removesuffix('.')}: found at call {graph.calls}, last compared at call {since}, so "
-                    f"calls {since + 1} to {graph.calls - 1} may have used a stale value."
+                    f"{str(error).removesuffix('.')} (found at call {graph.calls}, last compared at call {since}; "
+                    f"calls {since + 1} to {graph.calls - 1} may have used stale values)."
                 )
             self.graphs[key] = None
             return self._uncompiled(error, call.args, call.kwargs)
@@ -240,8 +240,8 @@ class CompiledProgram(Generic[Result]):
                 return
             expected = None
         raise CompileError(
-            f"the replayed step differs from the program's own in {differences[0]}: the program reads something that "
-            "cannot be reached from model and guide, or a random choice decides which sites there are."
+            f"the replayed step differs from the program in {differences[0]}: the program reads state that cannot be "
+            "reached from model and guide, or its sites depend on a random choice."
         )
 
     def _outcome(self, call: Call, before: Snapshot, seed: int, graph: TracedGraph | None = None) -> Outcome:
@@ -275,23 +275,23 @@ class CompiledProgram(Generic[Result]):
         if _other_generators(state) != drawn:
             place = line_that_draws(lambda: _other_generators(state), self.program, *call.args, **call.kwargs)
             raise refusal(
-                "numbers are drawn from Python's or NumPy's random generator, and a replay would repeat the same "
-                f"numbers{place}: use torch's"
+                f"the program draws random numbers from Python's or NumPy's generator{place}, but a replay would "
+                "repeat the same numbers; use torch's generator"
             )
         if torch.initial_seed() != seed:
-            raise refusal("the program seeds torch's random generator, and a replay would not")
+            raise refusal("the program seeds torch's random generator, but a replay would not")
         after = self._walk()
         if after.signature != state.signature:
             raise refusal(
-                f"each run of the program changes {state.difference(after)}, which is not a tensor, and a replay "
+                f"each run of the program changes {state.difference(after)}, which is not a tensor, but a replay "
                 "would not"
             )
         call.check_arguments()
         for index, (tensor, pointer) in enumerate(zip(state.tensors, memory, strict=True)):
             if after.tensors[index] is tensor and tensor.data_ptr() != pointer:
                 raise refusal(
-                    f"the program gives {state.tensor_name(index)} other memory, and a replay would not: write to "
-                    "it in place"
+                    f"the program moves {state.tensor_name(index)} to other memory, but a replay would not; write "
+                    "to it in place"
                 )
         return results, after.tensors
 
@@ -304,15 +304,15 @@ class CompiledProgram(Generic[Result]):
             if numbers and not (self._told or self._warned):
                 self._told = True
                 warnings.warn(
-                    f"this program is traced again because of another number, {', '.join(numbers)}. Pass a number that "
-                    "varies as a tensor: its value is read at each call and needs no new trace.",
+                    f"the program is traced again because a number changed: {', '.join(numbers)}. Pass numbers that "
+                    "vary as tensors, whose values are read at each call without a new trace.",
                     stacklevel=4,
                 )
             elif self.traces > MANY:
                 changed = known.difference(call.state) or given.difference(call.arguments) or "torch's settings"
                 warnings.warn(
-                    f"this program has been traced {self.traces} times, now because of {changed}: "
-                    "keep shapes and plain values the same from call to call, and pass what varies as tensors.",
+                    f"the program has been traced {self.traces} times, now because of a change in {changed}: keep "
+                    "shapes and plain values the same in all calls, and pass values that vary as tensors.",
                     stacklevel=4,
                 )
         self._last = call
@@ -334,12 +334,12 @@ def _why_not_here() -> str:
     """The reason why the contexts around this call prevent compilation; "" if there is none."""
     if _PYRO_STACK:
         names = ", ".join(type(handler).__name__ for handler in _PYRO_STACK)
-        return f"it is called inside of Pyro's handlers ({names}): put them around model and guide"
+        return f"it is called inside Pyro's handlers ({names}); apply them to model and guide instead"
     modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
     if modes := [type(mode).__name__ for mode in modes if not isinstance(mode, DeviceContext)]:
-        return f"it is called inside of torch's modes ({', '.join(modes)}), which change what operations do"
+        return f"it is called inside torch's modes ({', '.join(modes)}), which change the behavior of operations"
     if torch.is_anomaly_enabled():
-        return "it is called under torch's anomaly detection, which looks at values"
+        return "it is called under torch's anomaly detection, which reads the values of tensors"
     return ""
 
 

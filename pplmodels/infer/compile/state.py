@@ -148,7 +148,7 @@ class State:
                 return f"{self.name(place)}{_how(mine, its)}"
         if self.signature == other.signature:
             return ""
-        return "which tensors share memory" if len(self.signature) == len(other.signature) else "what there is"
+        return "the memory shared by tensors" if len(self.signature) == len(other.signature) else "the number of values"
 
     def changed_numbers(self, other: "State") -> list[str]:
         """The names of the plain numbers that differ from another state, if there are no other differences."""

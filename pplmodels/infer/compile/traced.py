@@ -53,8 +53,8 @@ class TracedGraph:
         """Raise an error if the graph cannot reproduce what the program does with a tensor."""
         for index in self.cut:
             raise refusal(
-                f"{call.tensor_name(index)} was computed outside of the step and requires a gradient, and a replay "
-                "would not continue the backward pass there: detach it"
+                f"{call.tensor_name(index)} was computed outside of the step and requires a gradient, but a replay "
+                "would not continue the backward pass there; detach it"
             )
         for index in self.rebound:
             if not call.state.can_rebind(index):

@@ -27,7 +27,7 @@ TO_HOST = {"numpy", "__array__", "tolist", "__dlpack__"}
 TO_CONSTANT = {"tensor", "as_tensor", "asarray", "new_tensor"}
 STDLIB = str(Path(contextlib.__file__).parent) + os.sep
 LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, pyro.__file__, np.__file__, __file__))
-PYTHON_VALUE = "a Python value is taken from a tensor (control flow on a sampled value, .item() or float())"
+PYTHON_VALUE = "a tensor is converted to a Python value (by control flow on a sampled value, .item() or float())"
 
 
 class CompileError(RuntimeError):
@@ -71,7 +71,7 @@ def modules_that_run() -> Iterator[list[nn.Module]]:
 def explained(error: Exception, what: str = "") -> CompileError:
     """An error of one sentence with the reason and the innermost line outside of torch and Pyro."""
     cause = str(error).splitlines()[0] if isinstance(error, CompileError) else _reason(error)
-    cause = f"{what}, {cause}" if what else cause
+    cause = f"{what} ({cause})" if what else cause
     return refusal(cause + _place(traceback.extract_tb(error.__traceback__)))
 
 
@@ -174,11 +174,11 @@ class _RefuseDependenceOnValues(TorchDispatchMode):
         )
         varies = torch.Tag.dynamic_output_shape in func.tags and func is not aten.index.Tensor
         if index_is_mask or varies:
-            raise CompileError(f"the shape of a result of {func.name()} depends on values")
+            raise CompileError(f"the shape of a result of {func.name()} depends on the values of a tensor")
         if func is aten._pack_padded_sequence.default and not self.fixed.holds([args[1]]):
             raise CompileError(
-                "the lengths of a packed sequence are read on the host: run the recurrent layer on the padded sequence "
-                "and mask what lies beyond the lengths (torch.where, poutine.mask)"
+                "the lengths of a packed sequence are read on the host; run the recurrent layer on the padded sequence "
+                "and mask the padding (torch.where, poutine.mask)"
             )
 
 
@@ -195,8 +195,8 @@ class _RefuseHostReads(TorchFunctionMode):
         if name in TO_HOST and isinstance(args[0], Tensor):
             if not self.fixed.holds([args[0]]):
                 raise CompileError(
-                    f"a tensor's values are read by .{name}(): what is computed from them outside of torch would stay "
-                    "what it was while tracing"
+                    f".{name}() reads the values of a tensor, and results computed from them outside of torch would be "
+                    "constants of the graph"
                 )
             with disable_proxy_modes_tracing():
                 return func(*args, **kwargs)
@@ -205,7 +205,7 @@ class _RefuseHostReads(TorchFunctionMode):
             if isinstance(data, Tensor) and name in ("as_tensor", "asarray"):
                 return func(*args, **kwargs)
             if not self.fixed.holds(values):
-                raise CompileError(f"torch.{name}() copies a tensor's values: use .clone() or torch.stack()")
+                raise CompileError(f"torch.{name}() copies the values of a tensor; use .clone() or torch.stack()")
         if name == "one_hot":
             return _one_hot(func, *args, **kwargs)
         return func(*args, **kwargs)
@@ -228,8 +228,8 @@ class _RefuseStoredParameters(Messenger):
     def _pyro_post_param(self, msg) -> None:
         if id(unconstrained(msg["value"])) not in self.known:
             raise CompileError(
-                f'pyro.param("{msg["name"]}") is kept in Pyro\'s global parameter store: make it a PyroParam or '
-                "nn.Parameter of the module (for a baseline, pplmodels.infer.NeuralBaseline or baseline_value)"
+                f'pyro.param("{msg["name"]}") is in Pyro\'s global parameter store; make it a PyroParam or '
+                "nn.Parameter of the module (for a baseline, use pplmodels.infer.NeuralBaseline or baseline_value)"
             )
 
 

@@ -31,7 +31,7 @@ class FreeBits_ELBO(TraceGraph_ELBO):
         model_sites = dict(random_sites(model_trace))
         for name, site in random_sites(guide_trace):
             if not site["fn"].has_rsample:
-                raise ValueError(f"site {name} is not reparameterised: free bits need its KL's gradient")
+                raise ValueError(f"site {name} is not reparameterized, but free bits need the gradient of its KL")
             kl = distributed.all_reduce((site["log_prob"] - model_sites[name]["log_prob"]).sum())
             kl = kl / distributed.world_size()
             surrogate = surrogate + (self.free * site["log_prob"].numel() - kl).clamp(min=0)

@@ -57,18 +57,20 @@ def check_objective(objective: object) -> None:
     name = type(objective).__name__
     if isinstance(objective, JITTED):
         raise ValueError(
-            f"{name} keeps its parameters in Pyro's store: use {name.removeprefix('Jit')}, and compile=True"
+            f"{name} uses Pyro's global parameter store: use {name.removeprefix('Jit')} with compile=True instead"
         )
     if isinstance(objective, TraceTailAdaptive_ELBO):
-        raise ValueError(f"{name} has an infinite loss, after which a step moves nothing: use it with pyro.infer.SVI")
+        raise ValueError(
+            f"{name} has an infinite loss, after which this class updates no parameters: use it with pyro.infer.SVI"
+        )
     if isinstance(objective, ReweightedWakeSleep):
-        raise ValueError(f"{name} has two losses, and a step returns one: use it with pyro.infer.SVI")
+        raise ValueError(f"{name} has two losses, but a step returns only one: use it with pyro.infer.SVI")
     if not (isinstance(objective, ELBO) and _kind(objective)) and (
         isinstance(objective, ELBO) or not callable(objective)
     ):
         raise ValueError(
-            f"{name} has no gradients: loss is an ELBO of Pyro or a function of model, guide and arguments, which "
-            "returns a loss and its surrogate"
+            f"{name} has no gradients: loss must be an ELBO of Pyro or a function of model, guide and arguments, "
+            "which returns a loss and its surrogate"
         )
 
 
@@ -77,7 +79,7 @@ def why_uncompiled(objective: object) -> str:
     if not isinstance(objective, ELBO) or _kind(objective) in (SURROGATE, PARTICLE):
         return ""
     return (
-        f"{type(objective).__name__} cannot be compiled: it has gradients of its own, and may read values back to the "
+        f"{type(objective).__name__} cannot be compiled: it computes its own gradients and may read values back to the "
         "host. Trace_ELBO, TraceGraph_ELBO and subclasses that change their surrogate losses can be compiled."
     )
 
@@ -157,8 +159,8 @@ class PyroObjective:
         terms = [(p.grad * p).sum() for p in self.parameters if p.grad is not None]
         if not terms:
             raise ValueError(
-                f"{type(self.elbo).__name__} gave no parameter a gradient: it only sees parameters that are stated to "
-                "Pyro, as those of a PyroModule are"
+                f"{type(self.elbo).__name__} computed no gradients: it only finds parameters that are registered with "
+                "Pyro, such as those of a PyroModule"
             )
         return loss, reduce(torch.add, terms)
 

@@ -84,7 +84,7 @@ class StoppingChain:
             elif choices and is_choice(site):
                 self.choices.append((len(self.sites), site))
         if not self.sites:
-            raise ValueError('the guide marks no site as a stop: give the Bernoulli sites infer={"stop": True}')
+            raise ValueError('no site of the guide is marked as a stop: give its Bernoulli sites infer={"stop": True}')
         ones = [site["value"] for site in self.sites]
         outcomes = torch.arange(len(ones) + 1, device=ones[0].device).view(-1, *[1] * ones[0].dim())
         self.codes = [(outcomes >= t).to(one.dtype) * one for t, one in enumerate(ones, start=1)]

@@ -135,16 +135,16 @@ def _check_path(path: Trace, stops: StoppingChain, guide, args: tuple, kwargs: d
             if name in others:
                 path_log_prob = scale_and_mask(site["fn"].log_prob(others[name]), site["scale"], site["mask"])
             elif not (site["fn"].has_rsample or is_choice(site)):
-                raise ValueError(f"site {name} is neither a stop nor reparameterised: it cannot be summed out.")
+                raise ValueError(f"site {name} is neither a stop nor reparameterized, so it cannot be summed out.")
             if not torch.allclose(found, path_log_prob * (steps <= n), rtol=1e-4, atol=1e-3):
-                cause = "a choice, or on the stops" if others else "the stops"
+                cause = "a choice or on the stops" if others else "the stops"
                 raise ValueError(
-                    f"site {name} of the guide depends on {cause} other than by being masked after step {steps}: "
-                    "one path does not stand for all outcomes."
+                    f"site {name} of the guide depends on {cause} in another way than by being masked after step "
+                    f"{steps}, so a single path cannot represent all outcomes."
                 )
         if not torch.allclose(chain, log_prob, rtol=1e-4, atol=1e-3):
-            cause = " or the stops depend on a choice" if others else ""
-            raise ValueError(f"after a stop the later stops do not stay at 0 for certain{cause} (looking at n = {n}).")
+            cause = ", or the stops depend on a choice" if others else ""
+            raise ValueError(f"the later stops are not 0 with probability 1 after a stop{cause} (found for n = {n}).")
 
 
 def _other(site: Site) -> Tensor:

@@ -31,7 +31,7 @@ def test_each_change_makes_a_new_graph_and_the_right_numbers(x):
 
     change(lambda m, g: None, x[:5])
     change(lambda m, g: None, x, 0.5)
-    with pytest.warns(UserWarning, match=r"another number, argument 2 \(0\.5, then 0\.25\)"):
+    with pytest.warns(UserWarning, match=r"a number changed: argument 2 \(0\.5, then 0\.25\)"):
         change(lambda m, g: None, x, 0.25)
     change(lambda m, g: None, x, weight=0.25)
     change(lambda m, g: m.eval())
@@ -98,7 +98,7 @@ def test_one_is_told_why_tracing_keeps_happening():
         warnings.simplefilter("error")
         for size in range(MANY):
             replay(torch.zeros(size))
-    with pytest.warns(UserWarning, match=rf"traced {MANY + 1} times, now because of argument 1"):
+    with pytest.warns(UserWarning, match=rf"traced {MANY + 1} times, now because of a change in argument 1"):
         replay(torch.zeros(MANY))
     assert len(replay.graphs) == MANY  # bounded
 
@@ -141,10 +141,10 @@ class SometimesGuide(Guide):
 
 
 REFUSED = {
-    BranchingGuide: r"Python value is taken from a tensor.*test_program\.py, line \d+ \(\"if z\.sum\(\) > 0:\"\)",
-    ReadingGuide: r"Python value is taken from a tensor.*line \d+ \(\"return super",
-    SelectingGuide: r"the shape of a result of aten::index.* depends on values.*line \d+ \(\"chosen = ",
-    NumpyGuide: r"values are read by \.numpy\(\).*line \d+ \(\"noise = ",
+    BranchingGuide: r"a tensor is converted to a Python value.*test_program\.py, line \d+ \(\"if z\.sum\(\) > 0:\"\)",
+    ReadingGuide: r"a tensor is converted to a Python value.*line \d+ \(\"return super",
+    SelectingGuide: r"the shape of a result of aten::index.* depends on the values.*line \d+ \(\"chosen = ",
+    NumpyGuide: r"\.numpy\(\) reads the values.*line \d+ \(\"noise = ",
     SometimesGuide: r"each run of the program changes SometimesGuide\.calls \(\d+, then \d+\)",
 }
 
@@ -200,5 +200,5 @@ def test_losses_that_read_values_back_are_refused_by_name(x):
         SVI(model, guide, adam(model, guide, 1e-2), TraceEnum_ELBO(), compile=True)
     with pytest.warns(UserWarning, match="TraceEnum_ELBO cannot be compiled.*uncompiled"):
         SVI(model, guide, adam(model, guide, 1e-2), TraceEnum_ELBO(), compile="auto")
-    with pytest.raises(ValueError, match="compile is True, False"):
+    with pytest.raises(ValueError, match="compile must be True, False"):
         SVI(model, guide, adam(model, guide, 1e-2), compile="always")

@@ -204,10 +204,10 @@ def test_trains_under_stock_svi():
 @pytest.mark.parametrize(
     "fault, sentence",
     [
-        ("no stops", "marks no site as a stop"),
-        ("no mask", "height_1 of the guide depends on the stops other than by being masked"),
-        ("goes on", "the later stops do not stay at 0"),
-        ("discrete", "height_1 is neither a stop nor reparameterised"),
+        ("no stops", "no site of the guide is marked as a stop"),
+        ("no mask", "height_1 of the guide depends on the stops in another way than by being masked"),
+        ("goes on", "the later stops are not 0 with probability 1"),
+        ("discrete", "height_1 is neither a stop nor reparameterized"),
     ],
 )
 def test_what_one_path_cannot_stand_for_is_refused(fault, sentence):
