@@ -166,7 +166,7 @@ BROKEN = {
     "a missing site": (
         "check_pair_finds_no_problem",
         pair(guide=changed(Guide, forward=lambda self, x=None, n=None: self.linear(x))),
-        "z is a site of the model only",
+        "z is only a site of the model",
     ),
     "a site outside of the plate": (
         "sites_are_independent_over_images",
@@ -246,7 +246,7 @@ BROKEN = {
     "Python's random numbers": (
         "compiled_and_uncompiled_steps_are_the_same-trace",
         pair(guide=with_loc(lambda self, x: random.random() * self.linear(x))),
-        "CompileError: this step cannot be compiled: numbers are drawn from Python's",
+        "CompileError: this step cannot be compiled: the program draws random numbers from Python's",
     ),
     "batches of random sizes": (
         "compiled_and_uncompiled_steps_are_the_same-trace",
@@ -256,7 +256,7 @@ BROKEN = {
     "NumPy's random numbers": (
         "compiled_bounds_are_the_same",
         pair(guide=with_loc(lambda self, x: float(np.random.rand()) * self.linear(x))),  # noqa: NPY002
-        "CompileError: this step cannot be compiled: numbers are drawn from Python's or NumPy's",
+        "CompileError: this step cannot be compiled: the program draws random numbers from Python's or NumPy's",
     ),
     "a value that is read": (
         "eager_steps_on_cuda_do_not_wait_for_the_device",
@@ -271,7 +271,7 @@ BROKEN = {
     "Python's random numbers, on CUDA": (
         "compiled_on_cuda_is_the_uncompiled_step",
         pair(guide=with_loc(lambda self, x: random.random() * self.linear(x))),
-        "CompileError: this step cannot be compiled: numbers are drawn from Python's",
+        "CompileError: this step cannot be compiled: the program draws random numbers from Python's",
     ),
 }
 CASES = [

@@ -181,7 +181,7 @@ def test_the_parameters_of_an_objective_are_learned_or_named():
     for compiled in (False, True):
         model, guide, objective = CoinModel(), CoinGuide(), Centred()
         learned = [*model.parameters(), *guide.parameters()]
-        with pytest.raises(ValueError, match=r"the optimizer does not have loss\.scale: they would never move"):
+        with pytest.raises(ValueError, match=r"the optimizer does not have loss\.scale, which would never be updated"):
             SVI(model, guide, torch.optim.SGD(learned, lr=0.1), objective, compile=compiled).step(torch.randn(5))
         engine = SVI(model, guide, torch.optim.SGD([*learned, objective.scale], lr=0.1), objective, compile=compiled)
         engine.step(torch.randn(5))
@@ -260,7 +260,7 @@ def test_a_surrogate_without_gradients_is_refused(compiled):
         loss = negative_bound(*run)
         return loss, loss.detach()
 
-    with pytest.raises(ValueError, match="the loss depends on no parameter"):
+    with pytest.raises(ValueError, match="the loss does not depend on any parameter"):
         svi(constant, compile=compiled).step(torch.randn(6))
 
 
