@@ -88,13 +88,13 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     """The negative ELBO of a batch, and the surrogate with REINFORCE and baselines for presences and kinds."""
-    left, maps, present = x, guide.see(x), x.new_ones(len(x))
+    left, maps, present = x, guide.feature_net(x), x.new_ones(len(x))
     whole = guide.pool(maps)
     context, kind_context = guide.baseline.context(whole), guide.kind_baseline.context(whole)
     solids, costs, kind_costs, reparameterised, scores, kind_scores, baselines, kind_baselines = ([] for _ in range(8))
     for prior_logit in presence_prior_logits(model.log_k, model.num_steps).unbind():
         seen = guide.attend(maps)
-        features = guide.look(left, seen)
+        features = guide.encode_glimpse(left, seen)
         baselines.append(guide.baseline(context, features, present))
         present, log_p, log_q = _decided(guide, features, present, prior_logit)
         kind_baselines.append(guide.kind_baseline(kind_context, features, present))
@@ -123,8 +123,8 @@ def air3d_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
         kind_scores.append(log_q_kind)
         solids.append((present, kind.squeeze(-1), place, yaw))
         if len(solids) < model.num_steps:
-            left = guide.clear(left, place)
-            maps = guide.see(left)
+            left = guide.erase(left, place)
+            maps = guide.feature_net(left)
     pres, kind, place, yaw = zip(*solids, strict=True)
     picture = model.render(
         *(torch.stack(part, -1) for part in (pres, kind)), torch.stack(place, 1), torch.stack(yaw, -1)

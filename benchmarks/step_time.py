@@ -86,10 +86,10 @@ CASES = {
 def steps_of(case: str, device: torch.device) -> dict[str, Callable]:
     """The step function of each implementation, on its own copy of the same weights."""
     pyro.set_rng_seed(0)
-    halves = tuple(half.to(device) for half in CASES[case].build())
+    modules = tuple(module.to(device) for module in CASES[case].build())
     ways = {}
     for name in ("handwritten", "compiled", "uncompiled", "stock"):
-        model, guide = copy.deepcopy(halves)
+        model, guide = copy.deepcopy(modules)
         if name == "stock":
             # a name of its own: stock Pyro keeps all parameters in one global store
             svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceGraph_ELBO())
@@ -190,7 +190,7 @@ def peak_bytes(step: Callable, x: torch.Tensor) -> int:
 
 def long_draw(device: torch.device) -> dict[str, float]:
     """Time and peak memory of a compiled step of DRAW with attention, with the paper's 64 steps and batch size 128."""
-    model, guide = (half.to(device) for half in _draw_pair(64))
+    model, guide = (module.to(device) for module in _draw_pair(64))
     svi = SVI(model, guide, adam(model, guide, 1e-3), compile=True)
     x = torch.rand(128, 1, 28, 28, device=device).round()
     svi.step(x)
@@ -199,7 +199,7 @@ def long_draw(device: torch.device) -> dict[str, float]:
 
 def comparing(device: torch.device, steps: int = 10_000) -> dict[str, float]:
     """The share of ``steps`` AIR steps that is spent comparing graph and program at calls 2, 4, 8, ... (batch 64)."""
-    model, guide = (half.to(device) for half in CASES["air"].build())
+    model, guide = (module.to(device) for module in CASES["air"].build())
     step = SVI(model, guide, adam(model, guide, 1e-3), compile=True).step
     x = CASES["air"].images(64).to(device)
     seconds = []
@@ -270,7 +270,7 @@ def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     flops = 2 * 2048**3 / _seconds(lambda: a @ a, x.device)
     big, copy_of_big = torch.rand(2, 2**25, device=x.device)
     bandwidth = 2 * 4 * 2**25 / _seconds(lambda: copy_of_big.copy_(big), x.device)
-    parameters = sum(p.numel() for half in CASES[case].build() for p in half.parameters())
+    parameters = sum(p.numel() for module in CASES[case].build() for p in module.parameters())
     return {
         "arithmetic": 1e3 * counter.get_total_flops() / flops,
         "traffic": 1e3 * 10 * 4 * parameters / bandwidth,

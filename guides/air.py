@@ -1,4 +1,4 @@
-"""Attend, Infer, Repeat: the inference half (Eslami et al. 2016, arXiv 1603.08575, section 2.1)."""
+"""Attend, Infer, Repeat: the guide (Eslami et al. 2016, arXiv 1603.08575, section 2.1)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""AIR in three dimensions: the inference half (Eslami et al. 2016, arXiv 1603.08575, section 4.3)."""
+"""AIR in three dimensions: the guide (Eslami et al. 2016, arXiv 1603.08575, section 4.3)."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from pplmodels.nn.batch_apply import BatchApply
 from pplmodels.nn.renderer import KINDS, PERIODS, Renderer
 
 WINDOW, GLIMPSE = 0.45, 16  # a glimpse's side as a fraction of the image's side, and in pixels
-PATCH = 0.43  # radius in which an inferred solid is cleared from the image, in halves of the table's side
+PATCH = 0.43  # radius in which an inferred solid is erased from the image, in halves of the table's side
 POOLED = 4  # size of the pooled features of the whole image for the baselines
 
 
 class AIR3DGuide(PairModule):
-    """A network that in each step attends to one solid, infers it from a glimpse, and clears it from the image.
+    """A network that in each step attends to one solid, infers it from a glimpse, and erases it from the image.
 
     .. code-block:: text
 
@@ -35,8 +35,8 @@ class AIR3DGuide(PairModule):
                                  [q(z_kind_t | f_t) q(z_place_t | f_t) q(z_yaw_t | f_t)]^{z_pres_t}
 
         s_t     = attend(x_t), a point of the image
-        f_t     = look(read(x_t, s_t), s_t)
-        x_{t+1} = clear(x_t, z_place_t),  x_1 = x
+        f_t     = encode(read(x_t, s_t), s_t)
+        x_{t+1} = erase(x_t, z_place_t),  x_1 = x
 
     ==========  ============  ===========  ===========  ====================================
     site        support       batch shape  event shape  factor
@@ -91,7 +91,7 @@ class AIR3DGuide(PairModule):
         super().__init__("air3d_guide")
         self.num_steps = num_steps
         self.renderer = Renderer(image)
-        self.see = BatchApply(
+        self.feature_net = BatchApply(
             nn.Sequential(
                 *(nn.Conv2d(3, channels, 5, 2, 2), nn.ReLU()),
                 *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
@@ -101,7 +101,7 @@ class AIR3DGuide(PairModule):
         )
         self.attention = BatchApply(nn.Conv2d(channels, 1, 1, bias=False), 3)  # a softmax ignores a bias
         self.pool = BatchApply(nn.Sequential(nn.AdaptiveAvgPool2d(POOLED), nn.Flatten()), 3)
-        self.look_at = BatchApply(
+        self.glimpse_net = BatchApply(
             nn.Sequential(
                 *(nn.Conv2d(3, channels, 3, 1, 1), nn.ReLU()),
                 *(nn.Conv2d(channels, 2 * channels, 3, 2, 1), nn.ReLU()),
@@ -109,7 +109,7 @@ class AIR3DGuide(PairModule):
             ),
             3,
         )
-        self.describe = mlp(2 * channels * (GLIMPSE // 4) ** 2 + 2, (hidden_dim, hidden_dim))
+        self.glimpse_mlp = mlp(2 * channels * (GLIMPSE // 4) ** 2 + 2, (hidden_dim, hidden_dim))
         self.presence = nn.Linear(hidden_dim, 1)
         self.kind = nn.Linear(hidden_dim, len(KINDS))
         self.place = nn.Linear(hidden_dim, 4)
@@ -171,14 +171,14 @@ class AIR3DGuide(PairModule):
         return logits.softmax(-1) @ points
 
     @pyro_method
-    def look(self, picture: Tensor, seen: Tensor) -> Tensor:
+    def encode_glimpse(self, picture: Tensor, seen: Tensor) -> Tensor:
         """The features f_t, ``(..., B, hidden_dim)``, of ``picture (..., B, 3, H, W)`` around ``seen (..., B, 2)``."""
         where = torch.cat([torch.full_like(seen[..., :1], math.log(WINDOW)), seen], -1)
         glimpse = read_window(picture, where, GLIMPSE)
-        return self.describe(torch.cat([self.look_at(glimpse), seen], -1))
+        return self.glimpse_mlp(torch.cat([self.glimpse_net(glimpse), seen], -1))
 
     @pyro_method
-    def clear(self, picture: Tensor, z_place: Tensor) -> Tensor:
+    def erase(self, picture: Tensor, z_place: Tensor) -> Tensor:
         """Replace the surroundings of ``z_place`` in the image by the empty table."""
         return torch.lerp(picture, self.renderer.empty(), self.renderer.around(z_place, PATCH))
 
@@ -186,13 +186,13 @@ class AIR3DGuide(PairModule):
         """Sample the latents of the images ``x (B, 3, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("AIR3DGuide infers solids from images: x is required")
-        left, maps, present = x, self.see(x), x.new_ones(len(x))
+        left, maps, present = x, self.feature_net(x), x.new_ones(len(x))
         whole = self.pool(maps)
         context, kind_context = self.baseline.context(whole), self.kind_baseline.context(whole)
         with data_plate(len(x)):
             for t in range(1, self.num_steps + 1):
                 seen = self.attend(maps)
-                features = self.look(left, seen)
+                features = self.encode_glimpse(left, seen)
                 # Pyro's InferDict does not list the keys of baselines and of stopping chains
                 infer: Any = {"stop": True, **self.baseline.infer_config(context, features, present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
@@ -202,5 +202,5 @@ class AIR3DGuide(PairModule):
                 z_place = pyro.sample(f"z_place_{t}", self.q_z_place(features, seen).mask(there))
                 pyro.sample(f"z_yaw_{t}", self.q_z_yaw(features).mask(there))
                 if t < self.num_steps:
-                    left = self.clear(left, z_place)
-                    maps = self.see(left)
+                    left = self.erase(left, z_place)
+                    maps = self.feature_net(left)

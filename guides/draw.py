@@ -1,4 +1,4 @@
-"""DRAW: the inference half (Gregor et al. 2015, arXiv 1502.04623)."""
+"""DRAW: the guide (Gregor et al. 2015, arXiv 1502.04623)."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pplmodels.models.draw import DRAW
 from pplmodels.module import PairModule, data_plate
-from pplmodels.nn.draw_attention import State, WholeReader, WindowReader
+from pplmodels.nn.draw_attention import AttentionReader, FullReader, State
 
 
 class DRAWGuide(PairModule):
@@ -46,7 +46,7 @@ class DRAWGuide(PairModule):
         super().__init__("draw_guide")
         self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
         sizes = (model.image, model.hidden_dim, hidden_dim)
-        self.reader = WindowReader(*sizes, read_window) if read_window else WholeReader(*sizes)
+        self.reader = AttentionReader(*sizes, read_window) if read_window else FullReader(*sizes)
         self.h, self.c = (nn.Parameter(torch.zeros(hidden_dim)) for _ in range(2))
         self.code = nn.Linear(hidden_dim, 2 * model.z_dim)
 

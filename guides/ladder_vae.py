@@ -1,4 +1,4 @@
-"""Ladder variational autoencoders: the inference half (Soenderby et al. 2016, arXiv 1602.02282)."""
+"""Ladder variational autoencoders: the guide (Soenderby et al. 2016, arXiv 1602.02282)."""
 
 import math
 
@@ -57,13 +57,13 @@ class LadderGuide(PairModule):
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
 
     @pyro_method
-    def messages(self, x: Tensor) -> list[Message]:
+    def bottom_up(self, x: Tensor) -> list[Message]:
         """Bottom-up estimates from ``x (..., B, C, H, W)``: (loc^_i, variance^_i) per layer, both ``(..., B, D_i)``."""
-        features, messages = x.flatten(-3), []
+        features, bottom_up = x.flatten(-3), []
         for layer, head in zip(self.layers, self.heads, strict=True):
             features = layer(features)
-            messages.append(head(features))
-        return messages
+            bottom_up.append(head(features))
+        return bottom_up
 
     @pyro_method
     def q_z(self, layer: int, message: Message, above: Tensor | None) -> TorchDistributionMixin:
@@ -71,7 +71,7 @@ class LadderGuide(PairModule):
         if above is None:
             loc, variance = message
         else:
-            loc, variance = merge(message, self.model.p_z(layer, above))
+            loc, variance = product_of_gaussians(message, self.model.p_z(layer, above))
         return dist.Normal(loc, variance.sqrt()).to_event(1)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
@@ -79,15 +79,15 @@ class LadderGuide(PairModule):
         if x is None:
             raise ValueError("a ladder's guide infers latents from images: x is required")
         with data_plate(len(x)):
-            messages = self.messages(x)
+            bottom_up = self.bottom_up(x)
             drawn: list[Tensor] = []
-            for layer in pyro.markov(range(len(messages), 0, -1)):
+            for layer in pyro.markov(range(len(bottom_up), 0, -1)):
                 above = drawn[-1] if drawn else None
-                drawn.append(pyro.sample(f"z{layer}", self.q_z(layer, messages[layer - 1], above)))
+                drawn.append(pyro.sample(f"z{layer}", self.q_z(layer, bottom_up[layer - 1], above)))
             return drawn[-1]
 
 
-def merge(message: Message, expected: torch.distributions.Distribution) -> Message:
+def product_of_gaussians(message: Message, expected: torch.distributions.Distribution) -> Message:
     """Mean and variance of the normalized product of two normals, ``message`` and ``expected``; precisions add up."""
     loc, variance = message
     share = expected.variance / (expected.variance + variance)  # weight of the message

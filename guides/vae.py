@@ -1,4 +1,4 @@
-"""Variational autoencoders: the inference half (Kingma & Welling 2014, arXiv 1312.6114)."""
+"""Variational autoencoders: the guide (Kingma & Welling 2014, arXiv 1312.6114)."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pplmodels.models.priors import made
+from pplmodels.models.priors import identity_made
 from pplmodels.module import PairModule, data_plate
 from pplmodels.nn import ImageRowEncoder, conv_encoder, mlp
 
@@ -43,7 +43,7 @@ class VAEGuide(PairModule):
     def __init__(self, encoder: nn.Module, z_dim: int, flow: Sequence[int] | None = None):
         super().__init__("vae_guide")
         self.encoder = encoder
-        self.network = made(z_dim, flow) if flow else None
+        self.network = identity_made(z_dim, flow) if flow else None
 
     @pyro_method
     def q_z(self, x: Tensor) -> TorchDistributionMixin:

@@ -1,4 +1,4 @@
-"""VQ-VAE: the inference half (van den Oord et al. 2017, arXiv 1711.00937)."""
+"""VQ-VAE: the guide (van den Oord et al. 2017, arXiv 1711.00937)."""
 
 import pyro
 import pyro.distributions as dist

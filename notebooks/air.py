@@ -45,7 +45,7 @@ x = scenes.head(10)[:]
 
 # %%
 torch.manual_seed(0)
-view = inspect.view_scenes(model, guide, x)
+view = inspect.infer_scenes(model, guide, x)
 arrays = (view.scenes, view.reconstruction.clamp(0, 1), view.z_pres, view.z_where, scenes.counts[:10])
 plotting.scenes_with_windows(*(array.numpy() for array in arrays))
 
@@ -71,14 +71,14 @@ centre.mean(("chain", "draw")).to_pandas(), centre.std(("chain", "draw")).to_pan
 # %%
 counts = inspect.count_posterior(guide, scenes[:], num_samples=4)
 titles = [f"truth: {n}" for n in scenes.counts[:10].tolist()]
-plotting.shares(counts[:10].numpy(), titles, "objects")
+plotting.probability_bars(counts[:10].numpy(), titles, "objects")
 
 # %%
 unsure = counts.max(1).values.argsort()[:10]
-plotting.shares(counts[unsure].numpy(), [f"truth: {n}" for n in scenes.counts[unsure].tolist()], "objects")
+plotting.probability_bars(counts[unsure].numpy(), [f"truth: {n}" for n in scenes.counts[unsure].tolist()], "objects")
 
 # %%
-view = inspect.view_scenes(model, guide, scenes[unsure])
+view = inspect.infer_scenes(model, guide, scenes[unsure])
 arrays = (view.scenes, view.reconstruction.clamp(0, 1), view.z_pres, view.z_where, scenes.counts[unsure])
 plotting.scenes_with_windows(*(array.numpy() for array in arrays))
 

@@ -68,7 +68,7 @@ plotting.image_rows([inspect.sample_means(model, 12).clamp(0, 1).numpy()], ["uni
 
 # %%
 maps = inspect.infer_codes(guide, train)
-prior, empty = GatedPixelCNN(map=(4, 4), levels=32, channels=32, layers=4, size=3, hidden=64), EmptyGuide()
+prior, empty = GatedPixelCNN(grid=(4, 4), levels=32, channels=32, layers=4, size=3, hidden=64), EmptyGuide()
 svi = SVI(prior, empty, adam(prior, empty, 2e-3), compile=True)
 for _ in trange(125):
     svi.step(maps[torch.randint(len(maps), (128,))])

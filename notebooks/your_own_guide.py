@@ -96,7 +96,7 @@ model, guide, _ = results["CorrelatedGuide"]
 draws = inspect.posterior(model, guide, test[:1], num_samples=500).posterior["z"].values[0, :, 0]
 correlation = abs(torch.corrcoef(torch.from_numpy(draws).T)).fill_diagonal_(0)
 first, second = divmod(int(correlation.argmax()), 8)
-plotting.clouds({f"z[{first}], z[{second}] of one image": draws[:, [first, second]]})
+plotting.scatter({f"z[{first}], z[{second}] of one image": draws[:, [first, second]]})
 
 
 # %% [markdown]

@@ -69,7 +69,7 @@ class PairModule(PyroModule):
         atomic_write(weights, lambda path: path.write_bytes(packed(self.state_dict())))
 
     def load_weights(self, folder: str | Path) -> None:
-        """Load the weights that a half of the same sizes has saved in ``folder``, without changing the training mode.
+        """Load the weights that a module of the same sizes has saved in ``folder``, without changing the training mode.
 
         Buffers that are set by constructor arguments (e.g. a prior's mean or an annealed ratio) keep their values.
         Raises :class:`InputError` if sizes differ.
@@ -85,11 +85,11 @@ class PairModule(PyroModule):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **modules: torch.nn.Module) -> "Self":
-        """Load a half saved by :meth:`save_pretrained`, on the CPU, in evaluation mode, in the dtypes of its weights.
+        """Load a module saved by :meth:`save_pretrained`, on the CPU, in evaluation mode, in the dtypes of its weights.
 
         Tensors that are not saved are created in the dtype of most weights. If that dtype has 16 bits, they are
         created in float32, and the buffers among them are then rounded, as by :meth:`torch.nn.Module.to`.
-        ``modules`` are the constructor arguments that are modules, because these are not saved with the half. Raises
+        ``modules`` are the constructor arguments that are modules, because these are not saved with the module. Raises
         :class:`InputError` if the files are missing, truncated or of another class. Weights are only allocated after
         the shapes in the description have been found to match the tensors in the weights file.
         """
@@ -108,10 +108,10 @@ class PairModule(PyroModule):
                 raise ValueError("other shapes")
             dtype = _commonest_dtype(values)
             with torch.device("cpu"), default_dtype(dtype if dtype.itemsize > 2 else torch.float32):
-                half = cls._built(description, arguments, modules)
-            _give_dtypes(half, values, dtype)
-            half.load_state_dict(values)
-        return half.eval()
+                module = cls._built(description, arguments, modules)
+            _give_dtypes(module, values, dtype)
+            module.load_state_dict(values)
+        return module.eval()
 
     @classmethod
     def _built(cls, description: Path, arguments: dict, modules: dict[str, torch.nn.Module]) -> "Self":
@@ -122,12 +122,12 @@ class PairModule(PyroModule):
 
 
 def files_of(folder: str | Path, role: str) -> tuple[Path, Path]:
-    """The paths of a half's description and weights."""
+    """The paths of a module's description and weights."""
     return Path(folder) / f"{role}.json", Path(folder) / f"{role}.safetensors"
 
 
 def description_of(folder: str | Path, role: str) -> tuple[str, dict]:
-    """The class name and the constructor arguments of a saved half."""
+    """The class name and the constructor arguments of a saved module."""
     description, _ = files_of(folder, role)
     otherwise = f"{description} is not a description of a {role}."
     try:
@@ -150,15 +150,15 @@ def _commonest_dtype(values: Mapping[str, Tensor]) -> torch.dtype:
     return found.most_common(1)[0][0] if found else torch.float32
 
 
-def _give_dtypes(half: PairModule, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def _give_dtypes(module: PairModule, values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Convert floating-point tensors in place, so that shared tensors stay shared.
 
     Saved tensors get the dtype of their values. Other buffers get ``dtype`` if it has 16 bits.
     """
-    for tensor in half.buffers() if dtype.itemsize == 2 else ():
+    for tensor in module.buffers() if dtype.itemsize == 2 else ():
         if tensor.dtype in FLOATING:
             tensor.data = tensor.data.to(dtype)
-    for key, tensor in half.state_dict(keep_vars=True).items():
+    for key, tensor in module.state_dict(keep_vars=True).items():
         if (dtype := values[key].dtype) != tensor.dtype:
             if not {dtype, tensor.dtype} <= set(FLOATING):
                 raise ValueError(f"{key} is of another dtype")
@@ -195,7 +195,7 @@ def _registering_at_most(number: int) -> Iterator[None]:
 def data_plate(number: int | None) -> AbstractContextManager:
     """The plate "data" of ``number`` images, or a null context if it is already open.
 
-    So a half can be embedded in another one that opens the plate. If ``number`` is None, there is one image without a
+    So a module can be embedded in another one that opens the plate. If ``number`` is None, there is one image without a
     batch dimension: the plate has no size, as in :class:`pyro.plate`.
     """
     for plate in get_plates():

@@ -166,7 +166,7 @@ def histogram(counts: np.ndarray, kind: str, of: str) -> Figure:
     return figure
 
 
-def clouds(
+def scatter(
     points: Mapping[str, np.ndarray], mean: np.ndarray | None = None, covariance: np.ndarray | None = None
 ) -> Figure:
     """Sets of points ``(N, 2)`` side by side, with ellipses of 1 to 3 standard deviations of the truth if given."""
@@ -183,7 +183,7 @@ def clouds(
     return figure
 
 
-def turns(images: np.ndarray, angles: np.ndarray, true: np.ndarray, titles: Sequence[str]) -> Figure:
+def angle_histograms(images: np.ndarray, angles: np.ndarray, true: np.ndarray, titles: Sequence[str]) -> Figure:
     """Images ``(B, C, H, W)`` above polar histograms of ``angles (B, S)``. A line shows the ``true (B)`` angle.
 
     Angles are in radians, counterclockwise from the right.
@@ -202,7 +202,7 @@ def turns(images: np.ndarray, angles: np.ndarray, true: np.ndarray, titles: Sequ
     return figure
 
 
-def shares(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
+def probability_bars(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
     """A small bar chart for each row of ``probabilities (B, K)``, over the values 0, 1, ... K - 1."""
     figure, axes = _grid(1, len(probabilities), 1.3 * len(probabilities), 1.6, sharey=True)
     for axis, row, title in zip(axes[0], probabilities, titles, strict=True):
@@ -212,18 +212,18 @@ def shares(probabilities: np.ndarray, titles: Sequence[str], of: str) -> Figure:
     return figure
 
 
-def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
-    """The dependency graphs of each half side by side, with arrows from parents to sites, in topological order."""
-    drawn: dict[str, networkx.DiGraph[str]] = {half: networkx.DiGraph() for half in halves}
+def graph(modules: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
+    """The dependency graphs of each module side by side, with arrows from parents to sites, in topological order."""
+    drawn: dict[str, networkx.DiGraph[str]] = {module: networkx.DiGraph() for module in modules}
     rows = {}
-    for half, parents in halves.items():
-        drawn[half].add_nodes_from(parents)
-        drawn[half].add_edges_from((parent, site) for site, others in parents.items() for parent in others)
-        rows[half] = list(networkx.topological_generations(drawn[half]))
+    for module, parents in modules.items():
+        drawn[module].add_nodes_from(parents)
+        drawn[module].add_edges_from((parent, site) for site, others in parents.items() for parent in others)
+        rows[module] = list(networkx.topological_generations(drawn[module]))
     deepest = max(map(len, rows.values()))
-    figure, axes = _grid(1, len(halves), 5 * len(halves), 1.2 * deepest)
-    for axis, (half, arrows) in zip(axes[0], drawn.items(), strict=True):
-        for row, sites in enumerate(rows[half]):
+    figure, axes = _grid(1, len(modules), 5 * len(modules), 1.2 * deepest)
+    for axis, (module, arrows) in zip(axes[0], drawn.items(), strict=True):
+        for row, sites in enumerate(rows[module]):
             for site in sites:
                 arrows.nodes[site]["row"] = -row
         places = networkx.multipartite_layout(arrows, subset_key="row", align="horizontal")
@@ -231,7 +231,7 @@ def graph(halves: Mapping[str, Mapping[str, Sequence[str]]]) -> Figure:
         colours: dict[str, Any] = {"node_color": "white", "edgecolors": "tab:blue", "edge_color": "gray"}
         networkx.draw_networkx(arrows, places, ax=axis, node_size=1500, font_size=8, connectionstyle=curved, **colours)
         axis.margins(y=0.7 / deepest)
-        axis.set(title=half, xlim=(-1.4, 1.4))
+        axis.set(title=module, xlim=(-1.4, 1.4))
         axis.axis("off")
     return figure
 

@@ -54,5 +54,5 @@ def test_an_autoguide_of_a_cell_that_is_run_again_is_another():
         if len(pairs) == 1:
             start = before
     assert all(torch.equal(before[name], value) for name, value in start.items() if "auto" in name)
-    first, second = ({id(p) for half in pair for p in half.parameters()} for pair in pairs)
+    first, second = ({id(p) for module in pair for p in module.parameters()} for pair in pairs)
     assert not first & second

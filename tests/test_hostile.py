@@ -48,8 +48,8 @@ class Marker:
 
 
 def pair_in(folder):
-    for half in (MLPVAE(**SIZES), MLPGuide(**SIZES)):
-        half.save_pretrained(folder)
+    for module in (MLPVAE(**SIZES), MLPGuide(**SIZES)):
+        module.save_pretrained(folder)
 
 
 def training(step=0, seconds=0.0):

@@ -49,8 +49,8 @@ def test_a_run_and_a_pair_are_taken_as_they_are(tmp_path, capsys, file):
 
 def test_a_pair_is_loaded_from_the_newest_folder_that_holds_one(tmp_path, capsys):
     for name, size in (("20260101-101010", 2), ("20260102-101010", 3)):
-        for half in (MLPVAE, MLPGuide):
-            half(image=(1, 4, 4), z_dim=size, hidden_dims=(3,)).save_pretrained(tmp_path / name)
+        for cls in (MLPVAE, MLPGuide):
+            cls(image=(1, 4, 4), z_dim=size, hidden_dims=(3,)).save_pretrained(tmp_path / name)
     runs(tmp_path, "20260103-101010")  # has not come to its end
     _, guide = load_pair(tmp_path)
     assert guide._arguments["z_dim"] == 3

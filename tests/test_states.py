@@ -70,7 +70,7 @@ def test_generators_go_on_from_a_file(tmp_path):
 
 
 class Tied(PairModule):
-    """A half with one parameter under two names, and a buffer that is a part of another."""
+    """A module with one parameter under two names, and a buffer that is a part of another."""
 
     role = "model"
 
@@ -83,9 +83,9 @@ class Tied(PairModule):
         self.register_buffer("row", self.both[0])
 
 
-def test_a_half_whose_parts_share_parameters_can_be_saved(tmp_path):
-    half = Tied(4)
-    half.save_pretrained(tmp_path)
+def test_a_module_whose_parts_share_parameters_can_be_saved(tmp_path):
+    module = Tied(4)
+    module.save_pretrained(tmp_path)
     again = Tied.from_pretrained(tmp_path)
     assert again.second.weight is again.first.weight
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in half.state_dict().items())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())

@@ -36,17 +36,17 @@ def built(name, dtype=torch.float32, batch=4):
         torch.set_default_dtype(torch.float32)
 
 
-def tensors(*halves):
-    return [tensor for half in halves for tensor in (*half.parameters(), *half.buffers())]
+def tensors(*modules):
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 
-def floating_dtypes(*halves):
-    return {tensor.dtype for tensor in tensors(*halves) if tensor.is_floating_point()}
+def floating_dtypes(*modules):
+    return {tensor.dtype for tensor in tensors(*modules) if tensor.is_floating_point()}
 
 
-def weights_of(*halves, x):
+def weights_of(*modules, x):
     torch.manual_seed(1)
-    log_p, log_q, _ = log_probs(*halves, x)
+    log_p, log_q, _ = log_probs(*modules, x)
     return sum(log_p.values()) - sum(log_q.values())
 
 
@@ -63,8 +63,8 @@ def test_trains_where_float64_is_the_default(name, compiled, float64):
 @pytest.mark.parametrize("name", SAVED)
 def test_a_float64_pair_comes_back_in_float64_where_float32_is_the_default(name, tmp_path):
     model, guide, x = built(name, torch.float64)
-    for half in (model.eval(), guide.eval()):
-        half.save_pretrained(tmp_path)
+    for module in (model.eval(), guide.eval()):
+        module.save_pretrained(tmp_path)
     again = load_pair(tmp_path)
     assert torch.get_default_dtype() == torch.float32
     for tensor, found in zip(tensors(model, guide), tensors(*again), strict=True):
@@ -75,15 +75,15 @@ def test_a_float64_pair_comes_back_in_float64_where_float32_is_the_default(name,
 
 
 def test_a_float32_pair_comes_back_in_float32_where_float64_is_the_default(tmp_path, float64):
-    for half in built("air in 3-d")[:2]:
-        half.save_pretrained(tmp_path)
+    for module in built("air in 3-d")[:2]:
+        module.save_pretrained(tmp_path)
     torch.set_default_dtype(torch.float64)
     assert floating_dtypes(*load_pair(tmp_path)) == {torch.float32}
     assert torch.get_default_dtype() == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_rounded_half_comes_back_as_it_was(dtype, tmp_path):
+def test_a_rounded_module_comes_back_as_it_was(dtype, tmp_path):
     model = AIR3D(image=(4, 6)).to(dtype)
     model.save_pretrained(tmp_path)
     again = AIR3D.from_pretrained(tmp_path)
@@ -107,11 +107,11 @@ class Mixed(PairModule):
 
 
 def test_each_tensor_keeps_its_own_dtype(tmp_path):
-    half = Mixed()
-    half.two.bfloat16()
-    half.save_pretrained(tmp_path)
+    module = Mixed()
+    module.two.bfloat16()
+    module.save_pretrained(tmp_path)
     again = Mixed.from_pretrained(tmp_path)
-    before = {**half.state_dict(), "unsaved": half.unsaved, "plain": half.plain}
+    before = {**module.state_dict(), "unsaved": module.unsaved, "plain": module.plain}
     after = {**again.state_dict(), "unsaved": again.unsaved, "plain": again.plain}
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
@@ -153,9 +153,9 @@ def test_is_looked_at_where_another_device_is_the_default(name, elsewhere):
     inspect.graph(model, guide, x), inspect.site_table(model, guide, x)
     inspect.posterior(model, guide, x, 3), inspect.predictive(model, guide, x, 3), inspect.prior(model, 3)
     assert inspect.sample(model, 3).device.type == "cpu"
-    run = partial(log_probs, model, guide)
-    assert importance_weighted(run, [x], 2).bound.isfinite().all()
-    measured = compiled_log_probs(model, guide) if name in TRACED else run
+    log_prob_fn = partial(log_probs, model, guide)
+    assert importance_weighted(log_prob_fn, [x], 2).bound.isfinite().all()
+    measured = compiled_log_probs(model, guide) if name in TRACED else log_prob_fn
     assert "elbo" in elbo_terms(measured, [x])[0]
 
 
@@ -170,7 +170,7 @@ def test_solids_are_found_where_another_device_is_the_default(elsewhere):
 def test_scenes_are_seen_where_another_device_is_the_default(elsewhere):
     model, guide, x = built("air")
     elsewhere()
-    view = inspect.view_scenes(model, guide, x)
+    view = inspect.infer_scenes(model, guide, x)
     assert inspect.sample_scenes(model, 3, 1).device == view.z_pres.device == x.device
 
 
@@ -178,8 +178,8 @@ def test_scenes_are_seen_where_another_device_is_the_default(elsewhere):
 def test_is_loaded_on_the_cpu_whatever_the_default_device_is(name, tmp_path, elsewhere):
     model, guide, x = built(name)
     elsewhere()
-    for half in (model.eval(), guide.eval()):
-        half.save_pretrained(tmp_path)
+    for module in (model.eval(), guide.eval()):
+        module.save_pretrained(tmp_path)
     again = load_pair(tmp_path)
     assert {tensor.device.type for tensor in tensors(*again)} == {"cpu"}
     assert torch.equal(weights_of(model, guide, x=x), weights_of(*again, x=x))

@@ -86,7 +86,7 @@ def test_its_runs_are_evaluated_and_compared(site, trained):
     protocol = ["--steps", "2", "--batch-size", "16", "--iw-samples", "2", "--iw-images", "10", "--device", "cpu"]
     python(site, trained, ROOT / "scripts/compare.py", "--systems", "linear-vae", *protocol, "--out", "report")
     report = json.loads((trained / "report/report.json").read_text())
-    assert list(report["rows"]) == ["linear-vae"] and report["reading"] == "dequantised"
+    assert list(report["rows"]) == ["linear-vae"] and report["transform"] == "dequantised"
 
 
 def test_its_pair_keeps_the_contract_where_pytest_is_not_imported(site, tmp_path):

@@ -358,7 +358,7 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
     """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
-    view = inspect.view_scenes(model, guide, scenes[:])
+    view = inspect.infer_scenes(model, guide, scenes[:])
     seen, drawn = view.scenes.cpu().numpy(), view.reconstruction.clamp(0, 1).cpu().numpy()
     z_pres, z_where = view.z_pres.cpu().numpy(), view.z_where.cpu().numpy()
     counts = None if scenes.counts is None else scenes.counts.cpu().numpy()

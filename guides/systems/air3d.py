@@ -239,7 +239,7 @@ def tabletop_pictures(model, guide, tables: TabletopScenes, metrics: list[dict],
         yaws = inspect.sample_yaws(model, guide, examples[:]).cpu().numpy()
         arrays = examples[:].cpu().numpy(), yaws, examples.yaw[:, 0].cpu().numpy()
         titles = [KINDS[kind] for kind in examples.kind[:, 0]]
-        save_picture(plotting.turns(*arrays, titles), folder / "yaws.png")
+        save_picture(plotting.angle_histograms(*arrays, titles), folder / "yaws.png")
     groups = [["elbo", "train_elbo"], ["count_accuracy", "kind_accuracy"], ["place_error_percent", "yaw_error_degrees"]]
     save_picture(plotting.curves(metrics, groups), folder / "curves.png")
 

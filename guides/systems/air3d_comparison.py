@@ -57,11 +57,11 @@ class AIR3DComparisonOptions(OptionModel):
 
 @dataclass(frozen=True)
 class Method:
-    """A way to infer the solids of images ``x (B, 3, H, W)``, which gets at most ``at_once`` images at a time."""
+    """A way to infer the solids of images ``x (B, 3, H, W)``, which gets at most ``max_batch`` images at a time."""
 
     name: str
     infer: Callable[[Tensor], Solids]
-    at_once: int = 64
+    max_batch: int = 64
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,7 +112,7 @@ def methods(model: Any, guide: Any, twin: AIR3DGuide, twin_steps: int, options: 
             Method(
                 f"search from {options.starts} starts, {n} steps",
                 partial(inspect.search_solids, model, starts=options.starts, steps=n),
-                at_once=4,
+                max_batch=4,
             )
             for n in options.search_steps
         ),
@@ -127,7 +127,7 @@ def _refined(model: Any, guide: Any, steps: int, x: Tensor) -> Solids:
 
 def measured(method: Method, true: Solids, tables: TabletopScenes) -> dict[str, Any]:
     """The method's row of the table, which is also printed."""
-    found, milliseconds = timed(method.infer, tables, method.at_once)
+    found, milliseconds = timed(method.infer, tables, method.max_batch)
     metrics = inspect.solid_metrics(true, found)
     row = {"inference": method.name, **{name: metrics.get(name) for name in METRICS}, "ms_a_picture": milliseconds}
     texts = (f"{name} {value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items())
@@ -139,7 +139,7 @@ def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) 
     """-log q(true z | x) in nats per image.
 
     The target of a step is the solid nearest to where the guide looks, among those that no earlier step has had. Of
-    all equivalent yaws of the target, the one nearest to the guide's is used; spheres have no yaw. Solids are cleared
+    all equivalent yaws of the target, the one nearest to the guide's is used; spheres have no yaw. Solids are erased
     from the image at their true places.
     """
     left, batch = tables[indices], tables.part(indices)
@@ -148,8 +148,8 @@ def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) 
     periods = torch.tensor(PERIODS, device=left.device)
     present = left.new_ones(len(left))
     for _ in range(guide.num_steps):
-        seen = guide.attend(guide.see(left))
-        features = guide.look(left, seen)
+        seen = guide.attend(guide.feature_net(left))
+        features = guide.encode_glimpse(left, seen)
         looked_at = guide.renderer.standing_at(seen.detach())
         distance = (batch.place - looked_at[:, None]).norm(dim=-1).masked_fill(~there, NOWHERE)
         target = distance.argmin(1)
@@ -164,7 +164,7 @@ def supervised_loss(guide: AIR3DGuide, tables: TabletopScenes, indices: Tensor) 
         log_q = log_q + q_yaw.log_prob(nearest).where(period > 0, torch.zeros_like(yaw))
         loss = loss - present * log_q
         there = there & ~torch.nn.functional.one_hot(target, there.shape[1]).bool()
-        left = guide.clear(left, place).where(present[:, None, None, None] > 0, left)
+        left = guide.erase(left, place).where(present[:, None, None, None] > 0, left)
     return loss.mean()
 
 
@@ -186,11 +186,11 @@ def train_supervised(
     return time.perf_counter() - begun
 
 
-def timed(infer: Callable[[Tensor], Solids], tables: TabletopScenes, at_once: int) -> tuple[Solids, float]:
+def timed(infer: Callable[[Tensor], Solids], tables: TabletopScenes, max_batch: int) -> tuple[Solids, float]:
     """The solids of all images, and milliseconds per image."""
     infer(tables.head(2)[:])  # warm up, so that one-time setup is not timed
     begun = time.perf_counter()
-    found = [infer(x) for x in tables.batches(at_once)]
+    found = [infer(x) for x in tables.batches(max_batch)]
     _ = [float(part.count.sum()) for part in found]  # synchronize with the device
     milliseconds = 1000 * (time.perf_counter() - begun) / len(tables)
     together = [torch.cat([getattr(part, name) for part in found]) for name in ("count", "kind", "place", "yaw")]

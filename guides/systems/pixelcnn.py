@@ -109,7 +109,7 @@ class PixelCNNSystem(ValidatedSystem[PixelCNNOptions, Maps]):
             raise InputError(f"{options.data} has colours: only grey images are maps of pixels here.")
         say_binarised(images.train, options.pixels)
         device = options.torch_device()
-        maps = images.map(lambda part: part.read_as(GRID_TRANSFORMS[options.pixels]).to(device))
+        maps = images.map(lambda part: part.with_transform(GRID_TRANSFORMS[options.pixels]).to(device))
         return Maps(maps.train, maps.test, maps.valid, LEVELS[options.pixels])
 
     def facts(self, options: PixelCNNOptions, data: Maps) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class PixelCNNSystem(ValidatedSystem[PixelCNNOptions, Maps]):
     def build(self, options: PixelCNNOptions, data: Maps, model_class: Any, guide_class: Any) -> Pair:
         """A new pair."""
         sizes = {name: getattr(options, name) for name in ("channels", "layers", "size", "embedding", "hidden")}
-        return model_class(map=data.train.shape[-2:], levels=data.levels, **sizes), guide_class()
+        return model_class(grid=data.train.shape[-2:], levels=data.levels, **sizes), guide_class()
 
     def metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, images: Images) -> dict[str, Any]:
         """:func:`map_metrics` of the maps."""
@@ -184,7 +184,7 @@ def _stage_one_options(folder: str | Path) -> ImageOptions:
 
 def maps_of(first: StageOne) -> Maps:
     """The codes of all images of a VQ-VAE."""
-    maps = first.images.map(lambda part: Images(_codes(first.guide, part), reading=GRID_TRANSFORMS["codes"]))
+    maps = first.images.map(lambda part: Images(_codes(first.guide, part), transform=GRID_TRANSFORMS["codes"]))
     return Maps(maps.train, maps.test, maps.valid, len(first.model.codebook), first)
 
 
@@ -206,7 +206,7 @@ def map_metrics(log_probs: LogProbFunction, model, maps: Images) -> dict:
     metrics, _ = elbo_terms(log_probs, shard_batches(maps))
     counts = reduce(torch.add, (x.flatten().bincount(minlength=model.levels) for x in shard_batches(maps)))
     usage = codebook_usage(distributed.all_reduce(counts))
-    metrics["nats_per_code"] = -metrics["elbo"] / math.prod(model.map)
+    metrics["nats_per_code"] = -metrics["elbo"] / math.prod(model.grid)
     return metrics | {"unigram_nats_per_code": math.log(usage["code_perplexity"])}
 
 

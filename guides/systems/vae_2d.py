@@ -46,7 +46,7 @@ class VAE2DSystem(ValidatedSystem[VAE2DOptions, ValidatedImageSet]):
         gaussian, device = GAUSSIANS[options.data], options.torch_device()
         numbers = options.train_points, TEST_POINTS, options.valid
         points = (gaussian.draw(n, seed=(3 * options.seed + i) % SEEDS) for i, n in enumerate(numbers))
-        return ValidatedImageSet(*(Images(x.to(device), reading=identity) for x in points))
+        return ValidatedImageSet(*(Images(x.to(device), transform=identity) for x in points))
 
     def classes(self, options: VAE2DOptions) -> tuple[type, ...]:
         """The classes of model and guide."""
@@ -71,7 +71,7 @@ class VAE2DSystem(ValidatedSystem[VAE2DOptions, ValidatedImageSet]):
             "E[x | z], z ~ p(z)": inspect.sample_means(model, 2000),
         }
         arrays = {name: cloud.cpu().numpy() for name, cloud in clouds.items()}
-        picture = plotting.clouds(arrays, truth.mean.numpy(), truth.covariance_matrix.numpy())
+        picture = plotting.scatter(arrays, truth.mean.numpy(), truth.covariance_matrix.numpy())
         save_picture(picture, run.folder / "clouds.png")
 
     def report(self, options: VAE2DOptions, data: ValidatedImageSet, run: Run, trained: Trained) -> None:

@@ -174,7 +174,7 @@ def _say_shared(parts: Sequence[list[bytes]], source: str) -> None:
 
 
 def _of_parts(pixels: dict[str, Tensor]) -> ImageSet:
-    parts = {name: Images(array * 255, reading=threshold) for name, array in pixels.items()}
+    parts = {name: Images(array * 255, transform=threshold) for name, array in pixels.items()}
     return ImageSet(parts["train"], parts["test"], parts["valid"])
 
 
@@ -239,7 +239,7 @@ def _svhn(root: Path, train: bool, download: bool) -> Tensor:
 
 
 MNIST_FILES = tuple(
-    f"MNIST/raw/{half}-{kind}-ubyte" for half in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    f"MNIST/raw/{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
 CIFAR10_FILES = tuple(
     f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")

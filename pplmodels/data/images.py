@@ -26,15 +26,15 @@ class Images:
 
     ``pixels`` of images is uint8 ``(N, C, H, W)``, which needs a quarter of the memory of floats, or an object that
     reads such pixels from disk. Other data, such as points ``(N, D)`` of floats or maps of codes ``(N, H, W)``, is a
-    tensor of any dtype, for which :meth:`frozen`, :meth:`levels` and :meth:`mean` have no meaning. Indexing applies the
-    transform ``reading``, by default to intensities in [0, 1]. ``counts`` is int64 ``(N)`` or None. ``copies_of``,
+    tensor of any dtype, for which :meth:`frozen`, :meth:`levels` and :meth:`mean` have no meaning. Indexing applies
+    ``transform``, by default to intensities in [0, 1]. ``counts`` is int64 ``(N)`` or None. ``copies_of``,
     int64 ``(N)``, has the same number for all copies of an image, or is None if there are no copies. ``boxes`` are the
     objects' bounding boxes, float32 ``(N, K, 4)``, or None (:func:`pplmodels.data.load_scenes`).
     """
 
     pixels: Tensor | DiskPixels
     counts: Tensor | None = None
-    reading: Transform = to_float
+    transform: Transform = to_float
     copies_of: Tensor | None = None
     boxes: Tensor | None = None
 
@@ -43,8 +43,8 @@ class Images:
         return len(self.pixels)
 
     def __getitem__(self, index) -> Tensor:
-        """What ``reading`` makes of images: ``(C, H, W)`` for an integer, ``(B, C, H, W)`` for a slice or indices."""
-        return self.reading(self.pixels[index])
+        """The transformed images: ``(C, H, W)`` for an integer, ``(B, C, H, W)`` for a slice or indices."""
+        return self.transform(self.pixels[index])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class Images:
         return self._each(lambda rows: rows.part(indices) if isinstance(rows, DiskPixels) else rows[indices])
 
     def _each(self, change: Callable) -> "Self":
-        names = [field.name for field in fields(self) if field.name != "reading"]
+        names = [field.name for field in fields(self) if field.name != "transform"]
         rows = {name: getattr(self, name) for name in names}
         return replace(self, **{name: change(value) for name, value in rows.items() if value is not None})
 
@@ -68,9 +68,9 @@ class Images:
         """The first ``n`` images."""
         return self.part(slice(n))
 
-    def read_as(self, reading: Transform) -> "Self":
+    def with_transform(self, transform: Transform) -> "Self":
         """The same images with another transform."""
-        return replace(self, reading=reading)
+        return replace(self, transform=transform)
 
     @float32_on_cpu()
     def frozen(self, seed: int = 0) -> "Self":
@@ -78,11 +78,11 @@ class Images:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(self.pixels, DiskPixels):
-                drawn = (self.reading(pixels).bool().numpy() for pixels in self.to("cpu").levels())
+                drawn = (self.transform(pixels).bool().numpy() for pixels in self.to("cpu").levels())
                 bits = PackedBits(drawn, self.pixels.source.shape)
-                return replace(self, pixels=DiskPixels.all_of(bits, 0, self.pixels.device), reading=threshold)
-            levels = (self.reading(self.pixels.cpu()) * 255).byte().to(self.pixels.device)
-            return replace(self, pixels=levels, reading=threshold)
+                return replace(self, pixels=DiskPixels.all_of(bits, 0, self.pixels.device), transform=threshold)
+            levels = (self.transform(self.pixels.cpu()) * 255).byte().to(self.pixels.device)
+            return replace(self, pixels=levels, transform=threshold)
 
     def levels(self) -> Iterator[Tensor]:
         """All 8-bit levels in order, in batches uint8 ``(B, C, H, W)``."""
@@ -90,7 +90,7 @@ class Images:
 
     def batched(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The images at each of ``batches`` of indices. Images on disk are prefetched."""
-        return map(self.reading, self._rows(batches))
+        return map(self.transform, self._rows(batches))
 
     def _rows(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         if isinstance(self.pixels, DiskPixels):

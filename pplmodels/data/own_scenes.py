@@ -39,32 +39,32 @@ def load_scenes(
     If only boxes are given, they determine the counts. A count is at most the number of pixels. ``background`` and
     ``white_level`` are as for :func:`pplmodels.data.load_images`. Raises :class:`InputError`.
     """
-    halves = ("train", "test")
-    known = tuple(f"{kind}_{half}" for half in halves for kind in ("n", "boxes"))
+    splits = ("train", "test")
+    known = tuple(f"{kind}_{split}" for split in splits for kind in ("n", "boxes"))
     arrays = read_npz(path, required=("x_train", "x_test"), optional=known)
     scenes = {name: arrays[name] for name in ("x_train", "x_test")}
     pixels = pixels_of(scenes, str(path), Decoding(background, white_level=white_level))
-    train, test = (_with_truth(pixels[f"x_{half}"], arrays, half, path) for half in halves)
+    train, test = (_with_truth(pixels[f"x_{split}"], arrays, split, path) for split in splits)
     if train.shape != test.shape:
         raise InputError(f"x_train and x_test in {path} differ in size: {train.shape} and {test.shape}.")
     return train, test
 
 
-def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], half: str, path: str | Path) -> Images:
-    counts, boxes = arrays.get(f"n_{half}"), arrays.get(f"boxes_{half}")
-    used = None if boxes is None else _checked_boxes(boxes, pixels, f"boxes_{half} in {path}")
+def _with_truth(pixels: Tensor, arrays: dict[str, np.ndarray], split: str, path: str | Path) -> Images:
+    counts, boxes = arrays.get(f"n_{split}"), arrays.get(f"boxes_{split}")
+    used = None if boxes is None else _checked_boxes(boxes, pixels, f"boxes_{split} in {path}")
     if counts is None:
         counts = used
     if counts is not None:
         most = pixels[0, 0].numel()  # bounds the confusion matrix, which has a row per count
         if counts.shape != (len(pixels),) or counts.dtype.kind not in "iu" or counts.min() < 0:
-            raise InputError(f"n_{half} in {path} must have one integer of at least 0 for each image of x_{half}.")
+            raise InputError(f"n_{split} in {path} must have one integer of at least 0 for each image of x_{split}.")
         if counts.max() > most:
-            raise InputError(f"n_{half} in {path} has a count of {counts.max()} for an image of only {most} pixels.")
+            raise InputError(f"n_{split} in {path} has a count of {counts.max()} for an image of only {most} pixels.")
         if used is not None and (used != counts).any():
             scene = int((used != counts).argmax())
             raise InputError(
-                f"boxes_{half} in {path} has {used[scene]} boxes for scene {scene}, but n_{half} has a count of "
+                f"boxes_{split} in {path} has {used[scene]} boxes for scene {scene}, but n_{split} has a count of "
                 f"{counts[scene]}."
             )
     return Images(

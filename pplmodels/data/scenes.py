@@ -139,7 +139,7 @@ def scene_set(
     num_test: int = 10_000,
     seed: int = 0,
     background: str = "black",
-    **reading,
+    **loading,
 ) -> SceneSet:
     """Scenes composed from a dataset of :func:`pplmodels.data.load_images`, with each of ``counts`` equally likely.
 
@@ -147,18 +147,18 @@ def scene_set(
     or to 40 and 13 for the built-in digits. With ``ready_made``, the .npz file contains complete scenes
     (:func:`pplmodels.data.load_scenes`). Then ``object_size`` is the side of their objects' bounding boxes in pixels,
     and ``object_spread`` its relative standard deviation; by default, both are estimated from the scenes.
-    ``background`` is the color under transparent pixels; composed scenes are on black. ``reading`` are further options
+    ``background`` is the color under transparent pixels; composed scenes are on black. ``loading`` are further options
     of :func:`pplmodels.data.load_images`.
     """
     if ready_made:
-        train, test = _ready_made(Path(data), background, reading.get("white_level"))
+        train, test = _ready_made(Path(data), background, loading.get("white_level"))
         side, spread = _object_size(train, object_size, object_spread)
         return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread)
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     # two of the small digits would fit into a slightly larger window
     spread = object_spread or (0.05 if data == "digits" else 0.07)
     canvas, object_size = canvas or usual_canvas, object_size or usual_size
-    images = load_images(data, data_dir, background=background, **reading)
+    images = load_images(data, data_dir, background=background, **loading)
     extent = ink_extent(images.train)
     if not extent:
         raise InputError(f"the objects of {data} are black and would be invisible on the black canvas.")

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 class ScaledKL(nn.Module):
     """Wraps a model or a guide and multiplies the log-probabilities of its latent sites by the buffer ``beta``.
 
-    If both halves of a pair are wrapped, the bound is E log p(x | z) - beta KL (beta-VAE, Higgins et al. 2017;
-    deterministic warm-up, Soenderby et al. 2016, arXiv 1602.02282, section 2.3). Train the wrapped halves and anneal
-    both buffers (:class:`pplmodels.infer.Annealed`), but evaluate and save the unwrapped halves.
+    If model and guide are both wrapped, the bound is E log p(x | z) - beta KL (beta-VAE, Higgins et al. 2017;
+    deterministic warm-up, Soenderby et al. 2016, arXiv 1602.02282, section 2.3). Train the wrapped modules and anneal
+    both buffers (:class:`pplmodels.infer.Annealed`), but evaluate and save the unwrapped modules.
     """
 
     beta: Tensor
 
-    def __init__(self, half: nn.Module, beta: float = 1.0):
+    def __init__(self, module: nn.Module, beta: float = 1.0):
         super().__init__()
-        self.wrapped = half
-        device = next(half.parameters()).device
+        self.wrapped = module
+        device = next(module.parameters()).device
         self.register_buffer("beta", torch.tensor(beta, dtype=torch.get_default_dtype(), device=device))
 
     def forward(self, *args, **kwargs):
-        """Run the half."""
+        """Run the wrapped module."""
         with _LatentScale(self.beta):
             return self.wrapped(*args, **kwargs)
 
@@ -39,7 +39,7 @@ class _LatentScale(Messenger):
             msg["scale"] = msg["scale"] * self.scale
 
 
-class Likeliest(Messenger):
+class ModeMessenger(Messenger):
     """Sets every latent site of a program to the mode of its distribution."""
 
     def _pyro_sample(self, msg) -> None:

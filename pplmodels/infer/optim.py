@@ -17,15 +17,15 @@ def adam(
     schedule can modify them in place (:class:`pplmodels.infer.Annealed`). ``options`` are passed to
     :class:`torch.optim.Adam`.
     """
-    for half in (model, guide):
-        if not isinstance(half, nn.Module):
+    for module in (model, guide):
+        if not isinstance(module, nn.Module):
             raise ValueError(
-                f"{half!r} has no parameters of its own: construct a torch optimizer with the parameters that it "
+                f"{module!r} has no parameters of its own: construct a torch optimizer with the parameters that it "
                 "uses, or train functions with pyro.param by pyro.infer.SVI"
             )
     rates = [(list(module.parameters()), rate) for module, rate in (lr_of or {}).items()]
     named = {id(p) for parameters, _ in rates for p in parameters}
-    rest = [p for half in (model, guide) for p in half.parameters() if id(p) not in named]
+    rest = [p for module in (model, guide) for p in module.parameters() if id(p) not in named]
     groups: list[dict[str, Any]] = [
         {"params": parameters, "lr": torch.tensor(rate, device=rest[0].device)}
         for parameters, rate in ((rest, lr), *rates)

@@ -6,13 +6,13 @@ and all other state are restored (:func:`pplmodels.infer.looking.unchanged`).
 
 from pplmodels.infer.traces import steps
 from pplmodels.inspect.air import (
-    SceneView,
+    InferredScenes,
     count_metrics,
     count_objects,
     count_posterior,
     decided_counts,
+    infer_scenes,
     sample_scenes,
-    view_scenes,
 )
 from pplmodels.inspect.air3d import (
     Solids,
@@ -29,11 +29,11 @@ from pplmodels.inspect.air3d import (
 from pplmodels.inspect.checks import Graph, check_pair, graph, site_table
 from pplmodels.inspect.draw import CanvasSteps, generation_steps, reconstruction_steps
 from pplmodels.inspect.images import (
-    code_clouds,
     infer_codes,
     interpolate,
     manifold,
     mean_image,
+    prior_and_aggregate_posterior,
     reconstruct,
     resample,
     sample,
@@ -45,11 +45,11 @@ from pplmodels.inspect.posteriors import posterior, predictive, prior
 __all__ = [
     "Graph",
     "CanvasSteps",
-    "SceneView",
+    "InferredScenes",
     "Solids",
     "mean_image",
     "check_pair",
-    "code_clouds",
+    "prior_and_aggregate_posterior",
     "count_metrics",
     "count_objects",
     "count_posterior",
@@ -77,7 +77,7 @@ __all__ = [
     "steps",
     "traverse",
     "true_solids",
-    "view_scenes",
+    "infer_scenes",
     "generation_steps",
     "reconstruction_steps",
     "yaw_errors",

@@ -16,7 +16,7 @@ from pplmodels.sites import random_sites
 
 
 @dataclass(frozen=True)
-class SceneView:
+class InferredScenes:
     """One posterior sample for a batch of scenes.
 
     scenes, reconstruction: (B, C, H, W); z_pres: (B, T) of 0 and 1; z_where: (B, T, 3), (log s, x, y).
@@ -29,12 +29,12 @@ class SceneView:
 
 
 @looking
-def view_scenes(model, guide, scenes: Tensor) -> SceneView:
+def infer_scenes(model, guide, scenes: Tensor) -> InferredScenes:
     """Infer the objects of ``scenes (B, C, H, W)`` with one sample of the guide, and reconstruct the scenes."""
     guide_trace, model_trace = pair_traces(model, guide, scenes)
     latents = {name: site["value"] for name, site in random_sites(guide_trace)}
     z_pres, z_where = steps(latents, "z_pres"), steps(latents, "z_where")
-    return SceneView(scenes, mean_of_x(model_trace), torch.stack(z_pres, -1), torch.stack(z_where, -2))
+    return InferredScenes(scenes, mean_of_x(model_trace), torch.stack(z_pres, -1), torch.stack(z_where, -2))
 
 
 @looking

@@ -15,7 +15,7 @@ from pplmodels.data.tabletop import TabletopScenes
 from pplmodels.defaults import default_device
 from pplmodels.distributions.wrapped_normal import wrapped
 from pplmodels.infer.elbos.stopping_chain import StoppingChain, trace_path
-from pplmodels.infer.handlers import Likeliest
+from pplmodels.infer.handlers import ModeMessenger
 from pplmodels.infer.looking import looking, unchanged
 from pplmodels.infer.traces import steps as steps_of
 from pplmodels.metrics.bounds import log_probs
@@ -51,7 +51,7 @@ def true_solids(tables: TabletopScenes) -> Solids:
 @looking
 def find_solids(guide, x: Tensor) -> Solids:
     """The most probable solids of images ``x (B, 3, H, W)`` under the guide: each site at its mode, step by step."""
-    with Likeliest():
+    with ModeMessenger():
         path = trace_path(guide, x)
     values = {name: site["value"] for name, site in random_sites(path)}
     kind, yaw = (torch.stack(steps_of(values, name), -1) for name in ("z_kind", "z_yaw"))

@@ -59,12 +59,12 @@ class Graph:
 @looking
 def graph(model, guide, x: Tensor) -> Graph:
     """The dependencies in a run of a pair on ``x``. :func:`pplmodels.plotting.graph` draws them."""
-    return Graph(*(_parents(half, x) for half in (model, guide)))
+    return Graph(*(_parents(module, x) for module in (model, guide)))
 
 
-def _parents(half, x: Tensor) -> Parents:
+def _parents(module, x: Tensor) -> Parents:
     with torch.random.fork_rng():  # Pyro annotates the dependencies as an object
-        found = cast(dict[str, dict[str, set[str]]], get_dependencies(half, (x,))["prior_dependencies"])
+        found = cast(dict[str, dict[str, set[str]]], get_dependencies(module, (x,))["prior_dependencies"])
     return {
         site: [parent for parent in found if parent in parents and parent != site] for site, parents in found.items()
     }
@@ -73,7 +73,7 @@ def _parents(half, x: Tensor) -> Parents:
 def check_pair(model, guide, x: Tensor) -> list[str]:
     """Problems of training this pair on ``x (B, ...)``, each as a sentence; an empty list if there are none.
 
-    Checks names, sites that only one half has, plates, shapes (including ``x``), supports, non-finite
+    Checks names, sites of only one module, plates, shapes (including ``x``), supports, non-finite
     log-probabilities, scores of masked values, parameters without a gradient, and dependencies on discrete values that
     Pyro does not track, which would bias the gradient of TraceGraph_ELBO. The pair and the random state are restored.
 
@@ -90,7 +90,7 @@ def check_pair(model, guide, x: Tensor) -> list[str]:
             running = "Running the model"
             model_trace = poutine.trace(model).get_trace(x)
             findings = [*_names(model, guide), *_sites(guide_trace, model_trace, len(x))]
-            if findings:  # the following checks need compatible halves
+            if findings:  # the following checks need compatible modules
                 return findings
             running = "Running the model with the guide's samples"
             guide_trace, model_trace = pair_traces(model, guide, x)
@@ -122,7 +122,7 @@ def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]
     for site in p.values():
         if site["is_observed"] and (finding := too_large(site) or other_event(site)):
             yield finding
-    for sites, half in ((q, "guide"), (p, "model")):
+    for sites, role in ((q, "guide"), (p, "model")):
         for name, site in sites.items():
             plates, shape = [frame.name for frame in site["cond_indep_stack"]], tuple(site["fn"].batch_shape)
             if site["is_observed"] and plates != ["data"]:
@@ -130,7 +130,7 @@ def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]
             elif name in p and plates != (others := [frame.name for frame in p[name]["cond_indep_stack"]]):
                 yield f"{name} is in the plates {plates} in the guide and in the plates {others} in the model."
             elif shape != (images,) * len(plates):
-                yield f"{name} of the {half} has batch shape {shape} for {images} images: use .to_event()."
+                yield f"{name} of the {role} has batch shape {shape} for {images} images: use .to_event()."
     for name in p.keys() & q.keys():
         shapes = [tuple(site["fn"].event_shape) for site in (q[name], p[name])]
         if shapes[0] != shapes[1]:
@@ -138,12 +138,12 @@ def _sites(guide_trace: Trace, model_trace: Trace, images: int) -> Iterator[str]
 
 
 def _values(guide_trace: Trace, model_trace: Trace) -> Iterator[str]:
-    for trace, half in ((guide_trace, "guide"), (model_trace, "model")):
+    for trace, role in ((guide_trace, "guide"), (model_trace, "model")):
         for name, site in random_sites(trace):
             if name in model_trace.nodes and not _is_in(model_trace.nodes[name]["fn"], site["value"]):
-                yield f"{name} of the {half} has values outside of the support of the model's distribution."
+                yield f"{name} of the {role} has values outside of the support of the model's distribution."
             elif not site["fn"].log_prob(site["value"]).isfinite().all():
-                yield f"{name} of the {half} has log-probabilities that are not finite."
+                yield f"{name} of the {role} has log-probabilities that are not finite."
 
 
 def _scores(guide_trace: Trace) -> Iterator[str]:
@@ -166,7 +166,7 @@ def _is_in(distribution, value: Tensor) -> bool:
 
 
 def _parameters(model, guide, x: Tensor) -> Iterator[str]:
-    names = [f"{half}.{name}" for half, part in (("model", model), ("guide", guide)) for name, _ in _named(part)]
+    names = [f"{role}.{name}" for role, part in (("model", model), ("guide", guide)) for name, _ in _named(part)]
     parameters = [p for part in (model, guide) for _, p in _named(part)]
     if not parameters:
         yield "Neither model nor guide has parameters."
@@ -184,32 +184,33 @@ def _parameters(model, guide, x: Tensor) -> Iterator[str]:
             yield f"No step would move {name}: its gradient is zero for these images."
 
 
-def _named(half) -> Iterator[tuple[str, Tensor]]:
-    return ((name, p) for name, p in half.named_parameters() if p.requires_grad)
+def _named(module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 @torch.no_grad()
 def _provenance(model, guide, x: Tensor, trace: Trace) -> Iterator[str]:
     """Change one discrete value at a time, and report distributions that change without a tracked dependency."""
     values = {name: site["value"] for name, site in random_sites(trace)}
-    scored = [(names, half, _log_probs(half, x, values)) for names, half in (("guide", guide), ("model", model))]
+    pair = ("guide", guide), ("model", model)
+    scored = [(role, module, _log_probs(module, x, values)) for role, module in pair]
     for name, site in random_sites(trace):
         if site["fn"].has_rsample:
             continue
         changed = values | {name: _another(site)}
-        for half_name, half, before in scored:
-            parents = _parents(half, x)
-            for other, after in _log_probs(half, x, changed).items():
+        for role, module, before in scored:
+            parents = _parents(module, x)
+            for other, after in _log_probs(module, x, changed).items():
                 if other != name and not torch.equal(after, before[other]) and name not in parents.get(other, ()):
                     yield (
-                        f"{other} of the {half_name} depends on {name}, but Pyro does not track this (possible causes: "
+                        f"{other} of the {role} depends on {name}, but Pyro does not track this (possible causes: "
                         "a custom autograd.Function, vmap, NumPy, an in-place write), so the gradient of "
                         "TraceGraph_ELBO would be biased."
                     )
 
 
-def _log_probs(half, x: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    trace = poutine.trace(poutine.condition(half, data=values)).get_trace(x)
+def _log_probs(module, x: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    trace = poutine.trace(poutine.condition(module, data=values)).get_trace(x)
     return {name: site["fn"].log_prob(site["value"]) for name, site in random_sites(trace)}
 
 

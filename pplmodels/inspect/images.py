@@ -94,7 +94,9 @@ def traverse(model, guide, x: Tensor, site: str = "z", units: int = 6, steps: in
 
 
 @looking
-def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Tensor], tuple[int, int]]:
+def prior_and_aggregate_posterior(
+    model, guide, x: Tensor, site: str = "z"
+) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Samples of the prior and posterior samples of the images ``x``: points ``(B, 2)`` of each.
 
     The two dimensions, whose indices are also returned, are those that vary most between the images. A learned prior
@@ -102,11 +104,11 @@ def code_clouds(model, guide, x: Tensor, site: str = "z") -> tuple[dict[str, Ten
     decode to plausible images.
     """
     first, second = posterior_mean_variances(guide, [x])[site].topk(2).indices.tolist()
-    clouds = {
+    samples = {
         "p(z)": poutine.trace(model).get_trace(n=len(x)).nodes[site]["value"],
         "q(z | x) of images": poutine.trace(guide).get_trace(x).nodes[site]["value"],
     }
-    return {name: codes[:, [first, second]] for name, codes in clouds.items()}, (first, second)
+    return {name: codes[:, [first, second]] for name, codes in samples.items()}, (first, second)
 
 
 def _drawn(model, site: str, codes: Tensor) -> Tensor:

@@ -14,22 +14,22 @@ from torch import Tensor
 
 from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import steps
-from pplmodels.metrics.bounds import log_probs, without_step
+from pplmodels.metrics.bounds import base_site_name, log_probs
 from pplmodels.sites import random_sites
 
-AT_ONCE = 1024  # number of images times samples in one run of a pair
+MAX_BATCH = 1024  # number of images times samples in one run of a pair
 
 
 @torch.no_grad()
 def posterior(
-    model, guide, x: Tensor, num_samples: int = 100, sites: Collection[str] | None = None, at_once: int = AT_ONCE
+    model, guide, x: Tensor, num_samples: int = 100, sites: Collection[str] | None = None, max_batch: int = MAX_BATCH
 ):
     """Samples of q(z | x) of the images ``x (B, C, H, W)`` with named dimensions, and their log-probabilities.
 
     The groups have dimensions ``(chain, draw, image, ...)``:
 
     - ``posterior``: the guide's samples of each site. The steps of a site (``z_what_1``, ``z_what_2``, ...) are
-      one variable with a dimension ``step``; further dimensions are named by the halves' ``dims`` and ``coords``;
+      one variable with a dimension ``step``; further dimensions are named by the modules' ``dims`` and ``coords``;
     - ``sample_stats``: ``lp``, log p(x, z), and ``log_weight``, log p(x, z) - log q(z | x), in nats;
     - ``log_likelihood``: log p(x | z) of each observed site and image;
     - ``observed_data``: the images, without chain and draw.
@@ -52,9 +52,9 @@ def posterior(
     {'chain': 1, 'draw': 20, 'image': 5, 'latent': 3}
     """
     kept: dict[tuple[str, str], list[np.ndarray]] = {}  # by group and name
-    for images in x.split(at_once):
+    for images in x.split(max_batch):
         rows: dict[tuple[str, str], list[np.ndarray]] = {}
-        for draws in _chunks(num_samples, at_once // len(images)):
+        for draws in _chunks(num_samples, max_batch // len(images)):
             log_p, log_q, values = log_probs(model, guide, images, draws)
             joint, shape = reduce(torch.add, log_p.values()), (draws, len(images))
             found = {("posterior", name): value for name, value in values.items() if _wanted(name, sites)}
@@ -76,16 +76,16 @@ def posterior(
 
 
 @looking
-def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = AT_ONCE):
+def predictive(model, guide, x: Tensor, num_samples: int = 100, max_batch: int = MAX_BATCH):
     """Samples of the observed sites from p(x' | z) at the guide's samples, in the group ``posterior_predictive``.
 
     Dimensions are ``(chain, draw, image, ...)``. Arguments and result are as for :func:`posterior`, with
     ``observed_data``.
     """
     kept: dict[str, list] = {}
-    for images in x.split(at_once):
+    for images in x.split(max_batch):
         rows: dict[str, list] = {}
-        for draws in _chunks(num_samples, at_once // len(images)):
+        for draws in _chunks(num_samples, max_batch // len(images)):
             with plate("samples", draws, dim=-2):
                 guide_trace = poutine.trace(guide).get_trace(images)
                 trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(n=len(images))
@@ -101,13 +101,13 @@ def predictive(model, guide, x: Tensor, num_samples: int = 100, at_once: int = A
 
 
 @looking
-def prior(model, num_samples: int = 100, at_once: int = AT_ONCE):
+def prior(model, num_samples: int = 100, max_batch: int = MAX_BATCH):
     """Samples from the model: its latents in the group ``prior`` and observations in ``prior_predictive``.
 
     Dimensions are ``(chain, draw, ...)``. Arguments and result are as for :func:`posterior`.
     """
     rows: dict[str, list] = {}
-    for draws in _chunks(num_samples, at_once):
+    for draws in _chunks(num_samples, max_batch):
         trace = poutine.trace(model).get_trace(n=draws)
         scored = poutine.trace(model).get_trace(trace.nodes["_RETURN"]["value"])
         for name, site in random_sites(trace):
@@ -131,25 +131,25 @@ def _array(value: Tensor) -> np.ndarray:
 
 
 def _wanted(site: str, sites: Collection[str] | None) -> bool:
-    return sites is None or site in sites or without_step(site) in sites
+    return sites is None or site in sites or base_site_name(site) in sites
 
 
 def _dataset(
-    sites: Mapping[str, np.ndarray], leading: tuple[str, ...], halves: tuple[PyroModule, ...]
+    sites: Mapping[str, np.ndarray], leading: tuple[str, ...], modules: tuple[PyroModule, ...]
 ) -> xarray.Dataset:
     """A dataset of arrays whose first dimensions are ``leading``. The steps of a site are stacked."""
     variables = {}
-    for name in dict.fromkeys(map(without_step, sites)):
+    for name in dict.fromkeys(map(base_site_name, sites)):
         # steps() sorts values of any type
         values = [sites[name]] if name in sites else steps(sites, name)  # type: ignore[arg-type]
-        dims = _dims(name, values[0].ndim - len(leading), halves)
+        dims = _dims(name, values[0].ndim - len(leading), modules)
         if name in sites:
             variables[name] = (*leading, *dims), sites[name]
         elif len({value.shape for value in values}) == 1:
             variables[name] = (*leading, "step", *dims), np.stack(values, len(leading))
         else:
             raise ValueError(f"the steps of {name} have different shapes, so they have no common dimensions")
-    coords = dict(itertools.chain.from_iterable(getattr(half, "coords", {}).items() for half in halves))
+    coords = dict(itertools.chain.from_iterable(getattr(module, "coords", {}).items() for module in modules))
     sizes = {dim: size for dims, value in variables.values() for dim, size in zip(dims, value.shape, strict=True)}
     first = {"step": 1}
     counted = {dim: np.arange(size) + first.get(dim, 0) for dim, size in sizes.items()}
@@ -157,14 +157,14 @@ def _dataset(
     return xarray.Dataset(variables, labels)
 
 
-def _dims(name: str, number: int, halves: tuple[PyroModule, ...]) -> tuple[str, ...]:
-    """The names of a site's event dimensions in the halves, or ArviZ's default names."""
-    for half in halves:
-        dims = getattr(half, "dims", {}).get(name)
+def _dims(name: str, number: int, modules: tuple[PyroModule, ...]) -> tuple[str, ...]:
+    """The names of a site's event dimensions in the modules, or ArviZ's default names."""
+    for module in modules:
+        dims = getattr(module, "dims", {}).get(name)
         if dims is not None:
             if len(dims) != number:
                 raise ValueError(
-                    f"{type(half).__name__}.dims names {len(dims)} dimensions of {name}, but it has {number}"
+                    f"{type(module).__name__}.dims names {len(dims)} dimensions of {name}, but it has {number}"
                 )
             return dims
     return tuple(f"{name}_dim_{index}" for index in range(number))

@@ -32,10 +32,10 @@ def log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     (:func:`pplmodels.infer.looking.unchanged`).
     """
     with unchanged(model, guide), Fitting():
-        return one_run(model, guide, x, samples)
+        return stateful_log_probs(model, guide, x, samples)
 
 
-def one_run(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
+def stateful_log_probs(model, guide, x: Tensor, samples: int | None = None) -> LogProbs:
     """:func:`log_probs`, but changes to the pair by the run are kept, e.g. batch statistics in training mode."""
     at_once = pyro.plate("samples", samples, dim=-2) if samples else nullcontext()
     with local_params(), memoise(), default_device(getattr(x, "device", None)):
@@ -60,26 +60,26 @@ def compiled_log_probs(
 
     def program(x: Tensor) -> LogProbs:
         with pyro.validation_enabled(False):
-            return one_run(model, guide, x, samples)
+            return stateful_log_probs(model, guide, x, samples)
 
     replay = CompiledProgram(program, lambda: {"model": model, "guide": guide}, fallback)
 
     @torch.no_grad()
-    def run(x: Tensor) -> LogProbs:
+    def log_prob_fn(x: Tensor) -> LogProbs:
         with put_back(model, guide) if _may_write(model) or _may_write(guide) else nullcontext():
             return replay(x)
 
-    return run
+    return log_prob_fn
 
 
-def _may_write(half) -> bool:
-    return not isinstance(half, nn.Module) or any(module.training for module in half.modules())
+def _may_write(module) -> bool:
+    return not isinstance(module, nn.Module) or any(part.training for part in module.modules())
 
 
-def without_step(site: str) -> str:
+def base_site_name(site: str) -> str:
     """The name of a site without its step number.
 
-    >>> without_step("z_where_2")
+    >>> base_site_name("z_where_2")
     'z_where'
     """
     return re.sub(r"_\d+$", "", site)
@@ -87,13 +87,13 @@ def without_step(site: str) -> str:
 
 @overload
 def elbo_terms(
-    run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], statistic: None = None
+    log_prob_fn: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], statistic: None = None
 ) -> tuple[dict[str, float], None]: ...
 
 
 @overload
 def elbo_terms(
-    run: Callable[[Tensor], LogProbs],
+    log_prob_fn: Callable[[Tensor], LogProbs],
     batches: Iterable[Tensor],
     statistic: Callable[[dict[str, Tensor]], Tensor],
 ) -> tuple[dict[str, float], Tensor]: ...
@@ -101,29 +101,29 @@ def elbo_terms(
 
 @torch.no_grad()
 def elbo_terms(
-    run: Callable[[Tensor], LogProbs],
+    log_prob_fn: Callable[[Tensor], LogProbs],
     batches: Iterable[Tensor],
     statistic: Callable[[dict[str, Tensor]], Tensor] | None = None,
 ) -> tuple[dict[str, float], Tensor | None]:
     """The ELBO (K = 1) over all images of ``batches``, in nats per image, and its terms.
 
-    ``run`` is :func:`log_probs` of a pair (``partial(log_probs, model, guide)``) or :func:`compiled_log_probs`. Returns
-    a dict and ``statistic(latents)`` of all images. The dict contains ``elbo``, ``reconstruction`` (the log-probability
-    of observed sites), ``kl``, and ``kl/<site>`` summed over the steps of a site ("kl/z_where" is the sum of
-    "z_where_1" and "z_where_2"). Each KL is log q - log p at the guide's sample, so ``elbo = reconstruction - kl``
-    holds exactly. The KL weight is 1, all images are included, and sums use float64. In distributed training, each rank
-    passes its own batches, and results cover all ranks.
+    ``log_prob_fn`` is :func:`log_probs` of a pair (``partial(log_probs, model, guide)``) or
+    :func:`compiled_log_probs`. Returns a dict and ``statistic(latents)`` of all images. The dict contains ``elbo``,
+    ``reconstruction`` (the log-probability of observed sites), ``kl``, and ``kl/<site>`` summed over the steps of a
+    site ("kl/z_where" is the sum of "z_where_1" and "z_where_2"). Each KL is log q - log p at the guide's sample, so
+    ``elbo = reconstruction - kl`` holds exactly. The KL weight is 1, all images are included, and sums use float64. In
+    distributed training, each rank passes its own batches, and results cover all ranks.
     """
     totals: dict[str, Tensor | float] = defaultdict(float)
     images, statistics = 0, []
     for x in batches:
-        log_p, log_q, latents = run(x)
+        log_p, log_q, latents = log_prob_fn(x)
         images += len(x)
         for site in log_p.keys() | log_q.keys():
             if site in log_q:
                 kl = (log_q[site] - log_p[site]).sum(dtype=torch.float64)
                 totals["kl"] += kl
-                totals["kl/" + without_step(site)] += kl
+                totals["kl/" + base_site_name(site)] += kl
             else:
                 totals["reconstruction"] += log_p[site].sum(dtype=torch.float64)
         if statistic is not None:
@@ -136,25 +136,27 @@ def elbo_terms(
     return terms, None if statistic is None else distributed.all_gather(torch.cat(statistics))
 
 
-class Weighted(NamedTuple):
+class IWBound(NamedTuple):
     """An importance-weighted bound, ``bound (N)``, in nats per image.
 
-    ``sample_size (N)`` is the effective sample size, (sum w)^2 / sum w^2. If it is close to 1, a single sample
+    ``ess (N)`` is the effective sample size, (sum w)^2 / sum w^2. If it is close to 1, a single sample
     dominates the bound.
     """
 
     bound: Tensor
-    sample_size: Tensor
+    ess: Tensor
 
 
 @torch.no_grad()
-def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], num_samples: int) -> Weighted:
+def importance_weighted(
+    log_prob_fn: Callable[[Tensor], LogProbs], batches: Iterable[Tensor], num_samples: int
+) -> IWBound:
     """log (1/K) sum_{k=1..K} p(x, z_k) / q(z_k | x) of each image for K = ``num_samples`` samples of the guide.
 
     In expectation this is a lower bound on log p(x), which gets tighter with every sample (Burda et al. 2016, arXiv
-    1509.00519). ``run`` is as for :func:`elbo_terms`, or draws several samples at once. The memory use is that of one
-    run on the largest batch, independent of K, and the number of samples per run does not affect the bound. Sums use
-    float64.
+    1509.00519). ``log_prob_fn`` is as for :func:`elbo_terms`, or draws several samples at once. The memory use is that
+    of one run on the largest batch, independent of K, and the number of samples per run does not affect the bound.
+    Sums use float64.
     """
     if num_samples < 1:
         raise InputError(f"an importance-weighted bound needs at least one sample, not {num_samples}.")
@@ -163,7 +165,7 @@ def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Ten
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         squares, drawn = total.clone(), 0
         while drawn < num_samples:
-            log_p, log_q, _ = run(x)
+            log_p, log_q, _ = log_prob_fn(x)
             zero = total.new_zeros(())  # a pair may have no latents
             log_weight = sum(map(Tensor.double, log_p.values()), zero) - sum(map(Tensor.double, log_q.values()), zero)
             log_weight = log_weight.view(-1, len(x))[: num_samples - drawn]
@@ -172,7 +174,7 @@ def importance_weighted(run: Callable[[Tensor], LogProbs], batches: Iterable[Ten
             drawn += len(log_weight)
         bounds.append(total - math.log(num_samples))
         sizes.append((2 * total - squares).exp())
-    return Weighted(torch.cat(bounds), torch.cat(sizes))
+    return IWBound(torch.cat(bounds), torch.cat(sizes))
 
 
 @torch.no_grad()
@@ -181,8 +183,8 @@ def nonfinite_sites(model, guide, x: Tensor) -> list[str]:
     with pyro.validation_enabled(False):
         log_p, log_q, _ = log_probs(model, guide, x)
     return [
-        f"{site} in the {half}"
-        for half, terms in (("guide", log_q), ("model", log_p))
+        f"{site} in the {role}"
+        for role, terms in (("guide", log_q), ("model", log_p))
         for site, term in terms.items()
         if not term.isfinite().all()
     ]

@@ -1,4 +1,4 @@
-"""Attend, Infer, Repeat: the generative half (Eslami et al. 2016, arXiv 1603.08575)."""
+"""Attend, Infer, Repeat: the generative model (Eslami et al. 2016, arXiv 1603.08575)."""
 
 import math
 from collections.abc import Sequence

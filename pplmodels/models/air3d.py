@@ -44,7 +44,7 @@ class AIR3D(PairModule):
     ==========  ============  ===========  ===========  ================================
 
     Sites are numbered by their step from 1. After the stop, z_pres is 0 and the other sites are masked. The decoder is
-    the fixed :class:`pplmodels.nn.renderer.Renderer`, so this half has no parameters.
+    the fixed :class:`pplmodels.nn.renderer.Renderer`, so the model has no parameters.
 
     Deviations: the paper uses a graphics engine with finite differences, while this renderer is soft and
     differentiable. The solids are not those of the paper.

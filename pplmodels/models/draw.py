@@ -1,4 +1,4 @@
-"""DRAW, which generates an image step by step: the generative half (Gregor et al. 2015, arXiv 1502.04623)."""
+"""DRAW, which generates an image step by step: the generative model (Gregor et al. 2015, arXiv 1502.04623)."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from pplmodels.memo import memoised
 from pplmodels.models.likelihoods import LIKELIHOODS
 from pplmodels.models.priors import StandardNormal
 from pplmodels.module import IMAGE_DIMS, PairModule, data_plate
-from pplmodels.nn.draw_attention import State, WholeWriter, WindowWriter
+from pplmodels.nn.draw_attention import AttentionWriter, FullWriter, State
 from pplmodels.nn.recurrent import LSTMCell
 
 
@@ -76,7 +76,9 @@ class DRAW(PairModule):
         self.canvas = nn.Parameter(torch.full(self.image, float(canvas_start)))
         self.h, self.c = (nn.Parameter(torch.zeros(hidden_dim)) for _ in range(2))
         self.lstm = LSTMCell(z_dim, hidden_dim)
-        self.writer = WindowWriter(image, hidden_dim, write_window) if write_window else WholeWriter(image, hidden_dim)
+        self.writer = (
+            AttentionWriter(image, hidden_dim, write_window) if write_window else FullWriter(image, hidden_dim)
+        )
 
     @pyro_method
     def p_z(self) -> TorchDistributionMixin:
@@ -101,7 +103,7 @@ class DRAW(PairModule):
         return self.likelihood(canvas)
 
     @pyro_method
-    def draw(self) -> Tensor:
+    def run_steps(self) -> Tensor:
         """Run all steps inside their plate; returns the last canvas."""
         state, canvas = self.start()
         for t in pyro.markov(range(1, self.num_steps + 1)):
@@ -112,4 +114,4 @@ class DRAW(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)`` or sample ``n`` images; returns x."""
         with data_plate(n if x is None else len(x)):
-            return pyro.sample("x", self.p_x(self.draw()), obs=x)
+            return pyro.sample("x", self.p_x(self.run_steps()), obs=x)

@@ -1,4 +1,4 @@
-"""Ladder variational autoencoders: the generative half (Soenderby et al. 2016, arXiv 1602.02282)."""
+"""Ladder variational autoencoders: the generative model (Soenderby et al. 2016, arXiv 1602.02282)."""
 
 import math
 from collections.abc import Sequence

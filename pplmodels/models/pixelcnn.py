@@ -23,10 +23,10 @@ class _RasterOrder(PairModule):
     dims = MappingProxyType({"x": ("row", "column")})
 
     def __init__(
-        self, network: PixelCNNNetwork | GatedPixelCNNNetwork, map: Sequence[int], levels: int, classes: int = 0
+        self, network: PixelCNNNetwork | GatedPixelCNNNetwork, grid: Sequence[int], levels: int, classes: int = 0
     ):
         super().__init__("pixelcnn")
-        self.network, self.map, self.levels, self.classes = network, tuple(map), levels, classes
+        self.network, self.grid, self.levels, self.classes = network, tuple(grid), levels, classes
         self.temperature = 1.0
 
     @pyro_method
@@ -34,7 +34,7 @@ class _RasterOrder(PairModule):
         """p(x), event shape (H, W), or p(x | label) given the classes ``label (B)``."""
         if (label is not None) != bool(self.classes):
             raise ValueError(f"a model with {self.classes} classes {'needs' if self.classes else 'takes no'} labels")
-        return AutoregressiveCategorical(self.network, self.map, self.levels, self.temperature, label)
+        return AutoregressiveCategorical(self.network, self.grid, self.levels, self.temperature, label)
 
     def forward(self, x: Tensor | None = None, n: int | None = None, label: Tensor | None = None) -> Tensor:
         """Score the maps ``x (B, H, W)``, int64, or sample ``n`` maps; returns x.
@@ -61,7 +61,7 @@ class PixelCNN(_RasterOrder):
     As in the paper, it has a blind spot, a wedge of positions to the upper right. :class:`GatedPixelCNN` has none.
 
     Arguments:
-        map: (H, W).
+        grid: (H, W).
         levels: K.
         channels, size, embedding, hidden: as for :class:`pplmodels.nn.masked_conv.PixelCNNNetwork`.
         layers: number of residual blocks.
@@ -69,7 +69,7 @@ class PixelCNN(_RasterOrder):
 
     def __init__(
         self,
-        map: Sequence[int] = (8, 8),
+        grid: Sequence[int] = (8, 8),
         levels: int = 128,
         channels: int = 64,
         layers: int = 10,
@@ -77,7 +77,7 @@ class PixelCNN(_RasterOrder):
         embedding: int = 64,
         hidden: int = 512,
     ):
-        super().__init__(PixelCNNNetwork(levels, channels, layers, size, embedding, hidden), map, levels)
+        super().__init__(PixelCNNNetwork(levels, channels, layers, size, embedding, hidden), grid, levels)
 
 
 class GatedPixelCNN(_RasterOrder):
@@ -94,7 +94,7 @@ class GatedPixelCNN(_RasterOrder):
     ====  ============  ===========  ===========  ===================
 
     Arguments:
-        map: (H, W).
+        grid: (H, W).
         levels: K.
         channels, layers, size, embedding, hidden: as for :class:`pplmodels.nn.masked_conv.GatedPixelCNNNetwork`.
         classes: number of classes of maps, 0 for none. With classes, ``label`` is required.
@@ -102,7 +102,7 @@ class GatedPixelCNN(_RasterOrder):
 
     def __init__(
         self,
-        map: Sequence[int] = (8, 8),
+        grid: Sequence[int] = (8, 8),
         levels: int = 128,
         channels: int = 64,
         layers: int = 10,
@@ -112,4 +112,4 @@ class GatedPixelCNN(_RasterOrder):
         classes: int = 0,
     ):
         network = GatedPixelCNNNetwork(levels, channels, layers, size, embedding, hidden, classes)
-        super().__init__(network, map, levels, classes)
+        super().__init__(network, grid, levels, classes)

@@ -42,14 +42,14 @@ class AutoregressiveFlow(nn.Module):
     def __init__(self, dim: int, hidden_dims: Sequence[int] = (512, 512)):
         super().__init__()
         self.base = StandardNormal(dim)
-        self.network = made(dim, hidden_dims)
+        self.network = identity_made(dim, hidden_dims)
 
     def forward(self) -> TorchDistributionMixin:
         """p(z), event shape (D)."""
         return dist.TransformedDistribution(self.base(), [AffineAutoregressive(self.network).inv])
 
 
-def made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
+def identity_made(dim: int, hidden_dims: Sequence[int]) -> AutoRegressiveNN:
     """The network of an :class:`AffineAutoregressive` step that is initially the identity.
 
     Create a new step for each use, because a step caches its last value, even if the network has changed since.

@@ -1,4 +1,4 @@
-"""Variational autoencoders: the generative half (Kingma & Welling 2014, arXiv 1312.6114)."""
+"""Variational autoencoders: the generative model (Kingma & Welling 2014, arXiv 1312.6114)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""VQ-VAE: the generative half (van den Oord et al. 2017, arXiv 1711.00937)."""
+"""VQ-VAE: the generative model (van den Oord et al. 2017, arXiv 1711.00937)."""
 
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -64,7 +64,7 @@ class VQVAE(PairModule):
         decay: float | None = 0.99,
     ):
         super().__init__("vq_vae")
-        self.image, self.map = tuple(image), latent_grid_shape(image)
+        self.image, self.grid = tuple(image), latent_grid_shape(image)
         self.codebook = Codebook(codes, dim, decay)
         self.likelihood = LIKELIHOODS[likelihood](image[0])
         self.decoder = residual_decoder(dim, channels, blocks, self.likelihood.num_params(image[0]))
@@ -75,9 +75,9 @@ class VQVAE(PairModule):
 
         Raises ValueError if the prior is one of other maps or of another number of values.
         """
-        if prior is not None and (prior.map, prior.levels) != (self.map, len(self.codebook)):
+        if prior is not None and (prior.grid, prior.levels) != (self.grid, len(self.codebook)):
             raise ValueError(
-                f"the prior models {prior.map} maps of {prior.levels} values, but the codes are {self.map} maps of "
+                f"the prior models {prior.grid} maps of {prior.levels} values, but the codes are {self.grid} maps of "
                 f"{len(self.codebook)} values"
             )
         self.__dict__["prior"] = prior  # not a submodule
@@ -88,7 +88,7 @@ class VQVAE(PairModule):
         if self.prior is not None:
             return self.prior.p_x()
         levels = self.codebook.vectors
-        return dist.Categorical(logits=levels.new_zeros(*self.map, len(levels))).to_event(2)
+        return dist.Categorical(logits=levels.new_zeros(*self.grid, len(levels))).to_event(2)
 
     @pyro_method
     def p_z(self, codes: Tensor) -> TorchDistributionMixin:

@@ -12,7 +12,7 @@ from pplmodels.nn.recurrent import ContextLSTMCell, LSTMCell
 State = tuple[Tensor, Tensor]  # (h, c) of an LSTM
 
 
-class WholeReader(nn.Module):
+class FullReader(nn.Module):
     """An LSTM that reads the image, the error of the canvas, and the decoder's state (equation 17).
 
     Arguments:
@@ -34,11 +34,11 @@ class WholeReader(nn.Module):
         return self.lstm(seen, torch.cat([error, painter.expand(*error.shape[:-1], -1)], -1), state)
 
 
-class WindowReader(nn.Module):
+class AttentionReader(nn.Module):
     """An LSTM that reads image and error through an attention window placed by the decoder's state (equation 27).
 
     Arguments:
-        image, painter_dim, hidden_dim: as for :class:`WholeReader`.
+        image, painter_dim, hidden_dim: as for :class:`FullReader`.
         size: N.
     """
 
@@ -52,7 +52,7 @@ class WindowReader(nn.Module):
         return x
 
     def forward(self, seen: Tensor, x: Tensor, error: Tensor, painter: Tensor, state: State) -> State:
-        """One step, as :meth:`WholeReader.forward`."""
+        """One step, as :meth:`FullReader.forward`."""
         painter = painter.expand(*error.shape[:-3], -1)
         window = self.attention.window(painter)
         both = torch.cat([x.expand(error.shape), error], -3)
@@ -60,7 +60,7 @@ class WindowReader(nn.Module):
         return self.lstm(torch.cat([glimpse.flatten(-3), painter], -1), state)
 
 
-class WholeWriter(nn.Module):
+class FullWriter(nn.Module):
     """Writes to the whole canvas (equation 18): ``(..., hidden_dim) -> (..., C, H, W)``."""
 
     def __init__(self, image: Sequence[int], hidden_dim: int):
@@ -73,7 +73,7 @@ class WholeWriter(nn.Module):
         return self.patch(h).unflatten(-1, self.image)
 
 
-class WindowWriter(nn.Module):
+class AttentionWriter(nn.Module):
     """Writes an N x N patch through a window (equations 28 and 29): ``(..., hidden_dim) -> (..., C, H, W)``."""
 
     def __init__(self, image: Sequence[int], hidden_dim: int, size: int):

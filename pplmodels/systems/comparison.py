@@ -133,7 +133,7 @@ def shared_images(runs: dict[str, Run], device: str) -> ValidatedImageSet:
     for name, run in runs.items():
         system = image_system(name, system_of(run))
         stored = stored_options(system, run).replaced(device=device)
-        trainings[name] = {"data": stored.data, "reading": system.transform(stored), "valid": stored.valid}
+        trainings[name] = {"data": stored.data, "transform": system.transform(stored), "valid": stored.valid}
         loaders[name] = system, stored
     (first, expected), *others = trainings.items()
     for name, training in others:
@@ -193,7 +193,7 @@ def describe(
     system = image_system(first, system_of(runs[first]))
     return {
         "data": runs[first].config["data"],
-        "reading": system.transform(stored_options(system, runs[first])),
+        "transform": system.transform(stored_options(system, runs[first])),
         "iw_samples": options.iw_samples,
         "iw_images": options.iw_images,
         "device": describe_device(device),
@@ -218,7 +218,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     commands = "\n".join(f"    {command}" for command in dict.fromkeys(report["commands"].values()))
     return f"""# {", ".join(report["rows"])}
 
-On {report["data"]}, {report["reading"]}; nats per image, each part of the data whole; importance-weighted bounds of
+On {report["data"]}, {report["transform"]}; nats per image, each part of the data whole; importance-weighted bounds of
 {tested} with {report["iw_samples"]} samples each; last slope: what the validation bound still gained per 1,000 steps
 at the end. Measured on {report["device"]}, torch {report["versions"]["torch"]}, commit {report["commit"]}.
 

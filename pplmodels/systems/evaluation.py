@@ -18,7 +18,7 @@ from pplmodels.io import PAIR, atomic_write, newest_run, write_json
 from pplmodels.machine import peak_bytes, resolve_device
 from pplmodels.metrics import compiled_log_probs, importance_weighted
 from pplmodels.metrics import log_probs as pair_log_probs
-from pplmodels.metrics.bounds import Weighted
+from pplmodels.metrics.bounds import IWBound
 from pplmodels.registry import load_pair
 from pplmodels.rng import seed_all
 from pplmodels.systems.command_line import stored_options
@@ -78,7 +78,7 @@ class EvaluationOptions(OptionModel):
     white_level: Annotated[PositiveFloat | None, WHITE_LEVEL] = None
     data_memory: Annotated[PositiveFloat | None, DATA_MEMORY] = None
     workers: Annotated[NonnegativeInt | None, WORKERS] = None
-    reading: Annotated[
+    transform: Annotated[
         str | None, Option("pixel transform of systems that model images", "data", choices=tuple(TRANSFORMS))
     ] = None
     device: Device = "auto"
@@ -122,18 +122,18 @@ class Evaluated:
     def of(cls, run: Run, asked: EvaluationOptions) -> "Evaluated":
         """Load what ``run`` was trained on, or what the evaluation asks for. Raises :class:`InputError`."""
         if "system" not in run.config:
-            if asked.data is None or asked.reading is None:
-                raise InputError(f"{run.folder} does not say what it was trained on: give --data and --reading.")
+            if asked.data is None or asked.transform is None:
+                raise InputError(f"{run.folder} does not say what it was trained on: give --data and --transform.")
             options = ImageOptions.of(asked.overriding())
-            return cls(None, options, load_transformed(options, asked.reading))
+            return cls(None, options, load_transformed(options, asked.transform))
         system = system_of(run)
         options = system.options_class.of({**stored_options(system, run).plain(), **asked.overriding()})
-        if asked.reading is None:
+        if asked.transform is None:
             data = system.load(options)
         elif isinstance(system, ImageSystem):
-            data = load_transformed(options, asked.reading)
+            data = load_transformed(options, asked.transform)
         else:
-            raise InputError(f"--reading is for systems that model images, not for {system.name}.")
+            raise InputError(f"--transform is for systems that model images, not for {system.name}.")
         system.check_data(options, data, run)
         return cls(system, options, data)
 
@@ -196,7 +196,7 @@ def measure(
     if options.iw_samples:
         images = evaluated.data.test.head(options.iw_images or len(evaluated.data.test))
         bound = weighted(model, guide, images, options.iw_samples, options.iw_chunk)
-        arrays |= {"iw_bound": bound.bound, "effective_sample_size": bound.sample_size}
+        arrays |= {"iw_bound": bound.bound, "effective_sample_size": bound.ess}
         metrics |= {"iw_samples": options.iw_samples, "iw_images": len(images)}
         metrics |= {name: float(array.mean()) for name, array in arrays.items() if array.dim() == 1}
         metrics["peak_bytes"] = peak_bytes(images.pixels.device)
@@ -222,7 +222,7 @@ def try_out(model: Any, guide: Any, images: Images, folder: Path) -> None:
         raise InputError(f"the pair in {folder} does not fit the images of its data ({error}).") from error
 
 
-def weighted(model: Any, guide: Any, images: Images, num_samples: int, chunk: int = 50) -> Weighted:
+def weighted(model: Any, guide: Any, images: Images, num_samples: int, chunk: int = 50) -> IWBound:
     """The importance-weighted bound of each image, ``chunk`` samples at a time."""
     bound = compiled_log_probs(model, guide, samples=min(chunk, num_samples), fallback=True)
     batches = tqdm(images.batches(TOGETHER), total=-(-len(images) // TOGETHER), unit=f"{TOGETHER} images")

@@ -8,7 +8,7 @@ from pplmodels.data.transforms import TRANSFORMS
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 from pplmodels.metrics import active_units, bits_per_dim, elbo_surgery, elbo_terms
-from pplmodels.metrics.bounds import without_step
+from pplmodels.metrics.bounds import base_site_name
 from pplmodels.systems.options import ImageFileOptions
 from pplmodels.systems.pictures import image_pictures
 from pplmodels.systems.system import LogProbFunction, shard_batches
@@ -69,8 +69,8 @@ def load_transformed(options: ImageOptions, transform: str) -> ValidatedImageSet
                     "draw them with --binarise dynamic, or cut them with --binarise threshold."
                 )
     say_binarised(images.train, transform)
-    images = images.map(lambda part: part.read_as(TRANSFORMS[transform]))
-    if images.train.reading.kind == "binary" and images.train.reading.random:
+    images = images.map(lambda part: part.with_transform(TRANSFORMS[transform]))
+    if images.train.transform.kind == "binary" and images.train.transform.random:
         images = ValidatedImageSet(images.train, images.test.frozen(seed=0), images.valid.frozen(seed=0))
     device = options.torch_device()
     return images.map(lambda part: part.to(device))
@@ -105,7 +105,7 @@ def image_metrics(log_probs: LogProbFunction, model, guide, images: Images) -> d
     units = active_units(guide, shard_batches(images))
     active: Counter[str] = Counter()
     for site, number in units.items():
-        active[without_step(site)] += number
+        active[base_site_name(site)] += number
     if len(active) != 1:
         return metrics | {f"active_units/{site}": number for site, number in active.items()}
     metrics["active_units"] = active.total()
@@ -115,6 +115,6 @@ def image_metrics(log_probs: LogProbFunction, model, guide, images: Images) -> d
 
 def level_bits(images: Images, nats: float) -> float | None:
     """A log-probability in nats per image as bits per dimension, or None if the images are not 8-bit levels."""
-    if images.reading.kind not in ("mass", "density"):
+    if images.transform.kind not in ("mass", "density"):
         return None
-    return bits_per_dim(nats, images.shape, images.reading.kind == "density")
+    return bits_per_dim(nats, images.shape, images.transform.kind == "density")

@@ -8,7 +8,7 @@ from pplmodels import inspect, plotting
 from pplmodels.data import Images
 from pplmodels.io import atomic_write
 from pplmodels.metrics import posterior_mean_variances
-from pplmodels.metrics.bounds import without_step
+from pplmodels.metrics.bounds import base_site_name
 
 
 def save_picture(figure: Figure, path: Path) -> None:
@@ -46,7 +46,7 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
     if len(sites) == 1 and half > 0:
         between = inspect.interpolate(model, guide, x[:half], x[half : 2 * half], 12, sites[0])
         rows["interpolations"] = between, [""] * half
-    if len({without_step(site) for site in codes}) > 1:
+    if len({base_site_name(site) for site in codes}) > 1:
         layers = list(codes)  # top-down, in the guide's sampling order
         kept = [layers[:number] for number in range(len(layers), -1, -1)]
         labels = ["image", "all kept", *(f"new to {layer}" for layer in reversed(layers))]
@@ -58,7 +58,7 @@ def image_pictures(model, guide, images: Images, metrics: list[dict], folder: Pa
         plane, coordinates = inspect.manifold(model, guide, images.head(images.at_once(1000))[:], site=sites[0])
         down, right = (f"coordinate {number}" for number in coordinates)
         save_picture(plotting.image_plane(plane.clamp(0, 1).cpu().numpy(), (down, right)), folder / "manifold.png")
-        clouds, _ = inspect.code_clouds(model, guide, images.head(images.at_once(1000))[:], sites[0])
+        clouds, _ = inspect.prior_and_aggregate_posterior(model, guide, images.head(images.at_once(1000))[:], sites[0])
         save_picture(
-            plotting.clouds({name: cloud.cpu().numpy() for name, cloud in clouds.items()}), folder / "prior.png"
+            plotting.scatter({name: cloud.cpu().numpy() for name, cloud in clouds.items()}), folder / "prior.png"
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from pplmodels.metrics.bounds import one_run
+from pplmodels.metrics.bounds import stateful_log_probs
 
 
 def recompute_batch_norm(model: nn.Module, guide: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -25,4 +25,4 @@ class _Run(nn.Module):
         self.model, self.guide = model, guide
 
     def forward(self, x: Tensor) -> None:
-        one_run(self.model, self.guide, x)
+        stateful_log_probs(self.model, self.guide, x)

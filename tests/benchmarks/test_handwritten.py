@@ -18,7 +18,7 @@ def test_by_hand_are_pyros_loss_and_gradients(case, float64):
     surrogate.backward()
     pyro.set_rng_seed(1)
     assert float(loss) == pytest.approx(TraceGraph_ELBO().loss_and_grads(*twins, x), rel=1e-10)
-    ours, pyros = ([p.grad for half in pair for p in half.parameters()] for pair in ((model, guide), twins))
+    ours, pyros = ([p.grad for module in pair for p in module.parameters()] for pair in ((model, guide), twins))
     assert [g is None for g in ours] == [g is None for g in pyros]
     for one, other in zip(ours, pyros, strict=True):
         if one is not None:

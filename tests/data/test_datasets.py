@@ -20,13 +20,13 @@ def save(path, **arrays):
     return str(path)
 
 
-def halves(*source):
+def splits(*source):
     images = load_images(*source)
     return images.train, images.test
 
 
 def test_digits_are_real_whole_and_split():
-    train, test = halves("digits")
+    train, test = splits("digits")
     assert (len(train), len(test), train.shape) == (1400, 397, (1, 8, 8))
     assert train.pixels.max() == 255
     assert len(np.unique(train.pixels.numpy())) == 17
@@ -45,7 +45,7 @@ def test_digits_are_real_whole_and_split():
     ids=lambda array: f"{array.dtype} {array.shape}",
 )
 def test_files_of_all_promised_kinds_load(tmp_path, array):
-    train, test = halves(save(tmp_path / "a.npz", x_train=array, x_test=array[:2]))
+    train, test = splits(save(tmp_path / "a.npz", x_train=array, x_test=array[:2]))
     channels = array.shape[3] if array.ndim == 4 else 1
     assert train.pixels.shape == (3, channels, 6, 6) and len(test) == 2
     assert train.pixels.dtype == torch.uint8 and train.pixels.eq(255).all()
@@ -118,16 +118,16 @@ def write_mnist(folder):
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28)).astype(np.uint8)
-    for half in ("train", "t10k"):
+    for split in ("train", "t10k"):
         head = [0x803, 5, 28, 28]
-        (raw / f"{half}-images-idx3-ubyte").write_bytes(np.array(head, ">i4").tobytes() + images.tobytes())
-        (raw / f"{half}-labels-idx1-ubyte").write_bytes(np.array([0x801, 5], ">i4").tobytes() + bytes(5))
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(np.array(head, ">i4").tobytes() + images.tobytes())
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(np.array([0x801, 5], ">i4").tobytes() + bytes(5))
     return raw, images
 
 
 def test_mnist_in_torchvisions_layout_loads(tmp_path):
     _, images = write_mnist(tmp_path)
-    train, _ = halves("mnist", tmp_path)
+    train, _ = splits("mnist", tmp_path)
     assert np.array_equal(train.pixels[:, 0].numpy(), images)
 
 
@@ -150,7 +150,7 @@ def write_folder(folder, number=12, size=(6, 5), mode="L"):
 @pytest.mark.parametrize("mode, channels", [("L", 1), ("RGB", 3)])
 def test_a_folder_of_images_loads_and_every_tenth_is_held_out(tmp_path, mode, channels):
     write_folder(tmp_path, 20, mode=mode)
-    train, test = halves(str(tmp_path))
+    train, test = splits(str(tmp_path))
     assert (len(train), len(test), train.shape) == (18, 2, (channels, 5, 6))
     together = torch.cat([train.pixels, test.pixels])[:, 0, 0, 0]
     assert sorted(together.tolist()) == list(range(20))
@@ -208,7 +208,7 @@ def test_cifar10_in_torchvisions_layout_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "test_list", [list(batch("test_batch"))])
     name, checksum = write("batches.meta", {"label_names": ["a"]})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": checksum})
-    train, test = halves("cifar10", tmp_path)
+    train, test = splits("cifar10", tmp_path)
     assert (len(train), len(test), train.shape) == (20, 4, (3, 32, 32))
     assert np.array_equal(test.pixels.numpy().reshape(4, -1), images["test_batch"])
 
@@ -219,12 +219,12 @@ def test_svhn_in_torchvisions_layout_loads(tmp_path, monkeypatch):
 
     rng = np.random.default_rng(0)
     lists = dict(SVHN.split_list)
-    for half in ("train", "test"):
-        path = tmp_path / f"{half}_32x32.mat"
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}_32x32.mat"
         savemat(path, {"X": rng.integers(0, 256, (32, 32, 3, 5)).astype(np.uint8), "y": np.ones((5, 1), np.uint8)})
-        lists[half] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+        lists[split] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(SVHN, "split_list", lists)
-    train, test = halves("svhn", tmp_path)
+    train, test = splits("svhn", tmp_path)
     assert (len(train), len(test), train.shape) == (5, 5, (3, 32, 32))
 
 
@@ -243,15 +243,15 @@ def test_what_is_not_there_says_what_to_do(tmp_path, monkeypatch, name):
 
 def test_readings_are_what_they_say():
     images = Images((torch.arange(256, dtype=torch.uint8)).view(256, 1, 1, 1))
-    assert images[:].max() == 1 and images.read_as(threshold)[:].sum() == 128
-    draws = torch.stack([images.read_as(dynamic_binarize)[:] for _ in range(2000)])
+    assert images[:].max() == 1 and images.with_transform(threshold)[:].sum() == 128
+    draws = torch.stack([images.with_transform(dynamic_binarize)[:] for _ in range(2000)])
     assert set(draws.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(draws.mean(0), images[:], atol=0.06, rtol=0)  # 5 standard errors
-    noisy = images.read_as(dequantize)
+    noisy = images.with_transform(dequantize)
     first, second = noisy[:], noisy[:]
     assert not torch.equal(first, second)  # drawn anew
     assert torch.equal((first * 256).floor().byte(), images.pixels)  # and within its level
-    frozen = images.read_as(dynamic_binarize).frozen(seed=1)
+    frozen = images.with_transform(dynamic_binarize).frozen(seed=1)
     assert torch.equal(frozen[:], frozen[:]) and set(frozen[:].unique().tolist()) == {0.0, 1.0}
 
 

@@ -13,7 +13,7 @@ def made():
     return {
         "images": digits.train.pixels,
         "validation": digits.valid.pixels,
-        "frozen": digits.test.read_as(dynamic_binarize).frozen(1).pixels,
+        "frozen": digits.test.with_transform(dynamic_binarize).frozen(1).pixels,
         "resized": load_images("digits", image_size=12).test.pixels,
         "scenes": make_scenes(digits.train, 20, canvas=40, object_size=13.0).pixels,
         "scene set": scenes.train.pixels,
@@ -43,4 +43,4 @@ def test_data_do_not_depend_on_defaults(changed):
 
 def test_readings_give_the_default_type(float64):
     images = load_images("digits").train.head(3)
-    assert images[:].dtype == images.read_as(dynamic_binarize)[:].dtype == torch.float64
+    assert images[:].dtype == images.with_transform(dynamic_binarize)[:].dtype == torch.float64

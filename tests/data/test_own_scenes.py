@@ -32,9 +32,9 @@ SCENES, COUNTS, BOXES = squares()
 
 
 def saved(tmp_path, **changed):
-    arrays = {f"x_{half}": SCENES for half in ("train", "test")}
+    arrays = {f"x_{split}": SCENES for split in ("train", "test")}
     arrays |= {
-        f"{kind}_{half}": value for half in ("train", "test") for kind, value in (("n", COUNTS), ("boxes", BOXES))
+        f"{kind}_{split}": value for split in ("train", "test") for kind, value in (("n", COUNTS), ("boxes", BOXES))
     }
     arrays = {name: value for name, value in {**arrays, **changed}.items() if value is not None}
     np.savez_compressed(tmp_path / "scenes.npz", **arrays)
@@ -108,7 +108,7 @@ def test_what_shows_no_objects_has_no_sides(tmp_path, scenes):
     assert object_sides(train) is None
 
 
-NOTHING_KNOWN = {f"{kind}_{half}": None for kind in ("n", "boxes") for half in ("train", "test")}
+NOTHING_KNOWN = {f"{kind}_{split}": None for kind in ("n", "boxes") for split in ("train", "test")}
 
 
 def test_scenes_that_the_library_made_are_measured_as_they_were_made():

@@ -66,7 +66,7 @@ def test_held_out_scenes_are_made_of_held_out_objects(tmp_path):
     np.savez(path, x_train=np.full((3, 8, 8), 100, np.uint8), x_test=np.full((3, 8, 8), 200, np.uint8))
     scenes = scene_set(str(path), canvas=40, object_size=9.0, num_train=50, num_test=40)
     assert (len(scenes.train), len(scenes.test)) == (50, 40)
-    assert [int(half.pixels.amax()) for half in (scenes.train, scenes.test)] == [100, 200]
+    assert [int(split.pixels.amax()) for split in (scenes.train, scenes.test)] == [100, 200]
 
 
 def test_the_window_prior_fits_the_objects():

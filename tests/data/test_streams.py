@@ -44,11 +44,11 @@ def pair(source, request):
     return in_memory, on_disk
 
 
-@pytest.mark.parametrize("reading", [dynamic_binarize, dequantize], ids=lambda reading: reading.__name__)
-def test_training_sees_the_same_numbers(pair, reading):
+@pytest.mark.parametrize("transform", [dynamic_binarize, dequantize], ids=lambda transform: transform.__name__)
+def test_training_sees_the_same_numbers(pair, transform):
     def batches(images, start):
         torch.manual_seed(1)
-        stream = images.train.read_as(reading).batched(_orders(len(images.train), 32, 5, start, CPU))
+        stream = images.train.with_transform(transform).batched(_orders(len(images.train), 32, 5, start, CPU))
         return list(itertools.islice(stream, 12))
 
     expected, found = (batches(images, 3) for images in pair)  # from the middle of an epoch into the next
@@ -74,7 +74,7 @@ def test_they_are_indexed_alike(pair):
 
 
 def test_a_binarisation_for_good_is_the_same(pair):
-    expected, found = (images.test.read_as(dynamic_binarize).frozen(seed=4) for images in pair)
+    expected, found = (images.test.with_transform(dynamic_binarize).frozen(seed=4) for images in pair)
     assert torch.equal(found[:], expected[:]) and torch.equal(found[:], found[:])
     assert set(found[:].unique().tolist()) == {0.0, 1.0}
 

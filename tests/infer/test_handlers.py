@@ -16,9 +16,9 @@ def pair():
     return MLPVAE(**SIZES), MLPGuide(**SIZES)
 
 
-def step(model, guide, loss=None, halves=None, compile=False):
+def step(model, guide, loss=None, modules=None, compile=False):
     """Loss and gradients of one step from one seed."""
-    svi = SVI(*(halves or (model, guide)), adam(model, guide, 0.0), loss, compile=compile)
+    svi = SVI(*(modules or (model, guide)), adam(model, guide, 0.0), loss, compile=compile)
     torch.manual_seed(5)
     value = svi.step(torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1)).round())
     return value, [p.grad / 6 for p in (*model.parameters(), *guide.parameters())]
@@ -37,19 +37,19 @@ def by_hand(model, guide, weigh):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_beta_scales_the_kl(beta, compiled):
     model, guide = pair()
-    _, gradients = step(model, guide, halves=[ScaledKL(half, beta) for half in (model, guide)], compile=compiled)
+    _, gradients = step(model, guide, modules=[ScaledKL(module, beta) for module in (model, guide)], compile=compiled)
     torch.testing.assert_close(gradients, list(by_hand(model, guide, lambda r, kl: r - beta * kl)))
 
 
 def test_a_changed_beta_is_seen_by_a_compiled_step():
     model, guide = pair()
-    halves = [ScaledKL(half) for half in (model, guide)]
-    svi = SVI(*halves, adam(model, guide, 0.0), compile=True)
+    modules = [ScaledKL(module) for module in (model, guide)]
+    svi = SVI(*modules, adam(model, guide, 0.0), compile=True)
     x = torch.rand(6, 1, 4, 4).round()
     losses = []
     for beta in (1.0, 0.0):
-        for half in halves:
-            half.beta.fill_(beta)
+        for module in modules:
+            module.beta.fill_(beta)
         torch.manual_seed(2)
         losses.append(float(svi.step(x)))
     torch.manual_seed(2)

@@ -8,9 +8,9 @@ from pyro_examples import EXAMPLES
 from pplmodels.infer import SVI, CompileError
 
 
-def parameters(*halves):
-    """The parameters of the modules that halves are, or are methods of, each once."""
-    modules = [getattr(half, "__self__", half) for half in halves]
+def parameters(*programs):
+    """The parameters of the modules that programs are, or are methods of, each once."""
+    modules = [getattr(program, "__self__", program) for program in programs]
     found = {id(p): p for m in modules if isinstance(m, torch.nn.Module) for p in m.parameters() if p.requires_grad}
     return list(found.values())
 

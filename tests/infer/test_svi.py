@@ -201,7 +201,9 @@ def test_clipping_is_a_norm_per_image_and_group():
         model, guide = GaussianModel(), GaussianGuide()
         svi = SVI(model, guide, adam(model, guide, 0.0, {guide: 0.0}), clip_norm=clip)
         svi.step(x)
-        norms.append([torch.stack([p.grad.norm() for p in half.parameters()]).norm() / 50 for half in (model, guide)])
+        norms.append(
+            [torch.stack([p.grad.norm() for p in module.parameters()]).norm() / 50 for module in (model, guide)]
+        )
     assert all(norm > 1 for norm in norms[0])
     assert [float(norm) for norm in norms[1]] == pytest.approx([0.25, 0.25], rel=1e-4)
 

@@ -44,8 +44,8 @@ class Guide(PyroModule):
 
 def twins(model=Model, guide=Guide, loss=TraceGraph_ELBO, lr=1e-2, **options):
     """The same pair twice: SVI uncompiled and compiled."""
-    halves = model(), guide()
-    pairs = halves, copy.deepcopy(halves)
+    modules = model(), guide()
+    pairs = modules, copy.deepcopy(modules)
     return [
         SVI(*pair, adam(*pair, lr), loss(), compile=c, **options) for pair, c in zip(pairs, (False, True), strict=True)
     ]
@@ -57,8 +57,8 @@ def step_both(svis, *args, seed=0, exact=True, **kwargs):
     for svi in svis:
         pyro.set_rng_seed(seed)
         loss = svi.step(*args, **kwargs)
-        tensors = [t for half in (svi.model, svi.guide) for t in half.state_dict().values()]
-        gradients = [p.grad for half in (svi.model, svi.guide) for p in half.parameters() if p.grad is not None]
+        tensors = [t for module in (svi.model, svi.guide) for t in module.state_dict().values()]
+        gradients = [p.grad for module in (svi.model, svi.guide) for p in module.parameters() if p.grad is not None]
         outcomes.append([t.clone() for t in (loss, *gradients, *tensors)])
     assert len(outcomes[0]) == len(outcomes[1])
     if exact:

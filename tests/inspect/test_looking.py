@@ -80,10 +80,10 @@ def ladder():
 def counting(name):
     """A pair of the table each part of which counts its runs in a buffer, as batch normalisation does."""
     pair = PAIRS[name].build()
-    for half in pair:
-        for module in list(half.modules()):
-            module.register_buffer("runs", torch.zeros(()))
-            module.register_forward_pre_hook(count)
+    for module in pair:
+        for part in list(module.modules()):
+            part.register_buffer("runs", torch.zeros(()))
+            part.register_forward_pre_hook(count)
     return pair
 
 
@@ -118,17 +118,20 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
     "sample": (ALL, lambda model, guide, x: inspect.sample(model, 3)),
     "sample_means": (ALL, lambda model, guide, x: inspect.sample_means(model, n=3)),
     "resample": (ALL, lambda model, guide, x: inspect.resample(model, guide, x, keep=[])),
-    "posterior": (ALL, lambda model, guide, x: inspect.posterior(model, guide, x, 4, at_once=8)),
-    "predictive": (ALL, lambda model, guide, x: inspect.predictive(model, guide, x, 4, at_once=8)),
+    "posterior": (ALL, lambda model, guide, x: inspect.posterior(model, guide, x, 4, max_batch=8)),
+    "predictive": (ALL, lambda model, guide, x: inspect.predictive(model, guide, x, 4, max_batch=8)),
     "prior": (ALL, lambda model, guide, x: inspect.prior(model, 4)),
     "infer_codes": ((VQ,), lambda model, guide, x: inspect.infer_codes(guide, x)),
     "interpolate": (CODED, lambda model, guide, x: inspect.interpolate(model, guide, x, x, 3)),
     "manifold": (CODED, lambda model, guide, x: inspect.manifold(model, guide, x, 3)),
     "traverse": (CODED, lambda model, guide, x: inspect.traverse(model, guide, x, units=2, steps=3)),
-    "code_clouds": (CODED, lambda model, guide, x: inspect.code_clouds(model, guide, x)),
+    "prior_and_aggregate_posterior": (
+        CODED,
+        lambda model, guide, x: inspect.prior_and_aggregate_posterior(model, guide, x),
+    ),
     "generation_steps": ((DRAWN,), lambda model, guide, x: inspect.generation_steps(model, 3)),
     "reconstruction_steps": ((DRAWN,), lambda model, guide, x: inspect.reconstruction_steps(model, guide, x)),
-    "view_scenes": ((AIR,), lambda model, guide, x: inspect.view_scenes(model, guide, x)),
+    "infer_scenes": ((AIR,), lambda model, guide, x: inspect.infer_scenes(model, guide, x)),
     "sample_scenes": ((AIR,), lambda model, guide, x: inspect.sample_scenes(model, 3, 1)),
     "count_posterior": ((AIR, TABLE), lambda model, guide, x: inspect.count_posterior(guide, x)),
     "find_solids": ((TABLE,), lambda model, guide, x: inspect.find_solids(guide, x)),
@@ -150,9 +153,9 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
 }
 
 
-def twice(run, x):
+def twice(log_prob_fn, x):
     for _ in range(2):
-        run(x)
+        log_prob_fn(x)
 
 
 def svi(model, guide):
@@ -165,7 +168,7 @@ def content(pair) -> tuple:
     return state.signature, [tensor.detach().clone() for tensor in state.tensors], list(map(id, state.tensors))
 
 
-def test_every_public_function_that_is_given_a_half_is_tried():
+def test_every_public_function_that_is_given_a_module_is_tried():
     given = {
         name
         for name in inspect.__all__
@@ -188,10 +191,10 @@ def test_looking_leaves_a_pair_as_it_is(look, name):
 
 
 def test_evaluation_mode_stays_too():
-    pair = tuple(half.eval() for half in ladder())
+    pair = tuple(module.eval() for module in ladder())
     before = content(pair)
     inspect.reconstruct(*pair, images(4))
-    assert content(pair)[0] == before[0] and not any(half.training for half in pair)
+    assert content(pair)[0] == before[0] and not any(module.training for module in pair)
 
 
 def test_a_look_that_fails_puts_back_what_was_written():

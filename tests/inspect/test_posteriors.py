@@ -24,14 +24,14 @@ def pair(request):
     return PAIRS[request.param]
 
 
-def halves(name):
-    return tuple(half.eval() for half in PAIRS[name].build())
+def modules(name):
+    return tuple(module.eval() for module in PAIRS[name].build())
 
 
 def test_every_pair_names_its_dimensions(pair):
-    model, guide = (half.eval() for half in pair.build())
+    model, guide = (module.eval() for module in pair.build())
     x = pair.batch(3)
-    found = inspect.posterior(model, guide, x, num_samples=7, at_once=5)
+    found = inspect.posterior(model, guide, x, num_samples=7, max_batch=5)
     assert found.observed_data["x"].shape == x.shape and found.observed_data["x"].dims[0] == "image"
     for name in ("lp", "log_weight"):
         assert found.sample_stats[name].dims == LEADING and found.sample_stats[name].shape == (1, 7, 3)
@@ -39,7 +39,7 @@ def test_every_pair_names_its_dimensions(pair):
     trace = poutine.trace(guide).get_trace(x)
     sites = {name for name in trace.stochastic_nodes if name != "data"}
     variables = dict(found.posterior.data_vars) if sites else {}
-    assert {posteriors.without_step(site) for site in sites} == set(variables)
+    assert {posteriors.base_site_name(site) for site in sites} == set(variables)
     for name, variable in variables.items():
         steps = inspect.steps(trace.nodes, name)
         step = () if name in sites else ("step",)
@@ -47,15 +47,15 @@ def test_every_pair_names_its_dimensions(pair):
         assert not step or list(variable["step"].values) == list(range(1, len(steps) + 1))
         assert variable.shape[3 + len(step) :] == trace.nodes[name if name in sites else f"{name}_1"]["fn"].event_shape
         assert "dim_" not in "".join(variable.dims)
-    drawn = inspect.prior(model, num_samples=4, at_once=3)
+    drawn = inspect.prior(model, num_samples=4, max_batch=3)
     assert drawn.prior_predictive["x"].shape == (1, 4, *x.shape[1:])
     assert not sites or set(drawn.prior.data_vars) == set(variables)
-    again = inspect.predictive(model, guide, x, num_samples=4, at_once=5)
+    again = inspect.predictive(model, guide, x, num_samples=4, max_batch=5)
     assert again.posterior_predictive["x"].shape == (1, 4, *x.shape)
 
 
 def test_samples_are_the_guides(float64):
-    model, guide = halves("air")
+    model, guide = modules("air")
     x = PAIRS["air"].batch(3)
     torch.manual_seed(1)
     found = inspect.posterior(model, guide, x, num_samples=6)
@@ -72,7 +72,7 @@ def test_samples_are_the_guides(float64):
 
 
 def test_the_weights_give_the_importance_weighted_bound(float64):
-    model, guide = halves("ladder vae")
+    model, guide = modules("ladder vae")
     x = PAIRS["ladder vae"].batch(4)
     torch.manual_seed(2)
     weights = inspect.posterior(model, guide, x, num_samples=50, sites=["z1"])
@@ -83,7 +83,7 @@ def test_the_weights_give_the_importance_weighted_bound(float64):
 
 
 def test_memory_is_bounded(monkeypatch):
-    model, guide = halves("draw")
+    model, guide = modules("draw")
     sizes = []
 
     def watched(model, guide, x, samples):
@@ -91,7 +91,7 @@ def test_memory_is_bounded(monkeypatch):
         return log_probs(model, guide, x, samples)
 
     monkeypatch.setattr(posteriors, "log_probs", watched)
-    found = inspect.posterior(model, guide, PAIRS["draw"].batch(7), num_samples=9, at_once=4)
+    found = inspect.posterior(model, guide, PAIRS["draw"].batch(7), num_samples=9, max_batch=4)
     assert max(sizes) <= 4 and sum(sizes) == 7 * 9
     z = found.posterior["z"].values
     assert z.shape == (1, 9, 7, 3, 2)
@@ -99,7 +99,7 @@ def test_memory_is_bounded(monkeypatch):
 
 
 def test_arviz_summarises_them():
-    model, guide = halves("air")
+    model, guide = modules("air")
     found = inspect.posterior(model, guide, PAIRS["air"].batch(2), num_samples=100)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one chain has no R-hat; untrained weights vary
@@ -113,14 +113,14 @@ def test_arviz_summarises_them():
 
 
 def test_names_that_do_not_fit_are_refused():
-    model, guide = halves("vae, fully connected")
+    model, guide = modules("vae, fully connected")
     model.dims = {"z": ("one", "two")}
     with pytest.raises(ValueError, match=r"MLPVAE\.dims names 2 dimensions of z, but it has 1"):
         inspect.posterior(model, guide, PAIRS["vae, fully connected"].batch(2))
 
 
 def test_a_pair_that_names_nothing_gets_arvizs_names():
-    model, guide = halves("vae, fully connected")
+    model, guide = modules("vae, fully connected")
     model.dims = {}
     found = inspect.posterior(model, guide, PAIRS["vae, fully connected"].batch(2))
     assert found.posterior["z"].dims == (*LEADING, "z_dim_0")

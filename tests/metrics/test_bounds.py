@@ -67,9 +67,9 @@ def test_samples_at_once_are_samples_one_by_one(float64):
         pyro.set_rng_seed(1)
         bounds.append(importance_weighted(partial(log_probs, Model(), Guide(1.6), samples=samples), [x], 8))
     torch.testing.assert_close(bounds[0].bound, bounds[1].bound)
-    torch.testing.assert_close(bounds[0].sample_size, bounds[1].sample_size)
+    torch.testing.assert_close(bounds[0].ess, bounds[1].ess)
     exact = importance_weighted(partial(log_probs, Model(), Guide(1.0), samples=3), [x], 7)
-    torch.testing.assert_close(exact.sample_size, torch.full((16,), 7.0))
+    torch.testing.assert_close(exact.ess, torch.full((16,), 7.0))
 
 
 @pytest.mark.parametrize("num_samples", [0, -1])

@@ -63,9 +63,9 @@ def presence(z_pres, n=1):
     return {f"z_pres_{t}": torch.full((n,), z) for t, z in enumerate(z_pres, start=1)}
 
 
-def log_prob(half, x, values):
+def log_prob(module, x, values):
     """log-probability of each image with some sites at given values, all sites added up."""
-    trace = poutine.trace(poutine.condition(half, data=values)).get_trace(x)
+    trace = poutine.trace(poutine.condition(module, data=values)).get_trace(x)
     trace.compute_log_prob()
     return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and site["name"] != "data")
 
@@ -121,7 +121,9 @@ def test_stopped_steps_add_nothing(float64):
                 for t in range(1, n + 1)
                 for site, size in (("z_where", 3), ("z_what", 3))
             }
-            values.append([log_prob(half, x, {**presence(z_pres, 3), **found, **stopped}) for half in (model, guide)])
+            values.append(
+                [log_prob(module, x, {**presence(z_pres, 3), **found, **stopped}) for module in (model, guide)]
+            )
             total = sum(value.sum() for value in values[-1])
             if stopped:
                 gradients = torch.autograd.grad(total, list(stopped.values()), allow_unused=True)

@@ -49,8 +49,8 @@ class FixedGuide(AIR3DGuide):
         return dist.Delta(torch.tensor(YAW).expand(features.shape[:-1]))
 
 
-def log_prob(half, x, values):
-    trace = poutine.trace(poutine.condition(half, data=values)).get_trace(x)
+def log_prob(module, x, values):
+    trace = poutine.trace(poutine.condition(module, data=values)).get_trace(x)
     trace.compute_log_prob()
     return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and site["name"] != "data")
 
@@ -160,8 +160,8 @@ def test_stopped_steps_add_nothing(float64):
         other["z_kind_2"] += 1
         other["z_place_2"] = other["z_place_2"] + 1
         other["z_yaw_2"] = other["z_yaw_2"] - 1
-        for half in (model, guide):
-            assert torch.equal(log_prob(half, x, values), log_prob(half, x, other))
+        for module in (model, guide):
+            assert torch.equal(log_prob(module, x, values), log_prob(module, x, other))
 
 
 def test_a_scene_without_solids_is_the_table():
@@ -176,7 +176,7 @@ def test_a_patch_covers_a_solid_and_spares_its_neighbour(float64):
     both = true_solids(tables)
     both = Solids(both.count, both.kind, both.place.double(), both.yaw.double())
     second = Solids(both.count - 1, both.kind.flip(1), both.place.flip(1), both.yaw.flip(1))
-    left = guide.clear(render_solids(model, both), both.place[:, 0])
+    left = guide.erase(render_solids(model, both), both.place[:, 0])
     off = (left - render_solids(model, second)).abs().mean((1, 2, 3))
     was = (render_solids(model, both) - render_solids(model, second)).abs().mean((1, 2, 3))
     assert off.median() < 0.2 * was.median()

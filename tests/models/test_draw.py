@@ -74,9 +74,9 @@ def test_one_step_without_attention_is_a_vae(float64):
     x = torch.rand(6, 1, 5, 4).round()
     vae = VAE(model.prior, FirstPainting(model), Bernoulli()), VAEGuide(FirstStep(model, guide), 3)
     terms = []
-    for halves in ((model, guide), vae):
+    for modules in ((model, guide), vae):
         pyro.set_rng_seed(3)
-        log_p, log_q, _ = log_probs(*halves, x)
+        log_p, log_q, _ = log_probs(*modules, x)
         terms.append([log_p.get("z", log_p.get("z_1")), log_p["x"], *log_q.values()])
     torch.testing.assert_close(*terms)
 
@@ -141,10 +141,10 @@ def test_a_step_paints_once(float64):
 def test_each_step_depends_on_the_last_one_only():
     """The steps run under pyro.markov: of the sites before a step its own scope knows one."""
     model, guide = pair(4)
-    for half in (model, guide):
+    for module in (model, guide):
         scopes = [
             node["infer"]["_markov_scope"]
-            for name, node in poutine.trace(half).get_trace(torch.rand(2, 1, 5, 4).round()).nodes.items()
+            for name, node in poutine.trace(module).get_trace(torch.rand(2, 1, 5, 4).round()).nodes.items()
             if name.startswith("z_")
         ]
         assert len(scopes) == 4

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from guides import LadderGuide, VAEGuide
-from guides.ladder_vae import merge
+from guides.ladder_vae import product_of_gaussians
 from pplmodels import VAE, LadderVAE, inspect
 from pplmodels.metrics import log_probs
 from pplmodels.models.likelihoods import Bernoulli
@@ -39,16 +39,16 @@ def test_one_layer_is_a_vae(float64):
     guide = LadderGuide(model)
 
     def encoder(x):
-        ((loc, variance),) = guide.messages(x)
+        ((loc, variance),) = guide.bottom_up(x)
         return torch.cat([loc, variance.sqrt().expm1().log()], -1)  # of which a VAE's guide takes the softplus
 
     posterior = VAEGuide(nn.Identity(), 3)
     posterior.encoder.forward = encoder
     vae = VAE(StandardNormal(3), model.decoder, Bernoulli()), posterior
     x, terms = images(6), []
-    for halves in ((model, guide), vae):
+    for modules in ((model, guide), vae):
         pyro.set_rng_seed(3)
-        log_p, log_q, _ = log_probs(*halves, x)
+        log_p, log_q, _ = log_probs(*modules, x)
         terms.append([log_p.get("z", log_p.get("z1")), log_p["x"], *log_q.values()])
     torch.testing.assert_close(*terms)
 
@@ -59,7 +59,7 @@ def normal(loc, variance):
 
 def test_merging_multiplies_the_densities(float64):
     message, expected = (torch.randn(5, 3), torch.rand(5, 3) + 0.1), (torch.randn(5, 3), torch.rand(5, 3) + 0.1)
-    merged = normal(*merge(message, normal(*expected)))
+    merged = normal(*product_of_gaussians(message, normal(*expected)))
     z = torch.randn(2, 5, 3)
     product = normal(*message).log_prob(z) + normal(*expected).log_prob(z)
     difference = product - merged.log_prob(z)  # the normaliser, which does not depend on z
@@ -69,11 +69,11 @@ def test_merging_multiplies_the_densities(float64):
 
 def test_the_limits_of_merging(float64):
     loc, expected = torch.randn(5, 3), normal(torch.randn(5, 3), torch.rand(5, 3) + 0.1)
-    vague = normal(*merge((loc, torch.full((5, 3), 1e20)), expected))
+    vague = normal(*product_of_gaussians((loc, torch.full((5, 3), 1e20)), expected))
     torch.testing.assert_close(vague.mean, expected.mean)
     torch.testing.assert_close(vague.variance, expected.variance)
     torch.testing.assert_close(kl_divergence(vague, expected), torch.zeros(5))
-    sharp, variance = merge((loc, torch.full((5, 3), 1e-12)), expected)
+    sharp, variance = product_of_gaussians((loc, torch.full((5, 3), 1e-12)), expected)
     torch.testing.assert_close(sharp, loc)
     torch.testing.assert_close(variance, torch.full((5, 3), 1e-12))
 
@@ -84,7 +84,9 @@ def test_what_a_message_costs_is_the_closed_form(float64):
     r = expected.variance / variance
     shift = r / (1 + r) * (loc - expected.mean)
     closed = 0.5 * ((1 + r).log() - r / (1 + r) + shift**2 / expected.variance).sum(-1)
-    torch.testing.assert_close(kl_divergence(normal(*merge((loc, variance), expected)), expected), closed)
+    torch.testing.assert_close(
+        kl_divergence(normal(*product_of_gaussians((loc, variance), expected)), expected), closed
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -139,7 +141,7 @@ def linear_chain(slack=1.0):
     of_x_given_z2 = w @ between.diag() @ w.mT + noise * torch.eye(4)
 
     class Exact(LadderGuide):
-        def messages(self, x):
+        def bottom_up(self, x):
             squares = w.pow(2).sum(0)
             lower = x.flatten(-3) @ w / squares, (noise / squares).expand(len(x), 2)
             gain = (w @ a).mT @ torch.linalg.inv(of_x_given_z2)
@@ -172,8 +174,8 @@ def test_with_another_posterior_the_bound_is_below_the_evidence(float64):
 
 def test_each_layer_depends_on_the_one_above_only():
     model = LadderVAE(IMAGE, z_dims=(4, 3, 2), hidden_dims=(8, 7, 6))
-    for half in (model, LadderGuide(model)):
-        nodes = poutine.trace(half).get_trace(images(5)).nodes
+    for module in (model, LadderGuide(model)):
+        nodes = poutine.trace(module).get_trace(images(5)).nodes
         scopes = {name: set(nodes[name]["infer"]["_markov_scope"]) for name in ("z3", "z2", "z1")}
         assert "z3" in scopes["z2"] and "z2" in scopes["z1"] and "z3" not in scopes["z1"]
 

@@ -34,14 +34,14 @@ def kind(request):
 
 
 def test_probabilities_sum_to_one_over_all_maps(kind, float64):
-    model = kind(map=(2, 2), levels=3)
+    model = kind(grid=(2, 2), levels=3)
     maps = torch.tensor(list(itertools.product(range(3), repeat=4))).view(-1, 2, 2)
     assert len(maps) == 81
     torch.testing.assert_close(model.p_x().log_prob(maps).exp().sum(), torch.tensor(1.0))
 
 
 def test_samples_come_as_often_as_their_probability_says(kind):
-    model = kind(map=(2, 2), levels=2)
+    model = kind(grid=(2, 2), levels=2)
     for parameter in model.network.parameters():  # untrained, all maps are nearly as likely as each other
         torch.nn.init.normal_(parameter, std=0.5)
     drawn = model(n=20_000)
@@ -53,7 +53,7 @@ def test_samples_come_as_often_as_their_probability_says(kind):
 
 
 def test_at_temperature_zero_each_position_is_the_likeliest(kind):
-    model = kind(map=(3, 3), levels=4)
+    model = kind(grid=(3, 3), levels=4)
     model.temperature = 0.0
     first, second = model(n=2)
     assert torch.equal(first, second)
@@ -65,7 +65,7 @@ def test_independent_codes_cost_their_entropy(kind):
     """Nothing can be learned of the next code from the others: the loss comes down to the entropy, and not below."""
     probs = torch.tensor([0.6, 0.25, 0.1, 0.05])
     entropy = float(-(probs * probs.log()).sum())
-    model, guide = kind(map=(4, 4), levels=4), EmptyGuide()
+    model, guide = kind(grid=(4, 4), levels=4), EmptyGuide()
     svi = SVI(model, guide, adam(model, guide, 1e-2), compile=True)
     for step in range(300):
         if step == 200:
@@ -79,7 +79,7 @@ def test_independent_codes_cost_their_entropy(kind):
 
 
 def test_a_class_decides_what_is_drawn(float64):
-    model, guide = GatedPixelCNN(map=(2, 3), levels=3, layers=2, classes=2, **SMALL), EmptyGuide()
+    model, guide = GatedPixelCNN(grid=(2, 3), levels=3, layers=2, classes=2, **SMALL), EmptyGuide()
     svi = SVI(model, guide, adam(model, guide, 1e-2), compile=True)
     values = torch.tensor([2, 1])  # of all positions, by class
     for _ in range(100):
@@ -97,6 +97,6 @@ def test_a_class_decides_what_is_drawn(float64):
 
 @pytest.mark.parametrize("classes", [0, 2])
 def test_labels_go_with_classes(classes):
-    model = GatedPixelCNN(map=(2, 2), levels=3, layers=1, classes=classes, **SMALL)
+    model = GatedPixelCNN(grid=(2, 2), levels=3, layers=1, classes=classes, **SMALL)
     with pytest.raises(ValueError, match=f"a model with {classes} classes {'needs' if classes else 'takes no'} labels"):
         model(n=1, label=None if classes else torch.tensor([0]))

@@ -19,7 +19,7 @@ from pplmodels.distributions import DiscretizedLogisticMixture
 from pplmodels.infer import SVI, adam
 from pplmodels.metrics import elbo_terms, importance_weighted, log_probs
 from pplmodels.models.likelihoods import DiagonalNormal, LogitNormal
-from pplmodels.models.priors import AutoregressiveFlow, StandardNormal, made
+from pplmodels.models.priors import AutoregressiveFlow, StandardNormal, identity_made
 from pplmodels.module import PairModule
 from pplmodels.nn import conv_decoder, conv_encoder
 from pplmodels.testing import Pair
@@ -162,7 +162,7 @@ def test_importance_weighting_closes_the_gap_on_a_linear_pair(float64):
 
 
 def test_the_flow_is_autoregressive_and_its_jacobian_is_counted(float64):
-    network = made(5, (16, 16))
+    network = identity_made(5, (16, 16))
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.4)
     flow = AffineAutoregressive(network)
@@ -310,13 +310,13 @@ def test_what_is_learnt_lies_between_the_mean_image_and_the_entropy_of_binarisat
     """On the digits: better than a model of each pixel by itself, and above what the drawing of pixels costs."""
     images = load_images("digits")
     probability = images.train[:].mean(0).clamp(1e-3, 1 - 1e-3)
-    test = images.test.read_as(dynamic_binarize).frozen()
+    test = images.test.with_transform(dynamic_binarize).frozen()
     mean_pixels = dist.Bernoulli(probability).to_event(3).log_prob(test[:]).mean()
     entropy = dist.Bernoulli(images.test[:]).to_event(3).entropy().mean()
     sizes = {"image": (1, 8, 8), "z_dim": 16, "hidden_dims": (64,)}
     model, guide = MLPVAE(**sizes), MLPGuide(**sizes)
     svi = SVI(model, guide, adam(model, guide, 3e-3), compile=True)
-    train = images.train.read_as(dynamic_binarize)
+    train = images.train.with_transform(dynamic_binarize)
     for _ in range(600):
         svi.step(train[torch.randint(len(train), (128,))])
     elbo = elbo_terms(partial(log_probs, model, guide), test.batches(100))[0]["elbo"]

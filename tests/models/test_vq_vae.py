@@ -57,7 +57,7 @@ def test_the_reconstructions_gradient_goes_straight_through(float64):
 
 
 def test_a_loss_is_that_of_its_images_whatever_the_batch(float64):
-    model, guide = (half.eval() for half in pair())
+    model, guide = (module.eval() for module in pair())
     x = images(64)
     svi = SVI(model, guide, adam(model, guide, 0.0))
     together = float(svi.evaluate_loss(x))
@@ -66,7 +66,7 @@ def test_a_loss_is_that_of_its_images_whatever_the_batch(float64):
 
 
 def test_the_objective_is_the_bound_and_both_distances(float64):
-    model, guide = (half.eval() for half in pair())
+    model, guide = (module.eval() for module in pair())
     x = images(6)
     terms, _ = elbo_terms(partial(log_probs, model, guide), [x])
     assert terms["kl"] == pytest.approx(4 * math.log(5))  # a map of 2 x 2 under the uniform prior
@@ -96,7 +96,7 @@ def test_what_learns_the_codebook(float64, decay):
 
 
 def test_in_evaluation_the_codebook_stays_as_it_is():
-    model, guide = (half.eval() for half in pair(decay=0.9))
+    model, guide = (module.eval() for module in pair(decay=0.9))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     guide(images(8))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -109,7 +109,7 @@ def test_one_code_says_nothing_of_the_image():
 
 
 def test_a_learned_prior_takes_the_uniform_ones_place(float64):
-    prior = PixelCNN(map=(2, 2), levels=5, channels=4, layers=1, size=3, embedding=3, hidden=4)
+    prior = PixelCNN(grid=(2, 2), levels=5, channels=4, layers=1, size=3, embedding=3, hidden=4)
     model, guide = pair()
     model.use_prior(prior)
     x = images(5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from pplmodels.nn.draw_attention import WindowReader, WindowWriter
+from pplmodels.nn.draw_attention import AttentionReader, AttentionWriter
 from pplmodels.nn.filterbank import LIMITS, Attention, Window, filterbank, read, write
 
 
@@ -76,7 +76,7 @@ def test_whatever_a_network_says_windows_and_gradients_are_finite():
 
 def test_gradients_reach_all_five_numbers_of_either_window(float64):
     image = torch.rand(20, 2, 9, 13)
-    reader, writer = WindowReader((2, 9, 13), 6, 7, 3), WindowWriter((2, 9, 13), 6, 3)
+    reader, writer = AttentionReader((2, 9, 13), 6, 7, 3), AttentionWriter((2, 9, 13), 6, 3)
     h = torch.randn(20, 6)
     state = reader(reader.look(image), image, image - 0.5, h, (torch.zeros(7), torch.zeros(7)))
     for part, out in ((reader, state[0]), (writer, writer(h))):
@@ -122,7 +122,7 @@ def test_writing_is_the_adjoint_of_reading(float64):
 
 def test_a_batch_is_its_images_one_by_one(float64):
     image = torch.rand(6, 2, 9, 13)
-    reader, writer = WindowReader((2, 9, 13), 6, 7, 3), WindowWriter((2, 9, 13), 6, 3)
+    reader, writer = AttentionReader((2, 9, 13), 6, 7, 3), AttentionWriter((2, 9, 13), 6, 3)
     h, start = torch.randn(6, 6), (torch.zeros(7), torch.zeros(7))
     together = reader(reader.look(image), image, image, h, start)[0], writer(h)
     for i in range(6):
@@ -139,7 +139,7 @@ def test_at_first_the_filters_tile_the_canvas():
 
 
 def test_at_first_a_constant_patch_paints_the_canvas_with_that_constant():
-    writer = WindowWriter((1, 28, 28), 4, 5)
+    writer = AttentionWriter((1, 28, 28), 4, 5)
     torch.nn.init.zeros_(writer.patch.weight)
     torch.nn.init.constant_(writer.patch.bias, 3.0)
     canvas = writer(torch.zeros(4)).detach()

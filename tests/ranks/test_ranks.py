@@ -42,7 +42,7 @@ def finished(process):
 
 
 def weights(run):
-    return [load_file(run / f"{half}.safetensors") for half in ("model", "guide")]
+    return [load_file(run / f"{role}.safetensors") for role in ("model", "guide")]
 
 
 def same(first, second):

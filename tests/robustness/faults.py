@@ -55,12 +55,12 @@ def outcome(folder: Path) -> dict:
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     drawn = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    weights = [load_file(folder / f"{half}.safetensors") for half in ("model", "guide")]
+    weights = [load_file(folder / f"{role}.safetensors") for role in ("model", "guide")]
     return {
         "lines": [{name: value for name, value in line.items() if name != "seconds"} for line in lines],
         "events": {tag: values for tag, values in drawn.items() if tag != "seconds"},
         "metrics": json.loads((folder / "result.json").read_text())["metrics"],
-        "weights": [{name: value.numpy().tobytes() for name, value in half.items()} for half in weights],
+        "weights": [{name: value.numpy().tobytes() for name, value in tensors.items()} for tensors in weights],
         "files": {path.name for path in folder.iterdir()},
     }
 

@@ -92,8 +92,8 @@ def load_npz(folder: Path) -> None:
 
 def write_pair(folder: Path) -> None:
     """Write a model and its guide."""
-    for half in (MLPVAE(**SIZES), MLPGuide(**SIZES)):
-        half.save_pretrained(folder)
+    for module in (MLPVAE(**SIZES), MLPGuide(**SIZES)):
+        module.save_pretrained(folder)
 
 
 def _state(seconds: float = 0.0) -> TrainState:

@@ -90,8 +90,8 @@ def test_a_run_begins_with_the_weights_of_another(script, tmp_path):
     )  # the prior's windows fit the new scenes
     learned = [
         f"{role}.{name}"
-        for role, half in zip(("model", "guide"), load_pair(first), strict=True)
-        for name, _ in half.named_parameters()
+        for role, module in zip(("model", "guide"), load_pair(first), strict=True)
+        for name, _ in module.named_parameters()
     ]
     assert learned and all(torch.allclose(before[name], after[name], rtol=0, atol=1e-9) for name in learned)
 

@@ -20,7 +20,7 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
     run = tmp_path / "run"
     script("train_air")([*SMALL, "--steps", "6", "--eval-every", "4", "--out", str(run)])
     files = {"config.json", "metrics.jsonl", "result.json", "environment.jsonl", "tensorboard"}
-    files |= {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
+    files |= {f"{role}.{ending}" for role in ("model", "guide") for ending in ("json", "safetensors")}
     files |= {"checkpoint.safetensors", "scenes.png", "samples.png", "curves.png"}
     assert {path.name for path in run.iterdir()} == files
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [4, 6]
@@ -57,7 +57,7 @@ def test_the_residual_guide_and_unseen_counts_from_the_best_of_two_starts(script
 @pytest.mark.filterwarnings("default")
 def test_ready_made_scenes_of_any_size_with_three_channels(script, tmp_path):
     rng = np.random.default_rng(0)
-    scenes = {f"x_{half}": rng.random((20, 12, 18, 3)) for half in ("train", "test")}
+    scenes = {f"x_{split}": rng.random((20, 12, 18, 3)) for split in ("train", "test")}
     np.savez(tmp_path / "scenes.npz", **scenes)
     run = tmp_path / "run"
     script("train_air")([*OWN, "--data", str(tmp_path / "scenes.npz"), "--steps", "2", "--out", str(run)])
@@ -120,8 +120,8 @@ def test_killed_and_resumed_is_the_same_as_never_stopped(script, tmp_path):
     assert not (tmp_path / "killed/result.json").exists()
     script("train_air")([*options, "--out", str(tmp_path / "straight")])
     script("train_air")(["--out", str(tmp_path / "killed"), "--resume"])
-    for half in ("model", "guide"):
-        first, second = (load_file(tmp_path / run / f"{half}.safetensors") for run in ("straight", "killed"))
+    for role in ("model", "guide"):
+        first, second = (load_file(tmp_path / run / f"{role}.safetensors") for run in ("straight", "killed"))
         assert all(first[name].equal(second[name]) for name in first | second)
     first, second = (
         [

@@ -16,7 +16,7 @@ def squares(path, most, counts=True):
     for scene, number in zip(scenes, numbers, strict=True):
         for place in range(number):
             scene[4:9, 8 * place + 1 : 8 * place + 6] = 255
-    known = {f"n_{half}": numbers for half in ("train", "test")} if counts else {}
+    known = {f"n_{split}": numbers for split in ("train", "test")} if counts else {}
     np.savez(path, x_train=scenes, x_test=scenes, **known)
     return path
 

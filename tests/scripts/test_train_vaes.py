@@ -14,7 +14,7 @@ SMALL = ["--steps", "6", "--eval-every", "3", "--batch-size", "16", "--warm-up",
 COMPILED = ("fully connected, cut", "rows")  # every pair's step is compared with the compiled one in test_pairs.py
 NARROW = ["--encoder-channels", "4", "4", "--decoder-channels", "4", "4"]
 FILES = {"config.json", "metrics.jsonl", "result.json", "checkpoint.safetensors", "environment.jsonl", "tensorboard"}
-FILES |= {"curves.png"} | {f"{half}.{ending}" for half in ("model", "guide") for ending in ("json", "safetensors")}
+FILES |= {"curves.png"} | {f"{role}.{ending}" for role in ("model", "guide") for ending in ("json", "safetensors")}
 PICTURES = {"reconstructions.png", "samples.png"}
 PLANE = PICTURES | {"interpolations.png", "manifold.png", "prior.png"}  # of one code an image
 FILM = PICTURES | {"painting.png", "painting.gif", "dreaming.gif"}
@@ -102,8 +102,8 @@ def test_averaged_weights_and_early_stopping_through_a_kill(tmp_path):
     for process in (processes["straight"], resumed):
         _, errors = process.communicate(timeout=HANGS)
         assert process.returncode == 0, errors
-    for half in ("model", "guide"):
-        first, second = (load_file(run / f"{half}.safetensors") for run in runs.values())
+    for role in ("model", "guide"):
+        first, second = (load_file(run / f"{role}.safetensors") for run in runs.values())
         assert all(first[name].equal(second[name]) for name in first | second)
 
 
@@ -149,10 +149,10 @@ def test_a_guide_of_the_users_own_is_trained_resumed_and_evaluated(script, tmp_p
     evaluation = [str(run), *own, "--iw-samples", "3"]
     script("evaluate")(evaluation)
     assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_samples"] == 3
-    for name in ("config.json", "metrics.jsonl"):  # two halves that were saved by hand
+    for name in ("config.json", "metrics.jsonl"):  # a pair that was saved by hand
         (run / name).unlink()
-    refused(lambda: script("evaluate")(evaluation), "give --data and --reading", capsys)
-    script("evaluate")([*evaluation, "--data", "digits", "--reading", "dynamic"])
+    refused(lambda: script("evaluate")(evaluation), "give --data and --transform", capsys)
+    script("evaluate")([*evaluation, "--data", "digits", "--transform", "dynamic"])
     assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_images"] == 397
 
 

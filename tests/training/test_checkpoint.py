@@ -55,7 +55,7 @@ def training(seed, optimizer=fused_adam):
     pyro.set_rng_seed(seed)
     model = Model()
     guide = Guide(model)
-    parameters = {id(p): p for half in (model, guide) for p in half.parameters()}.values()
+    parameters = {id(p): p for module in (model, guide) for p in module.parameters()}.values()
     return SVI(model, guide, optimizer(list(parameters))), AveragedModel(torch.nn.ModuleList([model, guide]))
 
 

@@ -118,9 +118,9 @@ def test_resumed_is_the_same_as_never_stopped(tmp_path):
         train(tmp_path / "stopped", 23, evaluate=killed_in_the_fourth_evaluation)
     assert len((tmp_path / "stopped/metrics.jsonl").read_text().splitlines()) == 3
     resumed = train(tmp_path / "stopped", 23, resume=True)
-    for straight_half, resumed_half in zip(straight[:2], resumed[:2], strict=True):
-        for name, value in straight_half.state_dict().items():
-            assert torch.equal(value, resumed_half.state_dict()[name]), name
+    for straight_module, resumed_module in zip(straight[:2], resumed[:2], strict=True):
+        for name, value in straight_module.state_dict().items():
+            assert torch.equal(value, resumed_module.state_dict()[name]), name
     for a, b in zip(straight[2].state_dict()["state"].values(), resumed[2].state_dict()["state"].values(), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert straight[3][-2:] == resumed[3][-2:]

@@ -64,8 +64,8 @@ def test_another_dtype_makes_a_new_graph(x):
     svis = twins()
     step_both(svis, x)
     for svi in svis:
-        for half in (svi.model, svi.guide):
-            half.double()
+        for module in (svi.model, svi.guide):
+            module.double()
         svi.optim = torch.optim.SGD([*svi.model.parameters(), *svi.guide.parameters()], lr=0.1)
         svi.failed = svi.failed.clone()
     assert step_both(svis, x.double()).dtype == torch.float64

@@ -82,7 +82,7 @@ def run(compiled, loc, arguments=lambda i: (X[i],), before=None, setup=None, los
     model, guide = Model(loc), Guide()
     if setup is not None:
         setup(model)
-    learned = [p for half in (model, guide) for p in half.parameters()]
+    learned = [p for module in (model, guide) for p in module.parameters()]
     svi = SVI(model, guide, torch.optim.SGD(learned, lr=1e-4), loss(), compile=compiled)
     losses = []
     for i in range(steps):
@@ -151,7 +151,7 @@ def other_weights(svi):
 
 
 def reordered(svi):
-    learned = [p for half in (svi.guide, svi.model) for p in half.parameters()]
+    learned = [p for module in (svi.guide, svi.model) for p in module.parameters()]
     svi.optim = torch.optim.SGD(learned, lr=1e-4)
 
 

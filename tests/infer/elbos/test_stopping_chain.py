@@ -180,9 +180,9 @@ def test_scales_and_masks_of_handlers_count(float64):
     """Scaled log-probabilities scale the bound; an image that is masked on both sides adds nothing."""
     model, guide = Model(), Guide(scale=0)
     exact = -SummedOut_ELBO().loss(model, guide, 1)
-    doubled = [poutine.scale(half, scale=2.0) for half in (model, guide)]
+    doubled = [poutine.scale(module, scale=2.0) for module in (model, guide)]
     assert -SummedOut_ELBO().loss(*doubled, 3) == pytest.approx(6 * exact, rel=1e-9)
-    masked = [poutine.mask(half, mask=torch.tensor([True, False, True])) for half in (model, guide)]
+    masked = [poutine.mask(module, mask=torch.tensor([True, False, True])) for module in (model, guide)]
     assert -SummedOut_ELBO().loss(*masked, 3) == pytest.approx(2 * exact, rel=1e-9)
 
 
