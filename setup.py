@@ -16,6 +16,7 @@ TYPES = [
     "scipy-stubs>=1.15",
     "types-networkx>=3.4",
     "types-psutil>=7",
+    "types-PyYAML>=6",
     "types-tqdm>=4.67",
 ]
 DOCS = ["sphinx>=7.4", "myst-nb>=1.1", "furo>=2024.8"]
