@@ -101,7 +101,7 @@ def shard(length: int) -> slice:
 def check_divisible(batch_size: int) -> None:
     """Raise :class:`pplmodels.errors.InputError` if a batch cannot be divided equally between the ranks."""
     if batch_size % world_size():
-        raise InputError(f"batches of {batch_size} images have no equal shares for {world_size()} ranks.")
+        raise InputError(f"batches of {batch_size} images cannot be divided equally between {world_size()} ranks.")
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
@@ -184,4 +184,4 @@ def _translate_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLostError("another rank has ended, or does not answer.") from error
+        raise RankLostError("another rank has exited or does not respond.") from error

@@ -114,7 +114,7 @@ def newest_run(folder: str | Path, holding: str = RUN) -> Path:
     if newest == folder:
         return folder
     if distributed.rank() == 0:
-        print(f"taking the newest run in {folder}: {newest}", file=sys.stderr)
+        print(f"using the newest run in {folder}: {newest}", file=sys.stderr)
     return newest
 
 

@@ -37,7 +37,7 @@ def available_memory() -> int:
 def resolve_device(name: str) -> torch.device:
     """The device called "auto" (CUDA if available), "cpu" or "cuda". Raises :class:`InputError`."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no CUDA device here.")
+        raise InputError("--device cuda is not possible: no CUDA device is available.")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())

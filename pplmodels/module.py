@@ -75,7 +75,7 @@ class PairModule(PyroModule):
         Raises :class:`InputError` if sizes differ.
         """
         _, weights = files_of(folder, self.role)
-        with as_input_error(f"{weights} does not hold the weights of a {type(self).__name__} of these sizes."):
+        with as_input_error(f"{weights} does not contain the weights of a {type(self).__name__} of these sizes."):
             values = mapped(weights)
             if _shapes(values) != _shapes(self.state_dict()):
                 raise ValueError("other shapes")
@@ -98,7 +98,7 @@ class PairModule(PyroModule):
         if name != cls.__name__:
             raise InputError(f"{description} describes a {name}, not a {cls.__name__}.")
 
-        with as_input_error(f"{weights} does not hold the weights of the {name} in {description}."):
+        with as_input_error(f"{weights} does not contain the weights of the {name} in {description}."):
             values = mapped(weights)
             shapes = _shapes(values)
             most = MAX_PARAMS_PER_TENSOR * (len(shapes) + 1)
@@ -118,7 +118,7 @@ class PairModule(PyroModule):
         try:
             return cls(**arguments, **modules)
         except Exception as error:  # untrusted arguments can cause any exception
-            raise InputError(f"{description} does not say what a {cls.__name__} is made of ({error}).") from error
+            raise InputError(f"{description} has invalid arguments for a {cls.__name__} ({error}).") from error
 
 
 def files_of(folder: str | Path, role: str) -> tuple[Path, Path]:
@@ -161,7 +161,7 @@ def _give_dtypes(module: PairModule, values: Mapping[str, Tensor], dtype: torch.
     for key, tensor in module.state_dict(keep_vars=True).items():
         if (dtype := values[key].dtype) != tensor.dtype:
             if not {dtype, tensor.dtype} <= set(FLOATING):
-                raise ValueError(f"{key} is of another dtype")
+                raise ValueError(f"{key} has another dtype")
             tensor.data = tensor.data.to(dtype)
 
 
@@ -183,7 +183,7 @@ def _registering_at_most(number: int) -> Iterator[None]:
 
     def count(*_) -> None:
         if next(registered) > number:
-            raise ValueError("it has more layers than there are weights")
+            raise ValueError("it has more layers than the weights file")
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -201,7 +201,7 @@ def data_plate(number: int | None) -> AbstractContextManager:
     for plate in get_plates():
         if plate.name == "data":
             if plate.size != number:
-                raise ValueError(f'{number} images are inside of a plate "data" of {plate.size}')
+                raise ValueError(f'{number} images are inside a plate "data" of size {plate.size}')
             return nullcontext()
     return pyro.plate("data", number, dim=-1)
 

@@ -94,4 +94,4 @@ def _class_of(folder: str | Path, role: str) -> type[PairModule]:
         if kind.__name__ == name and getattr(kind, "role", None) == role:
             return kind
         waiting += kind.__subclasses__()
-    raise InputError(f"{files_of(folder, role)[0]} describes a {name}, which is not known: import its module first.")
+    raise InputError(f"{files_of(folder, role)[0]} describes a {name}, which is not defined: import its module first.")

@@ -42,4 +42,4 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+                item.add_marker(pytest.mark.skip(reason="no CUDA device is available"))

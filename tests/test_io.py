@@ -34,7 +34,7 @@ def test_the_newest_run_is_the_last_that_began(tmp_path, capsys, names, newest):
     (tmp_path / "20991231-000001").symlink_to(tmp_path / names[0])
     (tmp_path / "notes.txt").write_text("")
     assert newest_run(tmp_path) == tmp_path / newest
-    assert capsys.readouterr().err == f"taking the newest run in {tmp_path}: {tmp_path / newest}\n"
+    assert capsys.readouterr().err == f"using the newest run in {tmp_path}: {tmp_path / newest}\n"
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.json"])

@@ -97,7 +97,7 @@ def test_a_pair_of_parts_is_rebuilt_from_its_parts(tmp_path):
     for module, other, names in zip(pair.build(), pair.build(), ("prior decoder likelihood", "encoder"), strict=True):
         module.save_pretrained(tmp_path)
         parts = {name.removeprefix("code_"): getattr(other, name) for name in names.split()}
-        with pytest.raises(InputError, match="does not say what a VAE"):
+        with pytest.raises(InputError, match="has invalid arguments for a VAE"):
             type(module).from_pretrained(tmp_path)
         again = type(module).from_pretrained(tmp_path, **parts)
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())
@@ -112,7 +112,7 @@ def test_weights_that_are_cut_short_or_of_another_class_are_refused(pair, tmp_pa
         load_pair(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    with pytest.raises(InputError, match="does not hold the weights"):
+    with pytest.raises(InputError, match="does not contain the weights"):
         load_pair(tmp_path)
 
 

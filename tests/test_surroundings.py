@@ -129,7 +129,7 @@ def test_weights_that_are_no_weights_are_refused(dtype, tmp_path):
     MLPVAE(image=(1, 2, 2), z_dim=2, hidden_dims=(3,)).save_pretrained(tmp_path)
     values = load_file(tmp_path / "model.safetensors")
     save_file({name: value.to(dtype) for name, value in values.items()}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="does not hold the weights"):
+    with pytest.raises(InputError, match="does not contain the weights"):
         MLPVAE.from_pretrained(tmp_path)
 
 

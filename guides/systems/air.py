@@ -111,7 +111,9 @@ class AIROptions(ImageFileOptions):
         PositiveInt, Option("number of held-out scenes; with --scenes, the maximum number", "scenes")
     ] = 10_000
 
-    guide: Annotated[Literal["air", "dair"], Option("dair also sees what is not yet explained", "model")] = "air"
+    guide: Annotated[
+        Literal["air", "dair"], Option("dair (Difference AIR) gets the unexplained part of the image as input", "model")
+    ] = "air"
     num_steps: Annotated[
         PositiveInt | None, Option("maximum number of inferred objects (default: 1 more than in scenes)", "model")
     ] = None
@@ -177,15 +179,17 @@ class AIROptions(ImageFileOptions):
         if self.scenes:
             for name in ("canvas", "counts", "unseen_counts", "image_size", "data_memory", "workers"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{self.flag(name)} does not apply to --scenes, which are made already.")
+                    raise ValueError(f"{self.flag(name)} does not apply to --scenes, which are already complete.")
         if self.counts is not None and self.max_objects is not None:
-            raise ValueError("--counts says which numbers of objects there are: leave --max-objects out.")
+            raise ValueError("--counts and --max-objects cannot be combined: --counts lists all object counts.")
         if self.restart_steps is not None and self.restarts == 1:
-            raise ValueError("--restart-steps says how long each of several --restarts is: say how many.")
+            raise ValueError("--restart-steps requires --restarts, the number of restarts.")
         if self.restarts > 1 and self.first_steps > self.steps:
             raise ValueError(f"--restart-steps {self.first_steps} is more than the run's {self.steps} --steps.")
         if self.restarts > 1 and (self.extend or self.init_from):
-            raise ValueError("--restarts tries new seeds: it does not go together with --extend and --init-from.")
+            raise ValueError(
+                "--restarts cannot be combined with --extend or --init-from, because it trains from new seeds."
+            )
         if self.explore is not None and not all(p < 0.5 for p in self.explore):
             raise ValueError("--explore: the probabilities must be below 0.5.")
         return self
@@ -310,7 +314,9 @@ class AIRSystem(System[AIROptions, SceneSet]):
         if options.restarts == 1 or part:
             return super().fit(options, data, run, **part)
         brief, every = options.first_steps, options.restarts * options.first_steps
-        say(f"{options.restarts} starts of {brief:,} steps, {every + options.steps - brief:,} steps in all")
+        say(
+            f"training {options.restarts} restarts of {brief:,} steps; {every + options.steps - brief:,} steps in total"
+        )
         begin = partial(self._begin, options, data, brief)
         seed = best_of_seeds(run, range(options.seed, options.seed + options.restarts), begin)
         return super().fit(options, data, run, seed=seed, resume=True)
@@ -333,11 +339,11 @@ def most_objects(options: AIROptions, scenes: SceneSet) -> int:
     known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
     if not known:
         most = options.max_objects or MOST
-        say(f"{options.data} does not say how many objects its scenes have: at most {most} are assumed (--max-objects)")
+        say(f"{options.data} has no object counts; a maximum of {most} objects is assumed (--max-objects)")
         return most
     for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):
         if given is not None and given < max(known):
-            raise InputError(f"{flag} {given} is fewer than the {max(known)} objects of a scene of {options.data}.")
+            raise InputError(f"{flag} {given} is less than {max(known)}, the largest object count in {options.data}.")
     return max(*known, options.max_objects or 0)
 
 

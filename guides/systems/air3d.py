@@ -71,9 +71,9 @@ class AIR3DOptions(TrainingOptions):
     @model_validator(mode="after")
     def _scenes_can_be_rendered(self) -> Self:
         if self.size < 16 or self.size % 4:
-            raise ValueError("--size: pictures have a side of 16 pixels at least, and a multiple of 4.")
+            raise ValueError("--size must be a multiple of 4 and at least 16.")
         if max(self.counts, default=0) == 0:
-            raise ValueError("--counts: there must be scenes with a solid.")
+            raise ValueError("--counts must include a count above 0.")
         return self
 
 

@@ -74,7 +74,7 @@ def compare(options: AIR3DComparisonOptions) -> None:
     """Load the pair, train the supervised network, infer with each method and write the table."""
     run = Run.open(newest_run(options.run, PAIR))
     if run.config.get("system") != AIR3D_SYSTEM.name:
-        raise InputError(f"{options.run} holds no run of train_air3d.py.")
+        raise InputError(f"{options.run} is not a run of train_air3d.py.")
     trained = stored_options(AIR3D_SYSTEM, run).replaced(device=options.device)
     tables = AIR3D_SYSTEM.load(trained)
     AIR3D_SYSTEM.check_data(trained, tables, run)

@@ -64,7 +64,7 @@ class PixelCNNOptions(ImageOptions):
     hidden: Annotated[PositiveInt, Option("channels before the logits", "model", "N")] = 512
     pixels: Annotated[
         Literal["bits", "levels"],
-        Option("bits: pixels are cut at a half; levels: pixels have 256 values", "model"),
+        Option("bits: pixels are 1 above one half; levels: pixels have 256 values", "model"),
     ] = "bits"
 
 
@@ -106,7 +106,7 @@ class PixelCNNSystem(ValidatedSystem[PixelCNNOptions, Maps]):
             return maps_of(stage_one(options.stage_one, options.torch_device()))
         images = load_images(options.data, options.data_dir, **options.loading()).with_validation(options.valid)
         if images.train.shape[0] != 1:
-            raise InputError(f"{options.data} has colours: only grey images are maps of pixels here.")
+            raise InputError(f"{options.data} has color images, but only gray images can be modeled.")
         say_binarised(images.train, options.pixels)
         device = options.torch_device()
         maps = images.map(lambda part: part.with_transform(GRID_TRANSFORMS[options.pixels]).to(device))
@@ -120,7 +120,7 @@ class PixelCNNSystem(ValidatedSystem[PixelCNNOptions, Maps]):
     def check_data(self, options: PixelCNNOptions, data: Maps, run: Run) -> None:
         """Also raise an ``InputError`` for codes of another codebook."""
         if data.first is not None and run.config.get("codebook") != _hash(data.first.model):
-            raise InputError(f"{run.folder} was trained on another codebook than that of {options.stage_one}.")
+            raise InputError(f"{run.folder} was trained with another codebook than that of {options.stage_one}.")
         super().check_data(options, data, run)
 
     def classes(self, options: PixelCNNOptions) -> tuple[type, ...]:
@@ -169,7 +169,7 @@ def stage_one(folder: str | Path, device: torch.device, images: ValidatedImageSe
     """The VQ-VAE of a run and its ``images``, which are loaded if they are not given."""
     model, guide = (module.requires_grad_(False).to(device) for module in load_pair(folder))
     if not isinstance(model, VQVAE) or not isinstance(guide, VQGuide):
-        raise InputError(f"{folder} does not hold the pair of a VQ-VAE.")
+        raise InputError(f"{folder} does not contain a VQ-VAE.")
     if images is None:
         images = find_system("vq-vae").load(_stage_one_options(folder).replaced(device=device.type))
     return StageOne(model, guide, images)

@@ -177,11 +177,11 @@ def _parameters(model, guide, x: Tensor) -> Iterator[str]:
     for name, p in zip(names, parameters, strict=True):
         gradient = found[id(p)]
         if gradient is None:
-            yield f"No step would move {name}: the bound does not depend on it."
+            yield f"Training would not change {name}, because the bound does not depend on it."
         elif not gradient.isfinite().all():
             yield f"The gradient of {name} is not finite."
         elif not gradient.any():
-            yield f"No step would move {name}: its gradient is zero for these images."
+            yield f"Training would not change {name}, because its gradient is zero for these images."
 
 
 def _named(module) -> Iterator[tuple[str, Tensor]]:

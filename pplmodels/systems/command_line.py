@@ -42,7 +42,9 @@ def parse(system: "System[OptionsT, Any]", argv: Sequence[str] | None = None) ->
     if given.get("resume"):
         options, run = resume(system, system.prepare(given))
     elif len(sources) + bool(file) > 1:
-        raise InputError("--config, --extend and --init-from: each takes options from another place, so give one.")
+        raise InputError(
+            "--config, --extend and --init-from cannot be combined, because each of them sets the options."
+        )
     elif sources:
         options = _taken_from(system, system.prepare(given), sources[0])
     else:
@@ -95,14 +97,15 @@ def resume(system: "System[OptionsT, Any]", given: dict[str, Any]) -> tuple["Opt
     path = imports.run_import(given.get("imports"), run)
     stored = stored_options(system, run)
     if not isinstance(run.config.get("command"), str):
-        raise InputError(f"{folder} does not say how it was started.")
+        raise InputError(f"the config.json of {folder} has no command.")
     options = system.options_class.of({**stored.plain(), **given, "imports": path, "out": folder})
     for name in system.options_class.names(*KEPT):
         before, now = getattr(stored, name), getattr(options, name)
         if name in given and now != before:
             flag = system.options_class.flag(name)
             raise InputError(
-                f"{folder} was trained with {flag} {_text(before)}, not {_text(now)}: a run keeps its options."
+                f"{folder} was trained with {flag} {_text(before)}, not {_text(now)}: the options of a "
+                "run cannot be changed."
             )
     run.config |= {name: value for name, value in options.plain().items() if name in system.options_class.names(*KEPT)}
     run.lock()
@@ -129,10 +132,10 @@ def _taken_from(system: "System[OptionsT, Any]", given: dict[str, Any], name: st
     options = kind.of({**inherited, **given, "imports": path, name: str(folder)})
     if name == "extend":
         if not has_checkpoint(folder):
-            raise InputError(f"{folder} holds no checkpoint of a training to extend.")
+            raise InputError(f"{folder} has no checkpoint to extend.")
         reached = step_of(folder / CHECKPOINT)
         if options.steps <= reached:
-            raise InputError(f"{folder} has taken {reached} steps: give more --steps than that to extend it.")
+            raise InputError(f"{folder} was trained for {reached} steps: --steps must be larger to extend it.")
     return options
 
 
@@ -143,17 +146,19 @@ def stored_options(system: "System[OptionsT, Any]", run: Run) -> "OptionsT":
     the file of ``--import`` is not taken from it.
     """
     if run.config.get("system") != system.name:
-        raise InputError(f"{run.folder} holds a run of another system, not of {system.name}.")
+        raise InputError(f"{run.folder} is a run of another system than {system.name}.")
     kind = system.options_class
     wanted = kind.names(*KEPT)
     if not all(name in run.config for name in wanted):
-        raise InputError(f"{run.folder} does not say all that it was trained with.")
+        raise InputError(f"the config.json of {run.folder} is incomplete.")
     readable = [name for name in (*wanted, *RESTORED) if name in run.config and name in kind.model_fields]
     known = {name: run.config[name] for name in readable}
     try:
         options = kind.of(known)
     except InvalidOptionError as error:
-        raise InputError(f"{run.folder} cannot have been trained with {error.flag} {error.value!r}.") from error
+        raise InputError(
+            f"the config.json of {run.folder} has an invalid value for {error.flag}: {error.value!r}."
+        ) from error
     places = {name: _where_it_was(getattr(options, name), run) for name in ("data", "data_dir") if name in known}
     return options.replaced(**places)
 

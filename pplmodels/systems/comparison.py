@@ -72,7 +72,7 @@ class ComparisonOptions(OptionModel):
         PositiveInt, Option("samples of the importance-weighted bound on the test images", REPORT, "K")
     ] = 100
     iw_images: Annotated[
-        PositiveInt | None, Option("compute that bound on the first N test images only", REPORT, "N")
+        PositiveInt | None, Option("compute this bound on the first N test images only", REPORT, "N")
     ] = None
 
     def protocol(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def trained(name: str, options: ComparisonOptions, folder: Path) -> Run:
 def image_system(name: str, system: System) -> ImageSystem:
     """``system``, if it models images. Otherwise raises :class:`InputError`, which calls it ``name``."""
     if not isinstance(system, ImageSystem):
-        raise InputError(f"{name} does not model images: it cannot be compared.")
+        raise InputError(f"{name} cannot be compared, because it does not model images.")
     return system
 
 
@@ -139,7 +139,7 @@ def shared_images(runs: dict[str, Run], device: str) -> ValidatedImageSet:
     for name, training in others:
         for option, value in training.items():
             if value != expected[option]:
-                raise InputError(f"{first} has {option} {expected[option]}, {name} {value}: they cannot be compared.")
+                raise InputError(f"{first} and {name} cannot be compared: {option} is {expected[option]} and {value}.")
     system, stored = loaders[first]
     images = system.load(stored)
     system.check_data(stored, images, runs[first])
@@ -218,17 +218,18 @@ def as_markdown(report: dict[str, Any]) -> str:
     commands = "\n".join(f"    {command}" for command in dict.fromkeys(report["commands"].values()))
     return f"""# {", ".join(report["rows"])}
 
-On {report["data"]}, {report["transform"]}; nats per image, each part of the data whole; importance-weighted bounds of
-{tested} with {report["iw_samples"]} samples each; last slope: what the validation bound still gained per 1,000 steps
-at the end. Measured on {report["device"]}, torch {report["versions"]["torch"]}, commit {report["commit"]}.
+Data: {report["data"]} ({report["transform"]}). Bounds are in nats per image, computed on all images of each part of the
+data. Importance-weighted bounds use {report["iw_samples"]} samples per image on {tested}. The last slope is the
+increase of the validation bound per 1,000 steps at the end of training. Measured on {report["device"]},
+torch {report["versions"]["torch"]}, commit {report["commit"]}.
 
 {table(report["rows"], report["iw_samples"])}
 
-The bound on the validation images while training:
+Validation bound during training:
 
 ![curves](curves.png)
 
-Test images, and what each system makes of them:
+Test images and their reconstructions:
 
 ![reconstructions](reconstructions.png)
 
@@ -236,7 +237,7 @@ Samples from each prior:
 
 ![samples](samples.png)
 
-The runs' commands:
+Commands of the runs:
 
 {commands}
 """

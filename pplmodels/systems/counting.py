@@ -43,9 +43,9 @@ def _collapse(decided: Tensor) -> str | None:
     """A warning if the fractions of scenes with n = 0..T objects indicate a collapse."""
     none, every = float(decided[0]), float(decided[-1] / (1 - decided[0]))
     if none > UNANIMOUS:
-        return f"collapsing: {none:.0%} of the scenes get no object, whatever they show."
+        return f"collapse: the guide infers no object in {none:.0%} of the scenes."
     if len(decided) > 2 and every > UNANIMOUS:
         return (
-            f"collapsing: of the scenes that get an object {every:.0%} get all {len(decided) - 1}, whatever they show."
+            f"collapse: the guide infers all {len(decided) - 1} objects in {every:.0%} of the scenes with any object."
         )
     return None

@@ -65,7 +65,7 @@ class EvaluationOptions(OptionModel):
     imports: Annotated[
         str | Literal[True] | None,
         Option(
-            "your module: it defines the classes of the pair (without FILE.py: the module of the training)",
+            "Python file that defines the classes of the pair (without FILE.py: the file used in training)",
             metavar="FILE.py",
             flag="--import",
             const=True,
@@ -123,7 +123,7 @@ class Evaluated:
         """Load what ``run`` was trained on, or what the evaluation asks for. Raises :class:`InputError`."""
         if "system" not in run.config:
             if asked.data is None or asked.transform is None:
-                raise InputError(f"{run.folder} does not say what it was trained on: give --data and --transform.")
+                raise InputError(f"the data of {run.folder} are unknown: give --data and --transform.")
             options = ImageOptions.of(asked.overriding())
             return cls(None, options, load_transformed(options, asked.transform))
         system = system_of(run)
@@ -133,7 +133,7 @@ class Evaluated:
         elif isinstance(system, ImageSystem):
             data = load_transformed(options, asked.transform)
         else:
-            raise InputError(f"--transform is for systems that model images, not for {system.name}.")
+            raise InputError(f"--transform does not apply to {system.name}, which does not model images.")
         system.check_data(options, data, run)
         return cls(system, options, data)
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(options: EvaluationOptions) -> str:
     """Evaluate a pair, write evaluation.json, evaluation.npz and plots into its folder; returns the report."""
     if distributed.world_size() > 1:
-        raise InputError("a run is evaluated by one process: start this script without torchrun.")
+        raise InputError("a run must be evaluated by a single process: start this script without torchrun.")
     device = resolve_device(options.device)
     folder = newest_run(options.run, PAIR)
     run = Run.open(folder) if (folder / "config.json").exists() else Run(folder, {})
@@ -180,7 +180,7 @@ def evaluate(options: EvaluationOptions) -> str:
     rows = {name: array.cpu().numpy() for name, array in arrays.items()}
     atomic_write(run.folder / "evaluation.npz", lambda path: _savez(path, rows))
     evaluated.plot(model, guide, run)
-    closing = f"pictures, and arrays with a row an image (evaluation.npz): {run.folder}"
+    closing = f"wrote figures and evaluation.npz, with one row per image, to {run.folder}"
     return f"{json.dumps(metrics, indent=2)}\n{closing}"
 
 
@@ -210,7 +210,7 @@ def system_of(run: Run) -> System:
     """The system that trained a run. Raises :class:`InputError`."""
     name = run.config.get("system")
     if not isinstance(name, str):
-        raise InputError(f"{run.folder} does not say which system trained it.")
+        raise InputError(f"the config.json of {run.folder} has no system.")
     return find_system(name)
 
 
@@ -219,7 +219,7 @@ def try_out(model: Any, guide: Any, images: Images, folder: Path) -> None:
     try:
         pair_log_probs(model, guide, images.head(2)[:])
     except Exception as error:  # the folder is untrusted, so the pair can have any sizes
-        raise InputError(f"the pair in {folder} does not fit the images of its data ({error}).") from error
+        raise InputError(f"the pair in {folder} cannot be applied to the images ({error}).") from error
 
 
 def weighted(model: Any, guide: Any, images: Images, num_samples: int, chunk: int = 50) -> IWBound:

@@ -19,7 +19,8 @@ from pplmodels.training.options import Option
 Binarise = Annotated[
     Literal["dynamic", "threshold", "static"],
     Option(
-        "dynamic: sample pixels each time an image is used; threshold: cut at a half; static: data are binary", "model"
+        "dynamic: sample pixels each time an image is used; threshold: 1 above one half; static: data are binary",
+        "model",
     ),
 ]
 
@@ -65,8 +66,8 @@ def load_transformed(options: ImageOptions, transform: str) -> ValidatedImageSet
         for part in (images.train, images.test, images.valid):
             if not black_and_white(part):
                 raise InputError(
-                    f"{options.data} has grey pixels, which have no probability where pixels are 0 or 1: "
-                    "draw them with --binarise dynamic, or cut them with --binarise threshold."
+                    f"{options.data} has gray pixels, but --binarise static requires pixels of 0 and 255: "
+                    "use --binarise dynamic or --binarise threshold."
                 )
     say_binarised(images.train, transform)
     images = images.map(lambda part: part.with_transform(TRANSFORMS[transform]))
@@ -84,13 +85,13 @@ def black_and_white(images: Images) -> bool:
 def say_binarised(images: Images, transform: str) -> None:
     """Print how gray or color images are binarized."""
     made = {
-        "dynamic": "drawn as 0 or 1 with their intensity as probability, each time anew",
-        "threshold": "cut to 0 or 1 at a half",
-        "bits": "cut to 0 or 1 at a half (--pixels)",
+        "dynamic": "sampled as 0 or 1 with their intensity as probability each time an image is used",
+        "threshold": "set to 1 above one half and to 0 otherwise",
+        "bits": "set to 1 above one half and to 0 otherwise (--pixels)",
     }
     if transform in made and not black_and_white(images):
-        kind = "coloured pixels, by channel," if images.shape[0] == 3 else "grey pixels"
-        say(f"{kind} are {made[transform]}; train_image_vae.py models their levels")
+        kind = "the channels of color pixels" if images.shape[0] == 3 else "gray pixels"
+        say(f"{kind} are {made[transform]}; use train_image_vae.py to model their levels")
 
 
 def image_metrics(log_probs: LogProbFunction, model, guide, images: Images) -> dict:

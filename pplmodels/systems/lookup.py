@@ -21,7 +21,7 @@ def all_systems() -> dict[str, System]:
     for module in system_modules():
         for system in vars(module).values():
             if isinstance(system, System) and found.setdefault(system.name, system) is not system:
-                raise ValueError(f"there are two systems named {system.name}: {type(system)} is one of them.")
+                raise ValueError(f"two systems are named {system.name}, one of them by {type(system)}.")
     return dict(sorted(found.items()))
 
 

@@ -73,8 +73,8 @@ class TrainingOptions(OptionModel):
     imports: Annotated[
         str | None,
         Option(
-            "your module: its subclass of this pair's model or guide replaces the original (without FILE.py: the "
-            "module that the run was trained with)",
+            "Python file with a subclass of this pair's model or guide, which replaces the original (without FILE.py: "
+            "the file that the run was trained with)",
             "training",
             "FILE.py",
             scope="process",

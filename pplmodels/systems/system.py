@@ -118,7 +118,10 @@ class System(ABC, Generic[OptionsT, DataT]):
         trained = run.config.get("image", image)
         if trained != image:
             sizes = ["x".join(map(str, shape)) if isinstance(shape, list) else shape for shape in (image, trained)]
-            raise InputError(f"the images of {options.data} are {sizes[0]}; {run.folder} was trained on {sizes[1]}.")
+            raise InputError(
+                f"the images of {options.data} have size {sizes[0]}, but {run.folder} was trained on images of size "
+                f"{sizes[1]}."
+            )
 
     def svi(self, options: OptionsT, model: Any, guide: Any) -> SVI:
         """What trains the pair."""
@@ -243,8 +246,8 @@ class System(ABC, Generic[OptionsT, DataT]):
                 self.plot(model, guide, data, run)
             run.finish(trained.seconds, data.train.pixels.device, metrics)
             shown = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.final_metrics if name in metrics)
-            print(f"held out, {len(data.test)} images: {shown}")
-            print(f"everything is in {run.folder}")
+            print(f"metrics on {len(data.test)} held-out images: {shown}")
+            print(f"all results are in {run.folder}")
         distributed.barrier()
 
 

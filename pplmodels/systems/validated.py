@@ -18,7 +18,8 @@ from pplmodels.training.batch_norm import recompute_batch_norm
 from pplmodels.training.options import Fraction, NonnegativeInt, Option, PositiveFloat, PositiveInt
 
 Patience = Annotated[
-    PositiveInt | None, Option("stop after N evaluations without a better bound", "training schedule", "N")
+    PositiveInt | None,
+    Option("stop after N evaluations without an improved validation bound", "training schedule", "N"),
 ]
 ValidationImages = Annotated[
     PositiveInt | None,
@@ -37,7 +38,12 @@ class ScheduleOptions(TrainingOptions):
         Fraction, Option("fraction of the steps before the learning rate falls to 1/100", "training schedule")
     ] = 0.5
     averaging: Annotated[
-        Fraction | None, Option("evaluate and save averaged weights (try 0.999)", "training schedule", "DECAY")
+        Fraction | None,
+        Option(
+            "decay of an exponential moving average of the weights, which is evaluated and saved (try 0.999)",
+            "training schedule",
+            "DECAY",
+        ),
     ] = None
     patience: Patience = None
     valid: ValidationImages = None
@@ -62,7 +68,7 @@ class AnnealingOptions(ScheduleOptions):
     @model_validator(mode="after")
     def _warm_up_fits_the_cycle(self) -> Self:
         if self.cycle and not 0 < self.warm_up <= self.cycle:
-            raise ValueError(f"--cycle {self.cycle} needs a --warm-up from 1 to {self.cycle}, not {self.warm_up}.")
+            raise ValueError(f"--cycle {self.cycle} requires a --warm-up from 1 to {self.cycle}, not {self.warm_up}.")
         return self
 
 

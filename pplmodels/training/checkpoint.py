@@ -51,7 +51,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         loaded = _checked(leaves, own)
         _check_course(loaded, own)
         state.load_state_dict(loaded)
-    with as_input_error(f"{path} does not hold the state of the random generators."):
+    with as_input_error(f"{path} has no valid state of the random generators."):
         if distributed.rank() < number:
             set_rng_state(loaded["rng"][distributed.rank()])
         else:
@@ -63,8 +63,8 @@ def has_checkpoint(folder: Path) -> bool:
     found = (folder / CHECKPOINT).exists()
     if not found and (folder / EARLIER).exists():
         raise InputError(
-            f"{folder} was trained with an earlier version of pplmodels, whose {EARLIER} is not read: resume it with "
-            f"that version, or begin a new run with its weights by --init-from {folder}."
+            f"{folder} has a {EARLIER} of an earlier version of pplmodels, which cannot be read: resume it with "
+            f"that version, or start a new run from its weights with --init-from {folder}."
         )
     return found
 
@@ -73,7 +73,7 @@ def step_of(path: Path) -> int:
     """The step of a checkpoint of any pair. Raises :class:`InputError`."""
     step = _leaves(path).get("step")
     if type(step) is not int:
-        raise InputError(f"{path} does not say its step.")
+        raise InputError(f"{path} has no step.")
     return step
 
 
@@ -97,24 +97,24 @@ def _write(state: dict, path: Path) -> None:
 
 
 def _refused_as_other(path: Path) -> AbstractContextManager:
-    return as_input_error(f"{path} belongs to a pair of another configuration.")
+    return as_input_error(f"{path} is a checkpoint of a pair with another configuration.")
 
 
 def _leaves(path: Path) -> dict:
-    with as_input_error(f"{path} is not a checkpoint, or was cut short."), named_in_utf8(path) as file:
+    with as_input_error(f"{path} is not a checkpoint, or is truncated."), named_in_utf8(path) as file:
         return mapped(file)
 
 
 def _read(path: Path, state: TrainState) -> dict:
     """The leaves of a checkpoint file, after checking that it belongs to this pair."""
     if not (has_checkpoint(path.parent) and path.exists()):
-        raise InputError(f"{path.parent} holds no checkpoint to resume from.")
+        raise InputError(f"{path.parent} has no checkpoint to resume from.")
     leaves = _leaves(path)
     classes = leaves.get("model_class"), leaves.get("guide_class")
     if not all(isinstance(name, str) for name in classes):
         raise InputError(f"{path} is not a checkpoint.")
     if classes != (type(state.svi.model).__name__, type(state.svi.guide).__name__):
-        raise InputError(f"{path} belongs to the pair {classes[0]}/{classes[1]}, not to this one.")
+        raise InputError(f"{path} is a checkpoint of {classes[0]} and {classes[1]}, not of this pair.")
     return leaves
 
 

@@ -33,13 +33,13 @@ def run_script(main: Callable[[], object]) -> None:
     except NonFiniteLossError as error:
         code, sentence = 1, f"training stopped: {error} The last good checkpoint is kept."
     except StorageError as error:
-        code, sentence = 1, f"stopped: {error} What was there before is whole. When there is room, {_advice(error)}"
+        code, sentence = 1, f"stopped: {error} Earlier files are intact. Free some disk space, then {_advice(error)}"
     except RankLostError as error:
-        code, sentence = 1, f"rank {distributed.rank()} ends: {error} To take up the work, {_advice(error)}"
+        code, sentence = 1, f"rank {distributed.rank()} stopped: {error} You can {_advice(error)}"
     except Terminated as error:
-        code, sentence = 143, f"stopped; {_advice(error)}"
+        code, sentence = 143, f"interrupted; {_advice(error)}"
     except KeyboardInterrupt as error:
-        code, sentence = 130, f"stopped; {_advice(error)}"
+        code, sentence = 130, f"interrupted; {_advice(error)}"
     print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     gc.collect()  # the error's frames are released: this ends what they held, such as data-loading processes
     sys.exit(code)
@@ -61,4 +61,4 @@ def _advice(error: BaseException) -> str:
     if folder is not None and (folder / "config.json").exists():
         command += [] if "--resume" in command else ["--resume"]
         command += [] if any(word.split("=")[0] == "--out" for word in command) else ["--out", str(folder)]
-    return f"go on with: {shlex.join(command)}"
+    return f"continue with: {shlex.join(command)}"

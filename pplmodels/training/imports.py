@@ -20,7 +20,7 @@ from pplmodels.training.run import Run
 
 USER_MODULE = "pplmodels_imported"  # the name of the module that is loaded from the file
 CHECKED = 32  # number of images used to check a pair
-UNMOVED = "No step would move"  # prefix of findings that only warn: a subclass may not use all inherited parameters
+UNMOVED = "Training would not change"  # prefix of findings that only warn: a subclass may not use all parameters
 NUDGE = 1e-3  # standard deviation of the perturbation of the checked pair's weights
 
 
@@ -35,20 +35,20 @@ def run_import(given: str | Literal[True] | None, run: Run | None = None) -> str
     if given is None:
         if run is not None and stored:
             raise InputError(
-                f"{run.folder} was trained with --import {stored}: give --import, which runs that file, or "
-                "--import FILE.py if it is elsewhere now."
+                f"{run.folder} was trained with --import {stored}: pass --import to execute that file, "
+                "or --import FILE.py if it has moved."
             )
         return None
     if given is True:
         if run is None or not isinstance(stored, str):
-            raise InputError("--import: which file? Only a run that was trained with one names it.")
+            raise InputError("--import needs a file, unless the run was trained with one.")
         given = stored
         if distributed.rank() == 0:
-            print(f"importing {Path(stored).absolute()}, which {run.folder} names", file=sys.stderr)
+            print(f"importing {Path(stored).absolute()}, which {run.folder} was trained with", file=sys.stderr)
     path = Path(given).absolute()
     spec = importlib.util.spec_from_file_location(USER_MODULE, path)
     if path.suffix != ".py" or not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"--import {given}: there is no such .py file.")
+        raise InputError(f"--import {given} is not an existing .py file.")
     sys.modules[USER_MODULE] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -66,12 +66,14 @@ def user_classes(path: str | None, classes: Sequence[type]) -> list[type]:
         found = _subclasses_in_file(kind)
         last = [child for child in found if not any(other is not child and issubclass(other, child) for other in found)]
         if len(last) > 1:
-            names = " or ".join(child.__name__ for child in last)
-            raise InputError(f"--import {path}: which {kind.__name__} is meant, {names}? Leave one of them.")
+            names = " and ".join(child.__name__ for child in last)
+            raise InputError(
+                f"--import {path} is ambiguous: {names} are subclasses of {kind.__name__}, but only one is allowed."
+            )
         chosen += last or [kind]
     if chosen == list(classes):
         names = " or ".join(kind.__name__ for kind in classes)
-        raise InputError(f"--import {path}: there is no subclass of {names} in it.")
+        raise InputError(f"--import {path} defines no subclass of {names}.")
     return chosen
 
 

@@ -85,7 +85,7 @@ def fit(
     recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last check, still on the device
     remaining = steps - state.step
     if remaining <= 0 or early_stopping.is_due:
-        say(f"{run.folder}: training had already ended, at step {state.step}")
+        say(f"{run.folder} was already trained to the end, at step {state.step}")
         remaining = 0
     with Progress(state.step, steps, batch_size, objective, shown) as progress, defer_signals() as stop_requested:
         batches = images.batched(_orders(len(images), batch_size, seed, state.step, device))
@@ -113,7 +113,7 @@ def fit(
                 run.close()
                 raise stop_requested() or Terminated()
             if evaluating and early_stopping.is_due:
-                say(f"no higher valid_elbo in {patience} evaluations: training ends")
+                say(f"training ends, because valid_elbo has not improved in {patience} evaluations")
                 break
     early_stopping.restore_best(state)
     return state.seconds
@@ -145,14 +145,16 @@ def _load(run: Run, state: TrainState) -> None:
         if not other or (run.folder / "environment.jsonl").exists():
             raise
         run.give_back()
-        raise InputError(f"{other} was trained with other options than these: only its weights can be used.") from error
+        raise InputError(
+            f"{other} was trained with other options, so only its weights can be used (--init-from)."
+        ) from error
 
 
 def warn_if_short(steps: int, annealed: Sequence[Annealed], options: str) -> None:
     """Print a warning if schedules, which are set by ``options``, end after the last of ``steps`` steps."""
     needed = schedules_end(annealed)
     if needed > steps:
-        say(f"warning: the schedules of this run need {needed:,} steps, but it takes {steps:,}: see --steps, {options}")
+        say(f"warning: the schedules need {needed:,} steps, but the run only has {steps:,} (see --steps, {options})")
 
 
 def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.device) -> Iterator[Tensor]:
@@ -190,7 +192,7 @@ def _evaluate(run: Run, state: TrainState, evaluate: Callable[[], dict], objecti
 
 
 def _evaluate_isolated(evaluate: Callable[[], ResultT], pair: nn.Module) -> ResultT:
-    """Call ``evaluate`` in evaluation mode from a fixed random state; restore mode and generators afterwards."""
+    """Call ``evaluate`` in evaluation mode from a fixed random state; restore mode and generators afterward."""
     states = get_rng_state()
     pyro.set_rng_seed(distributed.rank())
     pair.eval()
@@ -209,9 +211,12 @@ def _check_finite(state: TrainState, recent: list[Tensor]) -> None:
     steps = f"between step {state.step - len(recent) + 1} and step {state.step}"
     found = [nonfinite_sites(svi.model, svi.guide, x) for x in recent]  # all batches, so that every rank runs as many
     for sites in filter(None, found):
-        raise NonFiniteLossError(f"the loss became infinite or NaN {steps}: log-probability of {', '.join(sites)}.")
+        raise NonFiniteLossError(
+            f"the loss became infinite or NaN {steps}, because the log-probability of {', '.join(sites)} is not finite."
+        )
     raise NonFiniteLossError(
-        f"the loss or its gradient became infinite or NaN {steps}; every site's log-probability is finite again now."
+        f"the loss or its gradient became infinite or NaN {steps}, but all log-probabilities are finite "
+        "at the current weights."
     )
 
 

@@ -21,7 +21,7 @@ def best_of_seeds(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, boo
     report = run.folder / "starts.json"
     seeds = list(seeds)
     if report.exists():
-        otherwise = f"{report} does not say which of the seeds {', '.join(map(str, seeds))} was kept."
+        otherwise = f"{report} does not name one of the seeds {', '.join(map(str, seeds))} as the best."
         match read_json(report, otherwise):
             case {"kept": int(kept)} if kept in seeds:
                 return kept
@@ -33,12 +33,12 @@ def best_of_seeds(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, boo
         start.close()
         last = {"train_elbo": None, **(start.metrics or [{}])[-1]}
         if last["train_elbo"] is None:
-            raise InputError(f"{start.folder} does not say how well the start of seed {seed} went.")
+            raise InputError(f"the metrics of {start.folder}, the restart with seed {seed}, have no train_elbo.")
         starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
-        say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'healthy')}")
+        say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'no warning')}")
     kept = max(starts, key=lambda start: start["train_elbo"])["seed"]
     rate = sum(start["warning"] is None for start in starts) / len(starts)
-    say(f"{rate:.0%} of {len(starts)} starts are healthy; seed {kept} is trained to the end")
+    say(f"{rate:.0%} of {len(starts)} restarts have no warning; training continues with seed {kept}")
     run.take_over(run.folder / "starts" / str(kept))
     if distributed.rank() == 0:
         write_json(report, {"kept": kept, "success_rate": rate, "starts": starts})

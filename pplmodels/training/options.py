@@ -28,30 +28,30 @@ class _WrongValue(ValueError, argparse.ArgumentTypeError):
 
 def positive_int(value: object) -> int:
     """An integer of at least 1."""
-    return _number(value, int, 1, "a whole number from 1")
+    return _number(value, int, 1, "a positive integer")
 
 
 def nonnegative_int(value: object) -> int:
     """An integer of at least 0."""
-    return _number(value, int, 0, "a whole number from 0")
+    return _number(value, int, 0, "a non-negative integer")
 
 
 def seed(value: object) -> int:
     """An integer from 0 to 2^63."""
-    return _number(value, int, 0, "a whole number from 0 to 2^63", most=LARGEST_SEED)
+    return _number(value, int, 0, "an integer from 0 to 2^63", most=LARGEST_SEED)
 
 
 def odd_int(value: object) -> int:
     """An odd integer of at least 3."""
-    number = _number(value, int, 3, "an odd whole number from 3")
+    number = _number(value, int, 3, "an odd integer of at least 3")
     if number % 2 == 0:
-        raise _WrongValue(f"{value!r} is not an odd whole number from 3")
+        raise _WrongValue(f"{value!r} is not an odd integer of at least 3")
     return number
 
 
 def positive_float(value: object) -> float:
     """A number above 0."""
-    return _number(value, float, sys.float_info.min, "a number above 0")
+    return _number(value, float, sys.float_info.min, "a positive number")
 
 
 def finite_float(value: object) -> float:
@@ -144,7 +144,7 @@ class OptionModel(BaseModel):
             error = invalid.errors()[0]
             name = str(error["loc"][0]) if error["loc"] else ""
             if error["type"] == "extra_forbidden":
-                raise InvalidOptionError("", error["input"], f"there is no option {name!r}.") from invalid
+                raise InvalidOptionError("", error["input"], f"unknown option {name!r}.") from invalid
             value, cause = error["input"], error.get("ctx", {}).get("error")
             reason = str(cause) if cause else f"{value!r} is not valid: {error['msg'].lower()}"
             raise InvalidOptionError(cls.flag(name) if name else "", value, reason) from invalid

@@ -91,8 +91,10 @@ class Run:
         if not folder.exists() or (folder.is_dir() and _unused(folder)):
             return
         if (folder / "config.json").exists():
-            raise InputError(f"{folder} holds another run: choose another --out, or continue that run with --resume.")
-        raise InputError(f"{folder} is not an empty folder: choose another --out.")
+            raise InputError(
+                f"{folder} already contains a run: choose another --out, or continue that run with --resume."
+            )
+        raise InputError(f"{folder} is not empty: choose another --out.")
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -101,7 +103,7 @@ class Run:
         Its files are untrusted. Raises :class:`InputError`.
         """
         folder = Path(folder)
-        otherwise = f"{folder} holds no run: it has no readable config.json."
+        otherwise = f"{folder} is not a run: it has no readable config.json."
         try:
             config = read_json(folder / "config.json", otherwise)
         except OSError as error:
@@ -161,7 +163,7 @@ class Run:
         Raises :class:`InputError`.
         """
         path = self.folder / "metrics.jsonl"
-        with as_input_error(f"{path} does not hold the evaluations of a run."):
+        with as_input_error(f"{path} does not contain valid evaluations of a run."):
             return [_evaluation(json.loads(line)) for line in read_complete_lines(path)]
 
     def begin(self, step: int, device: torch.device) -> None:
@@ -286,17 +288,17 @@ def _refuse_links(folder: Path) -> None:
     found = [path for place in inside for path in (place.glob("*") if place == folder else place.rglob("*"))]
     for path in found:
         if path.is_symlink():
-            raise InputError(f"{path} is a link: a run's folder holds its own files.")
+            raise InputError(f"{path} is a link, which is not allowed in the folder of a run.")
 
 
 def _evaluation(line: dict) -> dict:
     """A line of metrics.jsonl; raises ValueError if a value that is needed is missing or not a number."""
     if not isinstance(line, dict) or type(line.get("step")) is not int:
-        raise ValueError("no evaluation")
+        raise ValueError("not an evaluation")
     for name, value in {"seconds": None, **line}.items():
         drawn = name in ("seconds", "elbo", "count_accuracy") or name.endswith("_elbo") or name.startswith("kl/")
         if drawn and type(value) not in (int, float):
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is not a number")
         if type(value) is int:
             float(value)  # raises OverflowError
     return line

@@ -74,6 +74,6 @@ def _records() -> _Records | None:
         records.version(), records.start(0), records.scalars(0, {"tried": 0.0})
     except Exception as error:  # incompatible versions of TensorBoard and protobuf fail in many ways
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        print(f"no events are written for TensorBoard, which cannot be used here ({why})", file=sys.stderr)
+        print(f"TensorBoard is not available, so no event files are written ({why})", file=sys.stderr)
         return None
     return records

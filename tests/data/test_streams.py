@@ -109,7 +109,7 @@ def test_a_schedulers_sigterm_to_the_whole_group_ends_reading_in_one_sentence(so
     )
     assert process.returncode == 143
     said = process.stderr.splitlines()
-    assert "stopped; go on with: " in said[-1] and "Traceback" not in process.stderr
+    assert "interrupted; continue with: " in said[-1] and "Traceback" not in process.stderr
 
 
 TERMINATED = """

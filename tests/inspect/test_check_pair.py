@@ -114,7 +114,7 @@ def test_a_pair_that_is_checked_stays_as_it_is(name):
         ({}, {"support": True}, "z of the guide has values outside of the support"),
         ({}, {"wide": True}, r"z of the guide has batch shape \(4, 4\) for 4 images"),
         ({}, {"masked": True}, "k of the guide is masked, but its score function is not"),
-        ({}, {"unused": True}, "No step would move guide.spare.weight"),
+        ({}, {"unused": True}, "Training would not change guide.spare.weight"),
         ({}, {"raises": True}, "Running the guide fails with AttributeError"),
         ({"lost": True}, {}, "z of the model depends on k, but Pyro does not track this"),
     ],

@@ -104,7 +104,7 @@ def test_rank_0_writes_and_speaks_for_all(straight):
     run, output, errors = straight
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [12, 24]
-    assert output.count("held out, 31 images") == output.count("everything is in") == 1
+    assert output.count("metrics on 31 held-out images") == output.count("all results are in") == 1
     assert errors.count("step     24") == 1 and "uncompiled" not in errors
     result = json.loads((run / "result.json").read_text())
     assert result["device"].endswith(", 2 ranks")
@@ -134,7 +134,7 @@ def test_a_killed_rank_ends_the_others_and_a_restarted_run_goes_on_where_it_was(
         time.sleep(0.05)
     assert not (run / "result.json").exists()
     _, errors = finished(process)
-    assert "rank 0 ends: another rank has ended" in errors
+    assert "rank 0 stopped: another rank has exited" in errors
     assert same(weights(straight[0]), weights(run))
 
 
@@ -162,6 +162,6 @@ def test_rank_0_draws_alone_while_the_other_goes_on(tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_batches_without_equal_shares_are_refused(tmp_path, script, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(InputError, match="batches of 15 images have no equal shares for 2 ranks"):
+    with pytest.raises(InputError, match="batches of 15 images cannot be divided equally between 2 ranks"):
         script("train_air")([*SMALL, "--batch-size", "15", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()

@@ -137,7 +137,7 @@ def check_exit(log: Path, code: int, expected: int) -> list[str]:
 
 def command_in(log: Path) -> str:
     """The arguments of the command that the last log line gives for resuming the run."""
-    _, _, command = log.read_text().splitlines()[-1].partition("go on with: python ")
+    _, _, command = log.read_text().splitlines()[-1].partition("continue with: python ")
     return " ".join(shlex.quote(word) for word in shlex.split(command)[1:])
 
 

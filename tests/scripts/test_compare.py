@@ -52,4 +52,4 @@ def test_four_systems_are_trained_once_and_reported_side_by_side(script, tmp_pat
 
 def test_systems_that_do_not_model_images_are_refused(script, tmp_path, capsys):
     compare = ["--systems", "air3d", "--out", str(tmp_path / "out")]
-    refused(lambda: script("compare")(compare), "air3d does not model images: it cannot be compared", capsys)
+    refused(lambda: script("compare")(compare), "air3d cannot be compared, because it does not model images", capsys)

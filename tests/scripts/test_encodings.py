@@ -29,7 +29,7 @@ def test_a_training_and_its_evaluation_end_well_whatever_their_folder_is_called(
     np.savez(data, x_train=images, x_test=images)
     shown = str(run).encode("cp1252", "backslashreplace").decode("cp1252")
     small = [*SMALL, "--no-compile", "--hidden", "4", "--z-dim", "1", "--data", data, "--out", run]
-    assert ends_well("train_vae", *small).endswith(f"everything is in {shown}\n")
+    assert ends_well("train_vae", *small).endswith(f"all results are in {shown}\n")
     assert json.loads((run / "config.json").read_text())["data"] == str(data)
     assert shown in ends_well("evaluate", run)
     assert (run / "evaluation.npz").exists()

@@ -35,17 +35,17 @@ def files(folder):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ([], "holds no run"),
-        ({"system": "air"}, "does not say all that it was trained with"),
-        ({"system": "vae-2d", "train_points": 5}, "cannot have been trained with --valid None"),
-        ({"data": 3}, "cannot have been trained with --data 3"),
-        ({"binarise": "x"}, "cannot have been trained with --binarise 'x'"),
+        ([], "is not a run"),
+        ({"system": "air"}, "is incomplete"),
+        ({"system": "vae-2d", "train_points": 5}, "has an invalid value for --valid: None"),
+        ({"data": 3}, "has an invalid value for --data: 3"),
+        ({"binarise": "x"}, "has an invalid value for --binarise: 'x'"),
         ({"system": "x"}, "there is no system 'x': choose"),
-        ({"system": 3}, "does not say which system trained it"),
+        ({"system": 3}, "has no system"),
         ({"data": "../x\ny"}, "there is no dataset"),
-        ({"valid": -3}, "cannot have been trained with --valid -3"),
-        ({"image": 7}, "was trained on 7"),
-        ({"batch_size": "many"}, "cannot have been trained with --batch-size 'many'"),
+        ({"valid": -3}, "has an invalid value for --valid: -3"),
+        ({"image": 7}, "was trained on images of size 7"),
+        ({"batch_size": "many"}, "has an invalid value for --batch-size: 'many'"),
     ],
     ids=str,
 )
@@ -59,17 +59,17 @@ def test_evaluating_a_made_up_configuration_ends_with_one_sentence(script, tmp_p
 def test_evaluating_a_pair_of_other_images_ends_with_one_sentence(script, tmp_path, capsys, good):
     run = changed(good, tmp_path / "run", "model.json", {})
     MLPVAE(image=(1, 5, 5), z_dim=2, hidden_dims=(4,)).save_pretrained(run)
-    refused(lambda: script("evaluate")([str(run), "--device", "cpu"]), "does not fit the images", capsys)
+    refused(lambda: script("evaluate")([str(run), "--device", "cpu"]), "cannot be applied to the images", capsys)
 
 
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("config.json", [], "holds no run"),
-        ("config.json", {"hidden": [10**9, "x"]}, "cannot have been trained with --hidden"),
-        ("config.json", {"system": []}, "holds a run of another system"),
-        ("config.json", {"command": None}, "does not say how it was started"),
-        ("config.json", {"image": "x"}, "was trained on x"),
+        ("config.json", [], "is not a run"),
+        ("config.json", {"hidden": [10**9, "x"]}, "has an invalid value for --hidden"),
+        ("config.json", {"system": []}, "is a run of another system"),
+        ("config.json", {"command": None}, "has no command"),
+        ("config.json", {"image": "x"}, "was trained on images of size x"),
     ],
 )
 def test_resuming_a_made_up_run_ends_with_one_sentence(script, tmp_path, capsys, good, file, change, sentence):
@@ -83,4 +83,4 @@ def test_resuming_a_made_up_run_ends_with_one_sentence(script, tmp_path, capsys,
 def test_resuming_with_made_up_evaluations_ends_with_one_sentence(script, tmp_path, capsys, good, line):
     run = changed(good, tmp_path / "run", "config.json", {"steps": 9})
     (run / "metrics.jsonl").write_text(line + "\n")
-    refused(lambda: script("train_vae")(["--resume", "--out", str(run)]), "does not hold the evaluations", capsys)
+    refused(lambda: script("train_vae")(["--resume", "--out", str(run)]), "does not contain valid evaluations", capsys)

@@ -76,6 +76,6 @@ def test_the_largest_seed_trains(script, tmp_path, name, options):
 )
 def test_other_seeds_are_refused(script, tmp_path, monkeypatch, capsys, name, needed, seed):
     monkeypatch.chdir(tmp_path)
-    sentence = f"--seed: '{seed}' is not a whole number from 0 to 2^63"
+    sentence = f"--seed: '{seed}' is not an integer from 0 to 2^63"
     refused(lambda: script(name)([*needed, f"--seed={seed}"]), sentence, capsys)
     assert not list(tmp_path.iterdir())

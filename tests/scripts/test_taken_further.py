@@ -97,9 +97,9 @@ def test_a_run_begins_with_the_weights_of_another(script, tmp_path):
 
 
 BAD = [
-    (["train_vae", "--extend", "RUN"], "has taken 2 steps: give more --steps than that to extend it"),
-    (["train_vae", "--init-from", "RUN", "--z-dim", "5"], "does not hold the weights of a MLPVAE of these sizes"),
-    (["train_ladder_vae", "--extend", "RUN", "--steps", "9"], "holds a run of another system"),
+    (["train_vae", "--extend", "RUN"], "was trained for 2 steps: --steps must be larger to extend it"),
+    (["train_vae", "--init-from", "RUN", "--z-dim", "5"], "does not contain the weights of a MLPVAE of these sizes"),
+    (["train_ladder_vae", "--extend", "RUN", "--steps", "9"], "is a run of another system"),
 ]
 
 
@@ -132,7 +132,7 @@ def test_of_a_run_of_an_earlier_version_only_the_weights_are_taken(script, tmp_p
         with pytest.raises(SystemExit) as stopped:
             run_script(lambda options=options: train_vae(list(map(str, options))))
         assert stopped.value.code == 2
-        assert f"weights by --init-from {earlier}" in capsys.readouterr().err.splitlines()[-1]
+        assert f"weights with --init-from {earlier}" in capsys.readouterr().err.splitlines()[-1]
         assert not new.exists()
     train_vae(["--init-from", str(earlier), "--steps", "1", "--out", str(new)])
     assert step_of(new / "checkpoint.safetensors") == 1
@@ -170,11 +170,10 @@ def test_weights_and_pictures_are_there_before_the_end(script, tmp_path, monkeyp
 def test_a_run_that_is_too_short_for_its_schedules_says_so(script, tmp_path, capsys, no_pictures):
     script("train_air")([*SMALL, "--steps", "1", "--out", str(tmp_path / "air")])
     assert (
-        "the schedules of this run need 1,500 steps, but it takes 1: see --steps, --count-steps"
-        in capsys.readouterr().err
+        "the schedules need 1,500 steps, but the run only has 1 (see --steps, --count-steps)" in capsys.readouterr().err
     )
     script("train_vae")([*VAE, "--steps", "2", "--warm-up", "5", "--out", str(tmp_path / "vae")])
-    assert "need 5 steps, but it takes 2: see --steps, --warm-up" in capsys.readouterr().err
+    assert "need 5 steps, but the run only has 2 (see --steps, --warm-up)" in capsys.readouterr().err
     script("train_vae")([*VAE, "--steps", "2", "--out", str(tmp_path / "enough")])
     assert "schedules" not in capsys.readouterr().err
 
@@ -183,7 +182,7 @@ def test_a_run_that_is_too_short_for_its_schedules_says_so(script, tmp_path, cap
 @pytest.mark.parametrize("binarise", ["dynamic", "threshold"])
 def test_grey_images_are_not_binarised_without_a_word(script, tmp_path, capsys, no_pictures, binarise):
     script("train_vae")([*VAE, "--binarise", binarise, "--steps", "1", "--out", str(tmp_path / "run")])
-    assert "grey pixels are" in capsys.readouterr().err
+    assert "gray pixels are" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default")
@@ -193,7 +192,7 @@ def test_a_state_that_does_not_fit_is_given_back(script, tmp_path, trained, caps
     with pytest.raises(SystemExit) as stopped:
         run_script(lambda: script("train_vae")([*extend, "--averaging", "0.9"]))
     assert stopped.value.code == 2
-    assert f"{trained} was trained with other options than these" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{trained} was trained with other options" in capsys.readouterr().err.splitlines()[-1]
     script("train_vae")(extend)
     assert (tmp_path / "new" / "result.json").exists()
 

@@ -30,7 +30,7 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
     assert {"kl/z_pres", "kl/z_where", "kl/z_what", "elbo", "count_accuracy"} <= set(result["metrics"])
     capsys.readouterr()
     script("evaluate")([str(run), "--iw-samples", "5", "--paths", "3", "--gradient-samples", "3"])
-    again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
+    again = json.loads(capsys.readouterr().out.rpartition("wrote")[0])
     assert again.items() >= result["metrics"].items()  # same weights, same scenes, same seed
     with np.load(run / "evaluation.npz") as arrays:
         assert arrays["count_posterior"].shape == (30, 4)
@@ -148,11 +148,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 BAD = [
     (["--no-such-option"], "unrecognized arguments: --no-such-option"),
-    (["--steps", "0"], "--steps: '0' is not a whole number from 1"),
-    (["--steps", "many"], "is not a whole number from 1"),
+    (["--steps", "0"], "--steps: '0' is not a positive integer"),
+    (["--steps", "many"], "is not a positive integer"),
     (["--batch-size", "-3"], "--batch-size: '-3' is not"),
-    (["--lr", "0"], "--lr: '0' is not a number above 0"),
-    (["--lr", "nan"], "--lr: 'nan' is not a number above 0"),
+    (["--lr", "0"], "--lr: '0' is not a positive number"),
+    (["--lr", "nan"], "--lr: 'nan' is not a positive number"),
     (["--seed", "-1"], "--seed"),
     (["--max-objects", "0"], "--max-objects"),
     (["--canvas", "-50"], "--canvas"),
@@ -166,13 +166,13 @@ BAD = [
     (["--restarts", "2", "--restart-steps", "9", "--steps", "5"], "--restart-steps 9 is more than the run's 5 --steps"),
     (["--background", "white"], "digits has no transparency: --background does not apply"),
     (["--data", "no-such-file.npz", "--background", "mauvish"], "'mauvish' is not a color"),
-    (["--counts", "1", "2", "--max-objects", "4"], "leave --max-objects out"),
-    (["--restart-steps", "9"], "--restart-steps says how long each of several --restarts is"),
+    (["--counts", "1", "2", "--max-objects", "4"], "--counts and --max-objects cannot be combined"),
+    (["--restart-steps", "9"], "--restart-steps requires --restarts"),
     (["--white-level", "255"], "--white-level does not apply to digits"),
-    (["--extend", "no-such-run"], "holds no run"),
-    (["--extend", "a", "--init-from", "b"], "--config, --extend and --init-from: each takes options"),
+    (["--extend", "no-such-run"], "is not a run"),
+    (["--extend", "a", "--init-from", "b"], "--config, --extend and --init-from cannot be combined"),
     (["--resume"], "--resume needs the run's folder"),
-    (["--resume", "--out", "no-such-run"], "holds no run"),
+    (["--resume", "--out", "no-such-run"], "is not a run"),
 ]
 
 
@@ -195,7 +195,7 @@ def test_a_run_keeps_its_options_and_its_folder(script, tmp_path, capsys):
     script("train_air")([*SMALL, "--steps", "2", "--out", str(run)])
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     for arguments, sentence in (
-        ([*SMALL, "--steps", "2", "--out", str(run)], "holds another run"),
+        ([*SMALL, "--steps", "2", "--out", str(run)], "already contains a run"),
         (["--out", str(run), "--resume", "--what-dim", "9"], "--what-dim 4, not 9"),
     ):
         capsys.readouterr()

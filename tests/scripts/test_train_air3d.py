@@ -36,7 +36,7 @@ def test_trained_in_three_parts_drawn_evaluated_and_compared(script, tmp_path, c
     assert json.loads((run / "guide.json").read_text())["arguments"]["num_steps"] == 3
     capsys.readouterr()
     script("evaluate")([str(run)])
-    again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
+    again = json.loads(capsys.readouterr().out.rpartition("wrote")[0])
     assert {**again, "seconds_before": result["metrics"]["seconds_before"]}.items() >= result["metrics"].items()
     script("compare_air3d")(
         [str(run), "--pictures", "6", "--starts", "3", "--search-steps", "2", "--steps", "3", "--device", "cpu"]
@@ -98,7 +98,7 @@ def test_a_guide_of_yours_is_trained_by_the_other_estimator(script, tmp_path):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (["--counts", "0"], "there must be scenes with a solid"),
+        (["--counts", "0"], "--counts must include a count above 0"),
         (["--counts", "40"], "do not fit on the table"),
         (["--size", "18"], "a multiple of 4"),
     ],

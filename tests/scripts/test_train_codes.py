@@ -39,18 +39,18 @@ def test_stage_two_learns_the_codes_of_stage_one_and_leaves_it_as_it_is(script, 
         assert learned["image_elbo"] == pytest.approx(found["reconstruction"] + learned["elbo"])
         capsys.readouterr()
         script("evaluate")([str(second)])
-        assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["elbo"] == pytest.approx(learned["elbo"])
+        assert json.loads(capsys.readouterr().out.rpartition("wrote")[0])["elbo"] == pytest.approx(learned["elbo"])
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
 
     capsys.readouterr()
     script("evaluate")([str(first)])
-    assert json.loads(capsys.readouterr().out.rpartition("pictures")[0]).items() >= found.items()
+    assert json.loads(capsys.readouterr().out.rpartition("wrote")[0]).items() >= found.items()
     script("train_vqvae")([*SHORT, *BOOK, "--seed", "1", "--out", str(tmp_path / "other")])
     (first / "model.safetensors").unlink()
     (tmp_path / "other" / "model.safetensors").rename(first / "model.safetensors")
     (tmp_path / "other" / "model.json").replace(first / "model.json")
     resume = ["--resume", "--out", str(second)]
-    refused(lambda: script("train_pixelcnn")([*resume, str(first)]), "trained on another codebook", capsys)
+    refused(lambda: script("train_pixelcnn")([*resume, str(first)]), "trained with another codebook", capsys)
 
 
 @pytest.mark.filterwarnings("default")
@@ -79,14 +79,14 @@ def test_pixels_are_maps_too(script, tmp_path, pixels):
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
-        ("train_vqvae", ["--codes", "0"], "--codes: '0' is not a whole number from 1"),
-        ("train_vqvae", ["--dim", "0"], "--dim: '0' is not a whole number from 1"),
+        ("train_vqvae", ["--codes", "0"], "--codes: '0' is not a positive integer"),
+        ("train_vqvae", ["--dim", "0"], "--dim: '0' is not a positive integer"),
         ("train_vqvae", ["--data", "odd.npz"], "sides of 6x8 images are not multiples of 4"),
-        ("train_pixelcnn", ["nowhere"], "nowhere holds no run"),
+        ("train_pixelcnn", ["nowhere"], "nowhere is not a run"),
         ("train_pixelcnn", ["a-vae"], "a-vae is not the run of a VQ-VAE"),
-        ("train_pixelcnn", ["unfinished"], "unfinished does not say all that it was trained with"),
-        ("train_pixelcnn", ["--size", "4"], "--size: '4' is not an odd whole number from 3"),
-        ("train_pixelcnn", ["--data", "colours.npz"], "colours.npz has colours"),
+        ("train_pixelcnn", ["unfinished"], "unfinished is incomplete"),
+        ("train_pixelcnn", ["--size", "4"], "--size: '4' is not an odd integer of at least 3"),
+        ("train_pixelcnn", ["--data", "colours.npz"], "colours.npz has color images"),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_code_2(script, tmp_path, monkeypatch, capsys, name, arguments, sentence):
@@ -109,7 +109,7 @@ def test_a_folder_of_runs_stands_for_the_newest(script, tmp_path, capsys):
     for run in runs:
         script("train_vqvae")([*SHORT, *BOOK, "--out", str(run)])
     before = {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()}
-    said = f"taking the newest run in {tmp_path / 'runs'}: {runs[1]}\n"
+    said = f"using the newest run in {tmp_path / 'runs'}: {runs[1]}\n"
     for name, arguments in (
         ("evaluate", [str(tmp_path / "runs")]),
         ("train_vqvae", ["--resume", "--out", str(tmp_path / "runs")]),
@@ -121,5 +121,5 @@ def test_a_folder_of_runs_stands_for_the_newest(script, tmp_path, capsys):
     assert (runs[1] / "evaluation.json").exists()
     assert json.loads((tmp_path / "second/config.json").read_text())["stage_one"] == str(runs[1])
     assert {path: path.read_bytes() for path in runs[0].rglob("*") if path.is_file()} == before
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run"):
         script("train_vqvae")(["--resume", "--out", str(runs[1] / "tensorboard")])

@@ -44,7 +44,7 @@ def test_fewer_objects_than_the_scenes_have_are_refused(script, tmp_path, capsys
     data = squares(tmp_path / "scenes.npz", 4)
     arguments = [*OWN, "--data", str(data), option, "3", "--out", str(tmp_path / "run")]
     sentence = refused(lambda: script("train_air")(arguments), capsys)
-    assert f"{option} 3 is fewer than the 4 objects of a scene of" in sentence
+    assert f"{option} 3 is less than 4, the largest object count in" in sentence
     assert not (tmp_path / "run").exists()
 
 
@@ -77,7 +77,7 @@ def test_unknown_counts_are_assumed_aloud(script, tmp_path, capsys):
     data = squares(tmp_path / "scenes.npz", 2, counts=False)
     run = tmp_path / "run"
     script("train_air")([*OWN, "--data", str(data), "--max-objects", "3", "--steps", "1", "--out", str(run)])
-    assert "at most 3 are assumed (--max-objects)" in capsys.readouterr().err
+    assert "a maximum of 3 objects is assumed (--max-objects)" in capsys.readouterr().err
     assert json.loads((run / "config.json").read_text())["num_steps"] == 4
 
 
@@ -85,7 +85,7 @@ def test_unknown_counts_are_assumed_aloud(script, tmp_path, capsys):
 def test_restarts_are_as_brief_as_they_say(script, tmp_path, capsys):
     run = tmp_path / "run"
     script("train_air")([*SMALL, "--restarts", "2", "--steps", "6", "--eval-every", "6", "--out", str(run)])
-    assert "2 starts of 3 steps, 9 steps in all" in capsys.readouterr().err
+    assert "training 2 restarts of 3 steps; 9 steps in total" in capsys.readouterr().err
     for seed in (0, 1):
         lines = (run / "starts" / str(seed) / "metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["step"] == 3

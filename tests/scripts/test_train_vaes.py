@@ -66,7 +66,7 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name)
     assert ("bits_per_dim" in metrics) == (name in levels)
     capsys.readouterr()
     script("evaluate")([str(run), "--iw-samples", "7", "--iw-chunk", "3", "--iw-images", "150"])
-    again = json.loads(capsys.readouterr().out.rpartition("pictures")[0])
+    again = json.loads(capsys.readouterr().out.rpartition("wrote")[0])
     assert again.items() >= metrics.items()  # same weights, same images, same seed
     assert again["iw_samples"] == 7 and again["iw_images"] == 150 and 1 <= again["effective_sample_size"] <= 7
     with np.load(run / "evaluation.npz") as arrays:
@@ -140,20 +140,20 @@ def test_a_guide_of_the_users_own_is_trained_resumed_and_evaluated(script, tmp_p
     script("train_vae")(["--resume", "--out", str(run), *own])
     assert all(value.equal(trained[name]) for name, value in load_file(run / "guide.safetensors").items())
     assert json.loads((run / "config.json").read_text())["imports"] == str(file)
-    sentence = f"was trained with --import {file}: give --import, which runs that file"
+    sentence = f"was trained with --import {file}: pass --import to execute that file"
     refused(lambda: script("evaluate")([str(run)]), sentence, capsys)
     stranger = start("evaluate", run, "--import")  # a process that has not seen the class
-    assert f"importing {file}, which {run} names\n" in stranger.communicate()[1] and stranger.returncode == 0
+    assert f"importing {file}, which {run} was trained with\n" in stranger.communicate()[1] and stranger.returncode == 0
     script("train_vae")(["--resume", "--out", str(run), "--import"])
-    assert f"importing {file}, which {run} names\n" in capsys.readouterr().err
+    assert f"importing {file}, which {run} was trained with\n" in capsys.readouterr().err
     evaluation = [str(run), *own, "--iw-samples", "3"]
     script("evaluate")(evaluation)
-    assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_samples"] == 3
+    assert json.loads(capsys.readouterr().out.rpartition("wrote")[0])["iw_samples"] == 3
     for name in ("config.json", "metrics.jsonl"):  # a pair that was saved by hand
         (run / name).unlink()
     refused(lambda: script("evaluate")(evaluation), "give --data and --transform", capsys)
     script("evaluate")([*evaluation, "--data", "digits", "--transform", "dynamic"])
-    assert json.loads(capsys.readouterr().out.rpartition("pictures")[0])["iw_images"] == 397
+    assert json.loads(capsys.readouterr().out.rpartition("wrote")[0])["iw_images"] == 397
 
 
 @pytest.mark.filterwarnings("default")
@@ -161,15 +161,15 @@ def test_files_that_have_no_guide_for_a_script_are_refused(script, tmp_path, cap
     file, run = tmp_path / "my_guide.py", tmp_path / "run"
     own = ["--import", str(file)]
     small = [*SMALL, "--no-compile", "--hidden", "8", "--z-dim", "4", "--out", str(run)]
-    refused(lambda: script("train_vae")([*small, *own]), "there is no such .py file", capsys)
+    refused(lambda: script("train_vae")([*small, *own]), "is not an existing .py file", capsys)
     file.write_text(GUIDE)
-    refused(lambda: script("train_air")([*own, "--out", str(run)]), "there is no subclass of AIR or AIRGuide", capsys)
+    refused(lambda: script("train_air")([*own, "--out", str(run)]), "defines no subclass of AIR or AIRGuide", capsys)
     file.write_text(GUIDE + "class First(ShiftedGuide): pass\nclass Second(ShiftedGuide): pass\n")
-    refused(lambda: script("train_vae")([*small, *own]), "which MLPGuide is meant, First or Second?", capsys)
+    refused(lambda: script("train_vae")([*small, *own]), "First and Second are subclasses of MLPGuide", capsys)
     assert not run.exists()
     script("train_vae")(small)
     refused(lambda: script("train_vae")(["--resume", "--out", str(run), *own]), "trained without --import", capsys)
-    refused(lambda: script("evaluate")([str(run), "--import"]), "--import: which file?", capsys)
+    refused(lambda: script("evaluate")([str(run), "--import"]), "--import needs a file", capsys)
 
 
 HEAD = "import torch\nfrom guides import MLPGuide\nfrom pyro.nn import pyro_method\nclass Mine(MLPGuide):\n"
@@ -201,7 +201,7 @@ def test_a_guide_with_a_network_that_it_does_not_use_is_trained_with_a_warning(s
     file, run = tmp_path / "my_guide.py", tmp_path / "run"
     file.write_text(f"{INIT}        self.unused = torch.nn.Linear(2, 2)")
     script("train_vae")([*SMALL, "--no-compile", "--hidden", "8", "--out", str(run), "--import", str(file)])
-    assert f"warning: {file}: No step would move guide.unused.weight: " in capsys.readouterr().err
+    assert f"warning: {file}: Training would not change guide.unused.weight: " in capsys.readouterr().err
     assert "unused.weight" in load_file(run / "guide.safetensors")
 
 
@@ -228,17 +228,17 @@ def refused(main, sentence, capsys):
 
 
 BAD = [
-    ("train_vae", ["--hidden", "0"], "--hidden: '0' is not a whole number from 1"),
+    ("train_vae", ["--hidden", "0"], "--hidden: '0' is not a positive integer"),
     ("train_vae", ["--valid", "1400"], "leave none of the 1400"),
-    ("train_vae", ["--binarise", "static"], "digits has grey pixels"),
+    ("train_vae", ["--binarise", "static"], "digits has gray pixels"),
     ("train_vae", ["--hold", "1.5"], "--hold: '1.5' is not a number from 0 to 1"),
     ("train_vae", ["--averaging", "2"], "--averaging: '2' is not a number from 0 to 1"),
-    ("train_vae", ["--cycle", "5", "--warm-up", "9"], "--cycle 5 needs a --warm-up from 1 to 5, not 9"),
+    ("train_vae", ["--cycle", "5", "--warm-up", "9"], "--cycle 5 requires a --warm-up from 1 to 5, not 9"),
     ("train_vae", ["--data", "empty"], "empty has 0 images"),
     ("train_vae", ["--data", "mixed"], "the images in mixed differ in size"),
     ("train_vae", ["--data", "broken"], "broken/05.png is not a readable image"),
     ("train_vae", ["--data", "levels.npz"], "has values from 200 to 200, but they must be from 0 (black) to 1 (white)"),
-    ("train_vae_2d", ["--data", "digits"], "there is no Gaussian set 'digits': choose rotated"),
+    ("train_vae_2d", ["--data", "digits"], "unknown Gaussian dataset 'digits': choose rotated"),
     ("train_image_vae", ["--data", "odd.npz"], "sides of 6x7 images are not multiples of 8"),
     ("train_image_vae", ["--likelihood", "cauchy"], "--likelihood"),
     ("train_vlae", ["--flow-hidden", "8"], "a MADE of 16 dimensions need at least 16 units, not 8"),
@@ -249,10 +249,10 @@ BAD = [
         "z_dims (2) and hidden_dims (1) must both have",
     ),
     ("train_ladder_vae", ["--z-dims"], "--z-dims: expected at least one argument"),
-    ("train_draw", ["--num-steps", "0"], "--num-steps: '0' is not a whole number from 1"),
+    ("train_draw", ["--num-steps", "0"], "--num-steps: '0' is not a positive integer"),
     ("train_draw", ["--write-window", "9"], "a window of 9 x 9 does not fit images of 8 x 8"),
     ("train_draw", ["--read-window", "9"], "a window of 9 x 9 does not fit images of 8 x 8"),
-    ("compare", ["--out", "report", "--runs", "nowhere"], "nowhere holds no run"),
+    ("compare", ["--out", "report", "--runs", "nowhere"], "nowhere is not a run"),
     ("evaluate", ["nowhere"], "nowhere/model.json cannot be read"),
 ]
 
@@ -281,6 +281,10 @@ def test_images_of_another_shape_and_no_samples_are_refused(script, tmp_path, ca
     colours = np.zeros((20, 8, 8, 3), np.uint8)
     np.savez(tmp_path / "colours.npz", x_train=colours, x_test=colours)
     other = ["--data", str(tmp_path / "colours.npz")]
-    refused(lambda: script("evaluate")([str(run), *other]), "are 3x8x8; ", capsys)
-    refused(lambda: script("evaluate")([str(run), "--iw-samples", "0"]), "is not a whole number from 1", capsys)
-    refused(lambda: script("train_vae")(["--out", str(run), "--resume", *other]), "a run keeps its options", capsys)
+    refused(lambda: script("evaluate")([str(run), *other]), "have size 3x8x8, but ", capsys)
+    refused(lambda: script("evaluate")([str(run), "--iw-samples", "0"]), "is not a positive integer", capsys)
+    refused(
+        lambda: script("train_vae")(["--out", str(run), "--resume", *other]),
+        "the options of a run cannot be changed",
+        capsys,
+    )

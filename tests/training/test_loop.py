@@ -214,19 +214,19 @@ def test_the_state_of_an_earlier_version_is_not_begun_anew(tmp_path):
     (tmp_path / "run/checkpoint.pt").write_text("pickled")
     with pytest.raises(InputError, match=f"--init-from {tmp_path}/run"):
         train(tmp_path / "run", 10, resume=True)
-    with pytest.raises(InputError, match="holds another run"):
+    with pytest.raises(InputError, match="already contains a run"):
         train(tmp_path / "run", 10)
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "checkpoint.pt", ".lock"}
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="not an empty folder"):
+    with pytest.raises(InputError, match="is not empty"):
         Run.create(tmp_path, {"seed": 0})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     train(tmp_path / "run", 5)
     before = (tmp_path / "run/config.json").read_bytes()
-    with pytest.raises(InputError, match="holds another run"):
+    with pytest.raises(InputError, match="already contains a run"):
         Run.create(tmp_path / "run", {"seed": 1})
     assert (tmp_path / "run/config.json").read_bytes() == before
 
@@ -268,7 +268,7 @@ def test_a_folder_with_anything_else_in_it_is_not(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="holds another run"):
+    with pytest.raises(InputError, match="already contains a run"):
         train(tmp_path, 5)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -276,5 +276,5 @@ def test_a_folder_with_anything_else_in_it_is_not(tmp_path, name):
 def test_a_folder_of_a_run_that_was_stopped_before_its_first_evaluation_is_not(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, 9, schedule=lambda step: 1.0 if step < 3 else os.kill(os.getpid(), signal.SIGINT) or 1.0)
-    with pytest.raises(InputError, match="holds another run"):
+    with pytest.raises(InputError, match="already contains a run"):
         train(tmp_path, 5)

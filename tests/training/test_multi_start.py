@@ -31,7 +31,7 @@ def test_the_best_is_kept_and_the_rest_reported(tmp_path, capsys):
     assert (run.folder / "checkpoint.safetensors").read_text() == "weights of 4"
     assert run.metrics[-1]["train_elbo"] == 25.0
     assert json.loads((run.folder / "starts.json").read_text())["success_rate"] == pytest.approx(2 / 3)
-    assert "67% of 3 starts are healthy; seed 4" in capsys.readouterr().err
+    assert "67% of 3 restarts have no warning; training continues with seed 4" in capsys.readouterr().err
     assert best_of_seeds(run, ELBOS, None) == 4  # known from then on
 
 
