@@ -170,7 +170,8 @@ def test_weights_and_pictures_are_there_before_the_end(script, tmp_path, monkeyp
 def test_a_run_that_is_too_short_for_its_schedules_says_so(script, tmp_path, capsys, no_pictures):
     script("train_air")([*SMALL, "--steps", "1", "--out", str(tmp_path / "air")])
     assert (
-        "the schedules need 1,500 steps, but the run only has 1 (see --steps, --count-steps)" in capsys.readouterr().err
+        "the schedules need 1,500 steps, but the run only has 1 (see --steps, --count-steps, --explore-steps)"
+        in capsys.readouterr().err
     )
     script("train_vae")([*VAE, "--steps", "2", "--warm-up", "5", "--out", str(tmp_path / "vae")])
     assert "need 5 steps, but the run only has 2 (see --steps, --warm-up)" in capsys.readouterr().err

@@ -201,7 +201,7 @@ def test_a_guide_with_a_network_that_it_does_not_use_is_trained_with_a_warning(s
     file, run = tmp_path / "my_guide.py", tmp_path / "run"
     file.write_text(f"{INIT}        self.unused = torch.nn.Linear(2, 2)")
     script("train_vae")([*SMALL, "--no-compile", "--hidden", "8", "--out", str(run), "--import", str(file)])
-    assert f"warning: {file}: Training would not change guide.unused.weight: " in capsys.readouterr().err
+    assert f"warning: {file}: Training would not change guide.unused.weight, because " in capsys.readouterr().err
     assert "unused.weight" in load_file(run / "guide.safetensors")
 
 
