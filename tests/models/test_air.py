@@ -251,7 +251,7 @@ def test_decided_counts_follow_the_likelier_choices():
     assert decided_counts(posterior).tolist() == [0, 1, 3, 1, 2]
 
 
-@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "get all 2"), (None, None, None)])
+@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "infers all 2"), (None, None, None)])
 def test_collapse_is_told_in_words(bias, found, words):
     model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=bias or 0.0)
     scenes = Images((torch.rand(64, 1, 10, 10) * 255).byte())
