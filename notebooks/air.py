@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # AIR: who is in the picture?
+# # AIR: how many objects, where and which?
 #
-# A scene holds zero, one or two handwritten digits. AIR learns, without being told, how many there are, where,
-# and what they look like.
+# A scene has zero, one or two handwritten digits. AIR learns without labels how many there are, where they are and what
+# they look like.
 
 # %%
 # %matplotlib inline
@@ -26,8 +26,8 @@ from pplmodels import inspect, load_pair, plotting
 from pplmodels.data import scene_set
 
 # %% [markdown]
-# A short training on scenes of the built-in digits. If you have run `python scripts/train_air.py`, put the folder that
-# it left under `runs/` here instead: it trains longer.
+# This is a short training on scenes of the built-in digits. `python scripts/train_air.py` trains longer; you can load
+# its run folder under `runs/` instead.
 
 # %%
 folder = tempfile.mkdtemp() + "/air"
@@ -40,8 +40,8 @@ scenes = scene_set("digits", num_train=10, num_test=2000).test
 x = scenes.head(10)[:]
 
 # %% [markdown]
-# ## What it sees
-# The windows are numbered in the order in which the guide found their objects. Below: what the model draws there.
+# ## Windows and reconstructions
+# The windows are numbered in the order of inference. The bottom row shows the reconstructions.
 
 # %%
 torch.manual_seed(0)
@@ -50,23 +50,23 @@ arrays = (view.scenes, view.reconstruction.clamp(0, 1), view.z_pres, view.z_wher
 plotting.scenes_with_windows(*(array.numpy() for array in arrays))
 
 # %% [markdown]
-# ## p(z | x), with names
+# ## The posterior with named dimensions
 
 # %%
 posterior = inspect.posterior(model, guide, x, num_samples=200)
 posterior.posterior
 
 # %% [markdown]
-# The centre of the first window: its mean over draws, and how far draws are apart. That is much where there is nothing
-# to see, or where either of two objects may come first.
+# The mean and the standard deviation of the center of the first window. The standard deviation is large for empty
+# scenes, and where either of two objects may be inferred first.
 
 # %%
-centre = posterior.posterior["z_where"].sel(step=1, where=["x", "y"])
-centre.mean(("chain", "draw")).to_pandas(), centre.std(("chain", "draw")).to_pandas()
+center = posterior.posterior["z_where"].sel(step=1, where=["x", "y"])
+center.mean(("chain", "draw")).to_pandas(), center.std(("chain", "draw")).to_pandas()
 
 # %% [markdown]
-# ## How many?
-# q(n | x) of these scenes, and of the scenes about which the guide is least sure.
+# ## The posterior over counts
+# q(n | x) of these scenes, and of the scenes for which it is least certain.
 
 # %%
 counts = inspect.count_posterior(guide, scenes[:], num_samples=4)
@@ -83,7 +83,7 @@ arrays = (view.scenes, view.reconstruction.clamp(0, 1), view.z_pres, view.z_wher
 plotting.scenes_with_windows(*(array.numpy() for array in arrays))
 
 # %% [markdown]
-# ## Scenes that AIR dreams of
+# ## Samples from the prior
 
 # %%
 dreamt = inspect.sample_scenes(model, 10, count=2).clamp(0, 1)

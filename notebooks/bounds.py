@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # Which bound do you believe?
+# # How far can a bound be trusted?
 #
-# Nobody knows log p(x) of a VAE. Of probabilistic PCA everybody does: x is normal. So here the bounds can be held
-# against the truth.
+# log p(x) of a VAE is intractable. For probabilistic PCA it has a closed form, because x is normal. So the bounds can
+# be compared with the exact value.
 
 # %%
 # %matplotlib inline
@@ -72,9 +72,9 @@ svi = SVI(model, guide, adam(model, guide, 1e-2), compile=True)
 losses = [svi.step(x) for _ in range(1500)]
 
 # %% [markdown]
-# ## The truth and the bounds
-# The true posterior's coordinates are correlated, the guide's are not: the ELBO stays below the truth however
-# long we train. More samples close the gap.
+# ## The exact value and the bounds
+# The coordinates of the exact posterior are correlated, and those of the guide are independent. So the ELBO stays below
+# log p(x), however long the training is. The importance-weighted bound closes the gap with more samples.
 
 # %%
 covariance = model.w @ model.w.T + 0.25 * torch.eye(8)
@@ -98,9 +98,9 @@ axis.legend()
 figure
 
 # %% [markdown]
-# ## How do you know without the truth?
-# The weights tell. If a few of a thousand samples carry an image's bound, do not believe it. Pareto's k above 0.7
-# says the same.
+# ## Diagnostics without the exact value
+# The importance weights show whether a bound is reliable. If a few of a thousand samples dominate the bound of an
+# image, it is not. A Pareto k above 0.7 indicates the same.
 
 
 # %%
@@ -124,7 +124,7 @@ def health(weights):
 health(weights)
 
 # %% [markdown]
-# Now a guide that is surer than it should be: its ELBO is bad, and its weights say why.
+# The next guide is overconfident. Its ELBO is low, and its importance weights show the reason.
 
 # %%
 with torch.no_grad():

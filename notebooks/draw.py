@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # DRAW: watch it paint
+# # DRAW: images step by step
 #
-# DRAW paints an image in steps. At each it looks through a window of 5 x 5 filters, decides what to add, and
-# paints through another.
+# DRAW generates an image in steps. In each step it reads the image through a window of 5x5 filters, and writes to the
+# canvas through another window.
 
 # %%
 # %matplotlib inline
@@ -31,7 +31,7 @@ from pplmodels.data import load_images
 from pplmodels.infer import SVI, adam
 
 # %% [markdown]
-# Digits at three times their size, in black and white.
+# The digits are enlarged by a factor of three and binarized.
 
 # %%
 digits = load_images("digits")
@@ -52,8 +52,8 @@ for step in steps:
         steps.set_postfix(loss=f"{float(loss):.1f} nats")
 
 # %% [markdown]
-# ## CanvasSteps test images again
-# Green: where it looked. Red: where it painted.
+# ## Reconstructions of test images
+# Green windows are read, red windows are written.
 
 # %%
 x = test[::50][:8]
@@ -67,16 +67,17 @@ plotting.canvas_gif(film, painting.canvases.numpy(), *arrays[1:])
 Image(filename=film)
 
 # %% [markdown]
-# ## Dreaming
-# The codes come from the prior, step by step.
+# ## Samples
+# The latents of each step are sampled from the prior.
 
 # %%
 dream = inspect.generation_steps(model, 8)
 plotting.painting_rows(None, dream.canvases[1:].numpy(), None, dream.writing.numpy())
 
 # %% [markdown]
-# ## Which steps tell something?
-# How far draws of a step's code are apart, in units of the prior's deviation: near 1, the step says nothing.
+# ## Which steps are used?
+# The posterior standard deviation of each step's latents, relative to that of the prior. If it is close to 1, the step
+# carries no information.
 
 # %%
 posterior = inspect.posterior(model, guide, x, num_samples=100)

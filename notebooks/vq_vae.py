@@ -13,8 +13,7 @@
 # %% [markdown]
 # # VQ-VAE: codes and their prior
 #
-# An image becomes a small map of whole numbers. What is likely among such maps is learned afterwards, by a
-# PixelCNN.
+# The encoder maps an image to a small grid of integer codes. Afterward, a PixelCNN learns a prior over these grids.
 
 # %%
 # %matplotlib inline
@@ -35,7 +34,7 @@ train, test = (
 
 # %% [markdown]
 # ## Stage one: images to codes and back
-# 16 x 16 pixels become 4 x 4 codes, each one of 32.
+# An image of 16x16 pixels is encoded by a 4x4 grid of codes from a codebook of 32.
 
 # %%
 sizes = {"channels": 32, "blocks": 1}
@@ -56,15 +55,16 @@ plotting.image_rows([row.numpy() for row in rows], ["image", "p(x | z)", "codes"
 plotting.histogram(codes.flatten().bincount(minlength=32).numpy(), "code", "positions")
 
 # %% [markdown]
-# ## Any codes will not do
-# The model so far takes all maps to be equally likely.
+# ## Samples from a uniform prior
+# So far, all grids of codes have the same probability.
 
 # %%
 plotting.image_rows([inspect.sample_means(model, 12).clamp(0, 1).numpy()], ["uniform"])
 
 # %% [markdown]
-# ## Stage two: which codes go together
-# Stage one stays as it is; its codes are the data now. There are 1,400 maps of them, soon learned by heart: few steps.
+# ## Stage two: a prior over codes
+# The model of stage one is fixed, and its codes are the data of stage two. There are only 1,400 grids, and the PixelCNN
+# would soon overfit, so it trains for a few steps.
 
 # %%
 maps = inspect.infer_codes(guide, train)
@@ -80,7 +80,7 @@ print(
 )
 
 # %% [markdown]
-# Images of such maps; at a temperature below 1, likely codes are drawn more often than they should be.
+# Images decoded from samples of this prior. At a temperature below 1, probable codes are sampled more often.
 
 # %%
 model.use_prior(prior.eval())

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Write your own guide
 #
-# A guide is a module with a `forward` and methods that return distributions. Change one method and train the pair
-# under the same SVI.
+# A guide is a module with a `forward` method and methods that return distributions. You can override one of them and
+# train the pair under the same SVI.
 
 # %%
 # %matplotlib inline
@@ -37,7 +37,7 @@ train, test = images.train[:].round(), images.test[:].round()
 sizes = {"image": (1, 8, 8), "z_dim": 8, "hidden_dims": (200,)}
 
 # %% [markdown]
-# ## The pair as it comes
+# ## The original pair
 
 # %%
 model, guide = MLPVAE(**sizes), MLPGuide(**sizes)
@@ -49,8 +49,8 @@ plotting.graph({"model": found.model, "guide": found.guide})
 
 
 # %% [markdown]
-# ## One method changed
-# `MLPGuide` takes the coordinates of z to be independent, given x. Let them have a full covariance.
+# ## A guide with a full covariance
+# In `MLPGuide`, the coordinates of z are independent given x. This subclass gives them a full covariance matrix.
 
 
 # %%
@@ -89,7 +89,7 @@ for name, (_, _, (elbo, weighted)) in results.items():
     print(f"{name:16} ELBO {elbo:.2f}, with 100 samples {weighted:.2f}")
 
 # %% [markdown]
-# ## What the posterior looks like now
+# ## The new posterior
 
 # %%
 model, guide, _ = results["CorrelatedGuide"]
@@ -100,8 +100,8 @@ plotting.scatter({f"z[{first}], z[{second}] of one image": draws[:, [first, seco
 
 
 # %% [markdown]
-# ## When something is wrong
-# Here `mood` is a site that the model has not. `check_pair` says it before the training does.
+# ## Checking a pair
+# This guide has a site `mood` that the model does not have. `check_pair` reports it before training.
 
 
 # %%

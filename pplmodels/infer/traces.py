@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 from unittest.mock import patch
 
 import pyro
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from pplmodels.infer.compile.state import unconstrained
 
+ValueT = TypeVar("ValueT")
+
 
 def pair_traces(model, guide, x: Tensor) -> tuple[Trace, Trace]:
     """The traces of the guide on ``x (B, ...)`` and of the model replayed with its values, in this order."""
@@ -21,7 +24,7 @@ def pair_traces(model, guide, x: Tensor) -> tuple[Trace, Trace]:
     return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
 
 
-def steps(latents: Mapping[str, Tensor], name: str) -> list[Tensor]:
+def steps(latents: Mapping[str, ValueT], name: str) -> list[ValueT]:
     """The values of the sites ``name_1``, ``name_2``, ... in the order of their numbers."""
     pattern = re.compile(rf"{re.escape(name)}_(\d+)$")
     numbered = [(int(match[1]), site) for site in latents if (match := pattern.match(site))]

@@ -140,8 +140,7 @@ def _dataset(
     """A dataset of arrays whose first dimensions are ``leading``. The steps of a site are stacked."""
     variables = {}
     for name in dict.fromkeys(map(base_site_name, sites)):
-        # steps() sorts values of any type
-        values = [sites[name]] if name in sites else steps(sites, name)  # type: ignore[arg-type]
+        values = [sites[name]] if name in sites else steps(sites, name)
         dims = _dims(name, values[0].ndim - len(leading), modules)
         if name in sites:
             variables[name] = (*leading, *dims), sites[name]

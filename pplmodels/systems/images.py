@@ -1,5 +1,6 @@
 """The recipe of systems that model images: options, binarization, schedules, metrics and plots."""
 
+from abc import abstractmethod
 from collections import Counter
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -39,9 +40,9 @@ ImageOptionsT = TypeVar("ImageOptionsT", bound=ImageOptions)
 class ImageSystem(ValidatedSystem[ImageOptionsT, ValidatedImageSet], Generic[ImageOptionsT]):
     """A system that models images."""
 
+    @abstractmethod
     def transform(self, options: ImageOptionsT) -> str:
         """The name of the pixel transform that the likelihood needs (:data:`pplmodels.data.transforms.TRANSFORMS`)."""
-        raise NotImplementedError
 
     def load(self, options: ImageOptionsT) -> ValidatedImageSet:
         """The images with the pixel transform of the likelihood."""

@@ -21,7 +21,11 @@ def all_systems() -> dict[str, System]:
     for module in system_modules():
         for system in vars(module).values():
             if isinstance(system, System) and found.setdefault(system.name, system) is not system:
-                raise ValueError(f"two systems are named {system.name}, one of them by {type(system)}.")
+                other = type(found[system.name])
+                raise ValueError(
+                    f"two systems are named {system.name!r}: a {other.__qualname__} of {other.__module__}, "
+                    f"and a {type(system).__qualname__} of {type(system).__module__}."
+                )
     return dict(sorted(found.items()))
 
 
