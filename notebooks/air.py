@@ -57,8 +57,8 @@ posterior = inspect.posterior(model, guide, x, num_samples=200)
 posterior.posterior
 
 # %% [markdown]
-# The mean and the standard deviation of the center of the first window. The standard deviation is large for empty
-# scenes, and where either of two objects may be inferred first.
+# The next cell computes the mean and the standard deviation of the center of the first window. The standard deviation
+# is large for empty scenes, and for scenes in which either of two objects may be inferred first.
 
 # %%
 center = posterior.posterior["z_where"].sel(step=1, where=["x", "y"])
@@ -66,7 +66,8 @@ center.mean(("chain", "draw")).to_pandas(), center.std(("chain", "draw")).to_pan
 
 # %% [markdown]
 # ## The posterior over counts
-# q(n | x) of these scenes, and of the scenes for which it is least certain.
+# The bars show q(n | x) for these scenes and for the scenes in which the most probable count has the lowest
+# probability.
 
 # %%
 counts = inspect.count_posterior(guide, scenes[:], num_samples=4)
@@ -74,17 +75,19 @@ titles = [f"truth: {n}" for n in scenes.counts[:10].tolist()]
 plotting.probability_bars(counts[:10].numpy(), titles, "objects")
 
 # %%
-unsure = counts.max(1).values.argsort()[:10]
-plotting.probability_bars(counts[unsure].numpy(), [f"truth: {n}" for n in scenes.counts[unsure].tolist()], "objects")
+uncertain = counts.max(1).values.argsort()[:10]
+plotting.probability_bars(
+    counts[uncertain].numpy(), [f"truth: {n}" for n in scenes.counts[uncertain].tolist()], "objects"
+)
 
 # %%
-view = inspect.infer_scenes(model, guide, scenes[unsure])
-arrays = (view.scenes, view.reconstruction.clamp(0, 1), view.z_pres, view.z_where, scenes.counts[unsure])
+view = inspect.infer_scenes(model, guide, scenes[uncertain])
+arrays = (view.scenes, view.reconstruction.clamp(0, 1), view.z_pres, view.z_where, scenes.counts[uncertain])
 plotting.scenes_with_windows(*(array.numpy() for array in arrays))
 
 # %% [markdown]
 # ## Samples from the prior
 
 # %%
-dreamt = inspect.sample_scenes(model, 10, count=2).clamp(0, 1)
-plotting.image_rows([dreamt.numpy()], ["two objects"])
+samples = inspect.sample_scenes(model, 10, count=2).clamp(0, 1)
+plotting.image_rows([samples.numpy()], ["two objects"])

@@ -62,22 +62,22 @@ arrays = [array.numpy() for array in (painting.canvases[1:], painting.reading, p
 plotting.painting_rows(x.numpy(), *arrays)
 
 # %%
-film = tempfile.mkdtemp() + "/film.gif"
-plotting.canvas_gif(film, painting.canvases.numpy(), *arrays[1:])
-Image(filename=film)
+path = tempfile.mkdtemp() + "/reconstruction.gif"
+plotting.canvas_gif(path, painting.canvases.numpy(), *arrays[1:])
+Image(filename=path)
 
 # %% [markdown]
 # ## Samples
 # The latents of each step are sampled from the prior.
 
 # %%
-dream = inspect.generation_steps(model, 8)
-plotting.painting_rows(None, dream.canvases[1:].numpy(), None, dream.writing.numpy())
+sampled = inspect.generation_steps(model, 8)
+plotting.painting_rows(None, sampled.canvases[1:].numpy(), None, sampled.writing.numpy())
 
 # %% [markdown]
 # ## Which steps are used?
-# The posterior standard deviation of each step's latents, relative to that of the prior. If it is close to 1, the step
-# carries no information.
+# The table shows the posterior standard deviation of each step's latents, relative to that of the prior. If it is close
+# to 1, the step carries no information.
 
 # %%
 posterior = inspect.posterior(model, guide, x, num_samples=100)

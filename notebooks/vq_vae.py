@@ -80,7 +80,7 @@ print(
 )
 
 # %% [markdown]
-# Images decoded from samples of this prior. At a temperature below 1, probable codes are sampled more often.
+# These images are decoded from samples of this prior. At a temperature below 1, probable codes are sampled more often.
 
 # %%
 model.use_prior(prior.eval())

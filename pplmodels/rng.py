@@ -20,7 +20,7 @@ def seed_all(seed: int) -> None:
     """
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator, in case a guide uses it
 
 
 def get_rng_state() -> dict:
@@ -55,7 +55,7 @@ def set_rng_state(states: dict) -> None:
     random.setstate((python["version"], tuple(python["key"].tolist()), spare))
     numpy_state = {**states["numpy"], "state": dict(states["numpy"]["state"])}
     numpy_state["state"]["key"] = numpy_state["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state(numpy_state)  # noqa: NPY002
+    np.random.set_state(numpy_state)  # noqa: NPY002 - as above
 
 
 @contextmanager

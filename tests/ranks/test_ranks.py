@@ -122,9 +122,9 @@ def test_a_compiled_step_is_the_step_itself(straight, tmp_path):
 def test_a_killed_rank_ends_the_others_and_a_restarted_run_goes_on_where_it_was(straight, tmp_path):
     run = tmp_path / "run"
     options = [*SMALL, "--steps", 24, "--eval-every", 12, "--out", run]
-    # torchrun looks so rarely that rank 0 notices the loss by itself before torchrun ends it, however busy the machine
-    patient = ("--monitor-interval", 20)
-    process = torchrun(2, "scripts/train_air.py", *options, restarts=1, options=patient)
+    # With a long interval between its checks, torchrun does not end rank 0 before rank 0 has detected the failure.
+    rarely = ("--monitor-interval", 20)
+    process = torchrun(2, "scripts/train_air.py", *options, restarts=1, options=rarely)
     while not (run / "metrics.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.02)
