@@ -11,10 +11,10 @@ import pytest
 import torch
 
 with warnings.catch_warnings():
-    # ArviZ 0.23 writes a file at its first import of a day, and two processes that do so at once fail. pytest imports
-    # this module before it starts its workers.
+    # At its first import of a day, ArviZ 0.23 writes a file and warns about 1.0. The import fails if another process
+    # writes the file at the same time. pytest imports this module before it starts its workers.
     warnings.simplefilter("ignore", FutureWarning)
-    import arviz  # noqa: F401
+    import arviz  # noqa: F401 - imported for this effect
 
 torch.set_num_threads(1)  # the tests' tensors are small, and two processes share the cores
 os.environ["OMP_NUM_THREADS"] = "1"  # so for scripts and notebooks that the tests start

@@ -2,6 +2,7 @@
 
 import warnings
 
+import arviz
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,6 @@ from pyro import poutine
 from pplmodels import inspect
 from pplmodels.inspect import posteriors
 from pplmodels.metrics import importance_weighted, log_probs
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)  # of what ArviZ 1.0 will change
-    import arviz
 
 LEADING = ("chain", "draw", "image")
 
