@@ -117,6 +117,10 @@ class AIROptions(ImageFileOptions):
     num_steps: Annotated[
         PositiveInt | None, Option("maximum number of inferred objects (default: 1 more than in scenes)", "model")
     ] = None
+    background_model: Annotated[
+        Literal["none", "common", "scene"], Option("background", "model")
+    ] = "none"
+    learn_pixel_scale: Annotated[Switch, Option("learn the standard deviation of a pixel", "model")] = False
     what_dim: Annotated[PositiveInt, Option("size of an object's appearance code", "model")] = 50
     window: Annotated[PositiveInt, Option("side of the attention window in pixels", "model")] = 28
 
@@ -252,9 +256,16 @@ class AIRSystem(System[AIROptions, SceneSet]):
             "num_steps": resolved(options.num_steps),
             "what_dim": options.what_dim,
             "window": options.window,
+            "background_model": options.background_model,
         }
         where_loc, where_scale = data.window_prior()
-        model = model_class(**sizes, where_loc=where_loc, where_scale=where_scale)
+        model = model_class(
+            **sizes,
+            where_loc=where_loc,
+            where_scale=where_scale,
+            occlusion=options.background_model != "none",
+            learn_pixel_scale=options.learn_pixel_scale,
+        )
         log_k = math.log(options.count_ratio[0])
         parts = {"model": model} if options.guide == "dair" else {}
         guide = guide_class(**parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k)
