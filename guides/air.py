@@ -101,7 +101,7 @@ class AIRGuide(PairModule):
         presence_limit: float = 4.6,
         background_model: str = "none",
         background_dim: int = 8,
-        attention_channels: int = 32,
+        attention_channels: int = 24,
     ):
         super().__init__("air_guide")
         z_dim = 1 + 3 + what_dim

@@ -48,14 +48,13 @@ class SpatialAttention(nn.Module):
         channels: C, channels of the feature map.
     """
 
-    def __init__(self, image_channels: int, channels: int = 32):
+    def __init__(self, image_channels: int, channels: int = 24):
         super().__init__()
         self.net = BatchApply(
             nn.Sequential(
-                *(nn.Conv2d(image_channels, channels // 2, 5, 2, 2), nn.ReLU()),
-                *(nn.Conv2d(channels // 2, channels, 3, 2, 1), nn.ReLU()),
-                *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
-                *(nn.Conv2d(channels, channels, 3, 1, 1), nn.ReLU()),
+                *(nn.Conv2d(image_channels, channels // 3, 5, 2, 2), nn.ReLU()),
+                *(nn.Conv2d(channels // 3, channels, 3, 2, 1), nn.ReLU()),
+                *(nn.Conv2d(channels, channels, 3, 1, 2, dilation=2), nn.ReLU()),  # sees 25x25 pixels
             ),
             3,
         )
