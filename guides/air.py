@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from pplmodels.distributions.presence import clamp_logits, masked_bernoulli
 from pplmodels.infer import NeuralBaseline
@@ -144,8 +144,7 @@ class AIRGuide(PairModule):
     def q_z_where(self, features: Tensor, point: Tensor) -> TorchDistributionMixin:
         """q(z_where_t | f_t), event shape (3), from ``features (..., B, predict_dim)`` and ``point (..., B, 2)``."""
         loc, raw = self.where(features).chunk(2, -1)
-        log_s, shift = loc.split((1, 2), -1)
-        return dist.Normal(torch.cat([log_s, point + shift], -1), softplus(raw)).to_event(1)
+        return dist.Normal(loc + pad(point, (1, 0)), softplus(raw)).to_event(1)
 
     @pyro_method
     def q_z_what(self, glimpse: Tensor) -> TorchDistributionMixin:

@@ -16,10 +16,11 @@ from pplmodels.data import Images, SceneSet, scene_set
 from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
+from pplmodels.models.air import BACKGROUND_MODELS
 from pplmodels.metrics import gradient_variance
 from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
 from pplmodels.systems.counting import scene_metrics
-from pplmodels.systems.options import BACKGROUND, BatchSize, LearningRate, by_data
+from pplmodels.systems.options import BACKGROUND, LearningRate, by_data
 from pplmodels.systems.pictures import save_picture
 from pplmodels.training import Run, best_of_seeds
 from pplmodels.training.options import (
@@ -36,6 +37,11 @@ from ..air import AIRGuide, DAIRGuide
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
 MOST = 2  # default for --max-objects
+SCENE_STEPS = 2000  # default steps for scenes of up to 3 objects
+CANVAS_VALUES = 5_000_000  # values of the canvases of all objects in a batch, which bounds its memory and time
+SMALLEST_BATCH = 32
+PIXEL_SCALE = 0.3
+BY_GROUND = {"black": "none", "common": "common", "varying": "scene"}
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
 
@@ -46,16 +52,23 @@ class AIROptions(ImageFileOptions):
     """The options of AIR. Defaults are the paper's values, except where these would make training too slow."""
 
     steps: Annotated[
-        PositiveInt, Option("gradient steps (default: 6000; 3000 for the built-in digits)", "training")
+        PositiveInt,
+        Option(
+            "gradient steps (default: 6000; 3000 for the built-in digits; with --scenes, 2000 for up to 3 objects and "
+            "more for more objects)",
+            "training",
+        ),
     ] = by_data({"digits": 3000}, 6000)  # small canvases need fewer steps
-    batch_size: BatchSize = 128
+    batch_size: Annotated[
+        PositiveInt, Option("images per step (default: 128, or fewer if scenes are large)", "training")
+    ] = 128
     lr: LearningRate = 1.5e-3
     background: Annotated[str, BACKGROUND] = "black"
 
     scenes: Annotated[
         Switch,
         Option(
-            "--data is an .npz file of complete scenes on black; otherwise, scenes are composed from its images",
+            "--data is an .npz file of complete scenes; otherwise, scenes are composed from its images, on black",
             "scenes",
         ),
     ] = False
@@ -118,15 +131,33 @@ class AIROptions(ImageFileOptions):
         PositiveInt | None, Option("maximum number of inferred objects (default: 1 more than in scenes)", "model")
     ] = None
     background_model: Annotated[
-        Literal["none", "common", "scene"], Option("background", "model")
-    ] = "none"
-    learn_pixel_scale: Annotated[Switch, Option("learn the standard deviation of a pixel", "model")] = False
+        Literal["auto", *BACKGROUND_MODELS],
+        Option(
+            "none is black; common is a learned picture for all scenes; scene has a latent per scene in addition; auto "
+            "chooses by the borders of the scenes",
+            "model",
+        ),
+    ] = "auto"
+    occlusion: Annotated[
+        Literal["auto", "yes", "no"],
+        Option(
+            "whether objects hide what is below them, or are added to it (auto: yes with a background)", "model"
+        ),
+    ] = "auto"
+    pixel_scale: Annotated[
+        PositiveFloat | None,
+        Option("standard deviation of a pixel (default: 0.3 on black; otherwise learned, from 0.3)", "model"),
+    ] = None
     what_dim: Annotated[PositiveInt, Option("size of an object's appearance code", "model")] = 50
-    window: Annotated[PositiveInt, Option("side of the attention window in pixels", "model")] = 28
+    window: Annotated[
+        PositiveInt | None,
+        Option("side of the attention window in pixels (28; with --scenes, by the object size)", "model"),
+    ] = None
 
     estimator: Annotated[
-        Literal["reinforce", "summed-out"], Option("gradient estimator for z_pres", "learning to count")
-    ] = "reinforce"
+        Literal["reinforce", "summed-out"] | None,
+        Option("gradient estimator for z_pres (reinforce; summed-out with --scenes)", "learning to count"),
+    ] = Field(default_factory=lambda given: "summed-out" if given.get("scenes") else "reinforce")
     restarts: Annotated[
         PositiveInt,
         Option(
@@ -149,12 +180,25 @@ class AIROptions(ImageFileOptions):
     presence_bias: Annotated[FiniteFloat, Option("initial logit of z_pres", "learning to count")] = 2.0
     count_ratio: Annotated[
         tuple[PositiveFloat, PositiveFloat],
-        Option("p(n+1)/p(n) of the prior over counts, annealed from K0 to K1", "learning to count", ("K0", "K1")),
-    ] = (0.1, 1e-4)
+        Option(
+            "p(n+1)/p(n) of the prior over counts, annealed from K0 to K1 (0.1 1e-6; 0.1 1e-4 with --scenes)",
+            "learning to count",
+            ("K0", "K1"),
+        ),
+    ] = Field(default_factory=lambda given: (0.1, 1e-4 if given.get("scenes") else 1e-6))
     count_steps: Annotated[
         tuple[NonnegativeInt, NonnegativeInt],
-        Option("steps between which --count-ratio is annealed, geometrically", "learning to count", ("BEGIN", "END")),
-    ] = (300, 1500)
+        Option(
+            "steps between which --count-ratio is annealed, geometrically (300 1500, or earlier in a short run)",
+            "learning to count",
+            ("BEGIN", "END"),
+        ),
+    ] = Field(
+        default_factory=lambda given: (
+            min(300, given.get("schedule_steps", 1) // 10),
+            min(1500, given.get("schedule_steps", 1) // 2),
+        )
+    )
     explore: Annotated[
         tuple[PositiveFloat, PositiveFloat] | None,
         Option(
@@ -198,6 +242,11 @@ class AIROptions(ImageFileOptions):
             raise ValueError("--explore: the probabilities must be below 0.5.")
         return self
 
+    def with_steps(self, steps: float) -> Self:
+        """The same options with another number of steps, on which defaults of other options depend."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate(given | {"steps": round(steps, -2)})
+
     @property
     def scene_counts(self) -> tuple[int, ...]:
         """The object counts of composed scenes."""
@@ -238,11 +287,22 @@ class AIRSystem(System[AIROptions, SceneSet]):
         return scenes.to(options.torch_device())
 
     def resolve(self, options: AIROptions, data: SceneSet) -> AIROptions:
-        """The number of steps and the exploration follow from the number of objects in the scenes."""
+        """The defaults that follow from the scenes: their size, background, and number and size of objects."""
         most = most_objects(options, data)
+        if options.scenes and "steps" not in options.model_fields_set:
+            options = options.with_steps(SCENE_STEPS * max(1.0, (most / 3) ** 0.5))
+        num_steps = options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0)
+        kind = data.ground.kind if options.scenes else "black"
+        batch_size = options.batch_size
+        if "batch_size" not in options.model_fields_set:
+            values = num_steps * math.prod(data.train.shape)
+            batch_size = next((size for size in (128, 64) if size * values <= CANVAS_VALUES), SMALLEST_BATCH)
         return options.replaced(
-            num_steps=options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0),
+            num_steps=num_steps,
             explore=options.explore or (1 - 0.7 ** (1 / max(1, most - 1)), 1e-4),
+            batch_size=batch_size,
+            background_model=BY_GROUND[kind] if options.background_model == "auto" else options.background_model,
+            window=options.window or (data.window if options.scenes else 28),
         )
 
     def classes(self, options: AIROptions) -> tuple[type, ...]:
@@ -255,16 +315,18 @@ class AIRSystem(System[AIROptions, SceneSet]):
             "canvas": data.train.shape,
             "num_steps": resolved(options.num_steps),
             "what_dim": options.what_dim,
-            "window": options.window,
+            "window": resolved(options.window),
             "background_model": options.background_model,
         }
+        has_background = options.background_model != "none"
         where_loc, where_scale = data.window_prior()
         model = model_class(
             **sizes,
             where_loc=where_loc,
             where_scale=where_scale,
-            occlusion=options.background_model != "none",
-            learn_pixel_scale=options.learn_pixel_scale,
+            occlusion=has_background if options.occlusion == "auto" else options.occlusion == "yes",
+            pixel_scale=options.pixel_scale or PIXEL_SCALE,
+            learn_pixel_scale=has_background and options.pixel_scale is None,
         )
         log_k = math.log(options.count_ratio[0])
         parts = {"model": model} if options.guide == "dair" else {}
