@@ -53,14 +53,13 @@ class AIRGuide(PairModule):
 
     Deviations. The recurrent network gets an embedding of the image, which is computed once, like its term in the
     gates. In the paper, the pixels are an input of each step. A convolutional attention
-    (:class:`pplmodels.nn.SpatialAttention`) finds the point of each step near a proposal by the recurrent network, and
-    the mean of z_where is relative to it. Points inside earlier windows are suppressed. Without the attention, some
-    scenes get a window that contains no object. It draws nothing, so it costs only its prior, and the object is found
-    in a later step and counted twice. The attended features tell whether there is an object at all. The logit of pi^t is the network's output plus the
-    prior's ``log_k``, as in Bayes' rule. So the network learns the evidence for an object, which does not depend on the
-    prior, and the posterior follows the prior while this is annealed. The logit is clamped to +-``presence_limit``, so
-    that both decisions are still sampled occasionally. The baseline gets the same embedding and the recurrent state,
-    which depends on z_{<t}, both detached.
+    (:class:`pplmodels.nn.SpatialAttention`) selects a point near a proposal of the recurrent network and outside of
+    earlier windows, and the mean of z_where is relative to this point. Without the attention, some windows contain no
+    object. Such a window draws nothing and costs only its prior, but it is counted. The attended features also show
+    whether any object is left. The logit of pi^t is the network's output plus the prior's ``log_k``, as in Bayes' rule.
+    So the network learns the evidence for an object, which does not depend on the prior, and the posterior follows the
+    prior while this is annealed. The logit is clamped to +-``presence_limit``, so that both decisions are still sampled
+    occasionally. The baseline gets the same embedding and the recurrent state, which depends on z_{<t}, both detached.
 
     Arguments:
         canvas, num_steps, what_dim: as for the model.

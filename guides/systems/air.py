@@ -16,7 +16,6 @@ from pplmodels.data import Images, SceneSet, scene_set
 from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
-from pplmodels.models.air import BACKGROUND_MODELS
 from pplmodels.metrics import gradient_variance
 from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
 from pplmodels.systems.counting import scene_metrics
@@ -131,7 +130,7 @@ class AIROptions(ImageFileOptions):
         PositiveInt | None, Option("maximum number of inferred objects (default: 1 more than in scenes)", "model")
     ] = None
     background_model: Annotated[
-        Literal["auto", *BACKGROUND_MODELS],
+        Literal["auto", "none", "common", "scene"],
         Option(
             "none is black; common is a learned picture for all scenes; scene has a latent per scene in addition; auto "
             "chooses by the borders of the scenes",
@@ -140,9 +139,7 @@ class AIROptions(ImageFileOptions):
     ] = "auto"
     occlusion: Annotated[
         Literal["auto", "yes", "no"],
-        Option(
-            "whether objects hide what is below them, or are added to it (auto: yes with a background)", "model"
-        ),
+        Option("whether objects hide what is below them, or are added to it (auto: yes with a background)", "model"),
     ] = "auto"
     pixel_scale: Annotated[
         PositiveFloat | None,

@@ -166,9 +166,9 @@ class AIR(PairModule):
     def p_x(
         self, z_pres: Tensor, z_where: Tensor, z_what: Tensor, z_background: Tensor | None = None
     ) -> TorchDistributionMixin:
-        """p(x | z) from ``z_pres (..., B, T), z_where (..., B, T, 3), z_what (..., B, T, D), z_background (..., B, G)``.
+        """p(x | z) from ``z_pres (..., B, T), z_where (..., B, T, 3), z_what (..., B, T, D)``.
 
-        ``z_background`` is None if the scenes have no latent background.
+        ``z_background (..., B, G)`` is None if the scenes have no latent background.
         """
         return dist.Normal(self.render(z_pres, z_where, z_what, z_background), self.pixel_scale).to_event(3)
 
@@ -225,9 +225,7 @@ class AIR(PairModule):
         return torch.stack(changes, -4)
 
     @pyro_method
-    def render(
-        self, z_pres: Tensor, z_where: Tensor, z_what: Tensor, z_background: Tensor | None = None
-    ) -> Tensor:
+    def render(self, z_pres: Tensor, z_where: Tensor, z_what: Tensor, z_background: Tensor | None = None) -> Tensor:
         """The canvas of :meth:`p_x`, ``(..., B, C, H, W)``, which is exactly the ground outside of objects.
 
         ``z_pres`` may have more leading dimensions than the other latents. Then their changes are computed once.

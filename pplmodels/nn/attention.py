@@ -13,7 +13,7 @@ SUPPRESSION = 20.0  # nats by which the saliency of a window's center is reduced
 
 
 class FeatureMaps(NamedTuple):
-    """The features of P places of an image, ``features (..., P, C)``, their ``saliency (..., P)`` and ``points (P, 2)``.
+    """``features (..., P, C)`` of P places of an image, their ``saliency (..., P)`` and their ``points (P, 2)``.
 
     Points are (x, y) in canvas coordinates, which run from -1 to 1 across the image.
     """
