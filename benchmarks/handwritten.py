@@ -56,12 +56,12 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     present = x.new_ones(len(x))
     state = (x.new_zeros(len(x), guide.hidden_dim),) * 2
     z = x.new_zeros(len(x), guide.z_dim)
-    seen = torch.zeros_like(maps.saliency)
+    marks = x.new_zeros(*maps.features.shape[:-1], 2)
     z_pres, z_where, z_what, own_costs, reparameterised, scores, baselines = ([] for _ in range(7))
     for prior_logit in model.presence_logits().unbind():
         state = guide.lstm(gates, z, state)
         proposal, raw = guide.proposal(state[0]).split((2, 1), -1)
-        glance = guide.attention(maps, seen, proposal, softplus(raw).squeeze(-1))
+        glance = guide.attention(maps, marks, proposal, softplus(raw).squeeze(-1))
         features = guide.predict(torch.cat([state[0], glance.features], -1))
         baselines.append(guide.baseline(context, state[0], present))
         present, log_p, log_q = _decided(guide, features, present, prior_logit)
@@ -84,7 +84,7 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
         pres = present[..., None]
         z = torch.cat([pres, pres * where, pres * what], -1)
         if len(z_pres) < model.num_steps:
-            seen = seen + pres * guide.attention.suppression(maps, where)
+            marks = marks + pres[..., None] * guide.attention.marks(maps, where)
     canvas = model.render(torch.stack(z_pres, -1), torch.stack(z_where, -2), torch.stack(z_what, -2))
     constant = math.log(model.pixel_scale) + LOG_2PI / 2
     log_x = (-((x - canvas) ** 2) / (2 * model.pixel_scale**2) - constant).flatten(1).sum(-1)

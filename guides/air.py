@@ -176,7 +176,7 @@ class AIRGuide(PairModule):
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)
-        seen = x.new_zeros(image.maps.saliency.shape)
+        marks = x.new_zeros(*image.maps.features.shape[:-1], 2)
         with data_plate(len(x)):
             z_background = None
             if self.background_model == "scene":
@@ -187,7 +187,7 @@ class AIRGuide(PairModule):
             for t in range(1, self.num_steps + 1):
                 state = self.lstm(image.gates, z, state)
                 proposal, raw = self.proposal(state[0]).split((2, 1), -1)
-                glance = self.attention(image.maps, seen, proposal, softplus(raw).squeeze(-1))
+                glance = self.attention(image.maps, marks, proposal, softplus(raw).squeeze(-1))
                 features = self.predict(torch.cat([state[0], glance.features], -1))
                 # Pyro's InferDict does not list the keys of baselines and of stopping chains
                 infer: Any = {"stop": True, **self.baseline.infer_config(image.context, state[0], present)}
@@ -199,7 +199,7 @@ class AIRGuide(PairModule):
                 pres = present[..., None]
                 z = torch.cat([pres, pres * z_where, pres * z_what], -1)
                 if t < self.num_steps:
-                    seen = seen + pres * self.attention.suppression(image.maps, z_where)
+                    marks = marks + pres[..., None] * self.attention.marks(image.maps, z_where)
                     if canvas is not None:
                         canvas = self.canvas_after(canvas, present, z_where, z_what)
                         image = self.image_features(x - canvas)

@@ -8,18 +8,17 @@ from torch import Tensor, nn
 from pplmodels.nn.batch_apply import BatchApply
 
 STRIDE = 4  # pixels per place of the feature maps
-REACH = 0.4  # standard deviation of the suppression around a window's center, in halves of the window's side
+REACHES = 0.4, 0.8  # standard deviations of the marks of a window, in halves of its side
 SUPPRESSION = 20.0  # nats by which the saliency of a window's center is reduced after it has been attended
 
 
 class FeatureMaps(NamedTuple):
-    """``features (..., P, C)`` of P places of an image, their ``saliency (..., P)`` and their ``points (P, 2)``.
+    """The features of P places of an image, ``features (..., P, C)``, and their ``points (P, 2)``.
 
     Points are (x, y) in canvas coordinates, which run from -1 to 1 across the image.
     """
 
     features: Tensor
-    saliency: Tensor
     points: Tensor
 
 
@@ -35,13 +34,16 @@ class SpatialAttention(nn.Module):
 
     .. code-block:: text
 
-        a_t     = softmax_p(saliency_p - SUPPRESSION * seen_{t,p} - precision_t |p - proposal_t|^2)
-        point_t = sum_p a_{t,p} p
+        f_{t,p}   = relu(net(x)_p + W marks_{t,p})
+        saliency  = w f_{t,p} - SUPPRESSION marks_{t,p,1}
+        a_t       = softmax_p(saliency_{t,p} - precision_t |p - proposal_t|^2)
+        point_t   = sum_p a_{t,p} p
 
-    The suppression ``seen_t`` is the sum over earlier windows of exp(-d^2 / 2) with the distance d of p to the window's
-    center in units of ``REACH`` halves of its side. So an object next to an earlier one keeps its saliency, and the
-    earlier one loses it. The features of a glance are the attended average of the feature map and the log-sum-exp of
-    the reduced saliency, which is high if any salient place is left.
+    The marks of the windows before step t are sums of exp(-d^2 / 2) with the distance d of p to the center of a window,
+    in units of each of the two ``REACHES`` times half of its side. The first suppresses the center of a window, but not
+    of the object next to it. The network learns from both marks which places around a center belong to the same object.
+    The features of a glance are the attended average of f_t, and the log-sum-exp of the saliency, which is high if
+    anything salient is left.
 
     Arguments:
         image_channels: channels of the image.
@@ -54,35 +56,36 @@ class SpatialAttention(nn.Module):
             nn.Sequential(
                 *(nn.Conv2d(image_channels, channels // 3, 5, 2, 2), nn.ReLU()),
                 *(nn.Conv2d(channels // 3, channels, 3, 2, 1), nn.ReLU()),
-                *(nn.Conv2d(channels, channels, 3, 1, 2, dilation=2), nn.ReLU()),  # sees 25x25 pixels
+                nn.Conv2d(channels, channels, 3, 1, 2, dilation=2),  # sees 25x25 pixels
             ),
             3,
         )
-        self.saliency = nn.Linear(channels, 1)
+        self.marked = nn.Linear(len(REACHES), channels, bias=False)
+        self.saliency = nn.Linear(channels, 1, bias=False)  # a softmax ignores a bias
 
     def maps(self, x: Tensor) -> FeatureMaps:
         """The feature maps of images ``x (..., C, H, W)``."""
         maps = self.net(x)
         height, width = maps.shape[-2:]
-        features = maps.flatten(-2).mT
         # the centers of the receptive fields, of which the last may extend beyond the image
         down, across = (
             (2 * STRIDE * torch.arange(places, dtype=x.dtype, device=x.device) + 1) / pixels - 1
             for places, pixels in ((height, x.shape[-2]), (width, x.shape[-1]))
         )
         points = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).flatten(0, 1)
-        return FeatureMaps(features, self.saliency(features).squeeze(-1), points)
+        return FeatureMaps(maps.flatten(-2).mT, points)
 
-    def forward(self, maps: FeatureMaps, seen: Tensor, proposal: Tensor, precision: Tensor) -> Glance:
-        """Attend to one point, from ``seen (..., P)``, ``proposal (..., 2)`` and ``precision (...)``."""
-        left = maps.saliency - SUPPRESSION * seen
+    def forward(self, maps: FeatureMaps, marks: Tensor, proposal: Tensor, precision: Tensor) -> Glance:
+        """Attend to one point, from ``marks (..., P, 2)``, ``proposal (..., 2)`` and ``precision (...)``."""
+        features = (maps.features + self.marked(marks)).relu()
+        saliency = self.saliency(features).squeeze(-1) - SUPPRESSION * marks[..., 0]
         distance = (maps.points - proposal[..., None, :]).square().sum(-1)
-        weights = (left - precision[..., None] * distance).softmax(-1)
-        found = (weights[..., None, :] @ maps.features).squeeze(-2)
-        return Glance(weights @ maps.points, torch.cat([found, left.logsumexp(-1, keepdim=True)], -1))
+        weights = (saliency - precision[..., None] * distance).softmax(-1)
+        found = (weights[..., None, :] @ features).squeeze(-2)
+        return Glance(weights @ maps.points, torch.cat([found, saliency.logsumexp(-1, keepdim=True)], -1))
 
     @staticmethod
-    def suppression(maps: FeatureMaps, where: Tensor) -> Tensor:
-        """The suppression ``(..., P)`` by a window ``where (..., 3)`` = (log s, x, y)."""
-        distance = (maps.points - where[..., None, 1:]).square().sum(-1)
-        return (-distance * (-2 * where[..., :1]).exp() / (2 * REACH**2)).exp()
+    def marks(maps: FeatureMaps, where: Tensor) -> Tensor:
+        """The marks ``(..., P, 2)`` of a window ``where (..., 3)`` = (log s, x, y)."""
+        distance = (maps.points - where[..., None, 1:]).square().sum(-1) * (-2 * where[..., :1]).exp()
+        return torch.stack([(-distance / (2 * reach**2)).exp() for reach in REACHES], -1)

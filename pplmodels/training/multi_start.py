@@ -15,8 +15,8 @@ def best_of_seeds(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, boo
 
     Returns the best seed. ``begin(start, seed, resume)`` takes the first steps in a run folder of its own; with
     ``resume`` it continues from the checkpoint in that folder. A start is a success if its last evaluation has no
-    ``warning``, e.g. of a collapse, after which a bound can still be high. The best is the success with the highest last
-    ``train_elbo``, or the start with the highest one if there is no success. The comparison is written to starts.json.
+    ``warning``, e.g. of a collapse, after which a bound can still be high. The best is the success with the highest
+    last ``train_elbo``, or the start with the highest one if there is none. The comparison is written to starts.json.
     """
     report = run.folder / "starts.json"
     seeds = list(seeds)
