@@ -110,7 +110,7 @@ class AIRGuide(PairModule):
         self.z_dim = z_dim
         self.embed = mlp(math.prod(canvas), (embed_dim,))
         self.lstm = ContextLSTMCell(embed_dim, z_dim, hidden_dim)
-        self.attention = SpatialAttention(canvas[0], attention_channels)
+        self.attention = SpatialAttention(canvas[0], attention_channels, radius=0.5 * math.exp(where_loc[0]))
         self.proposal = nn.Linear(hidden_dim, 3)
         self.predict = mlp(hidden_dim + attention_channels + 1, (predict_dim,))
         self.presence = nn.Linear(predict_dim, 1)

@@ -9,6 +9,7 @@ from pplmodels.nn.batch_apply import BatchApply
 
 STRIDE = 4  # pixels per place of the feature maps
 REACHES = 0.4, 0.8  # standard deviations of the marks of a window, in halves of its side
+SHIFTS = 4  # mean shifts
 SUPPRESSION = 20.0  # nats by which the saliency of a window's center is reduced after it has been attended
 
 
@@ -36,8 +37,11 @@ class SpatialAttention(nn.Module):
 
         f_{t,p}   = relu(net(x)_p + W marks_{t,p})
         saliency  = w f_{t,p} - SUPPRESSION marks_{t,p,1}
-        a_t       = softmax_p(saliency_{t,p} - precision_t |p - proposal_t|^2)
-        point_t   = sum_p a_{t,p} p
+        a_t(m)    = softmax_p(saliency_{t,p} - precision_t |p - proposal_t|^2 - |p - m|^2 / (2 radius^2))
+        point_t   = sum_p a_{t,p}(m_S) p,  m_s = sum_p a_{t,p}(m_{s-1}) p,  m_0 = sum_p a_{t,p} p without the last term
+
+    The mean of a softmax over the whole image would lie between two objects that are equally salient. The S mean shifts
+    (Comaniciu & Meer 2002) move it to one of them. They have no gradient, except for the last softmax.
 
     The marks of the windows before step t are sums of exp(-d^2 / 2) with the distance d of p to the center of a window,
     in units of each of the two ``REACHES`` times half of its side. The first suppresses the center of a window, but not
@@ -48,10 +52,12 @@ class SpatialAttention(nn.Module):
     Arguments:
         image_channels: channels of the image.
         channels: C, channels of the feature map.
+        radius: of the surroundings in which the last softmax averages, in canvas coordinates.
     """
 
-    def __init__(self, image_channels: int, channels: int = 24):
+    def __init__(self, image_channels: int, channels: int = 24, radius: float = 0.2):
         super().__init__()
+        self.radius = radius
         self.net = BatchApply(
             nn.Sequential(
                 *(nn.Conv2d(image_channels, channels // 3, 5, 2, 2), nn.ReLU()),
@@ -61,7 +67,7 @@ class SpatialAttention(nn.Module):
             3,
         )
         self.marked = nn.Linear(len(REACHES), channels, bias=False)
-        self.saliency = nn.Linear(channels, 1, bias=False)  # a softmax ignores a bias
+        self.saliency = nn.Linear(channels, 1, bias=False)
 
     def maps(self, x: Tensor) -> FeatureMaps:
         """The feature maps of images ``x (..., C, H, W)``."""
@@ -79,13 +85,21 @@ class SpatialAttention(nn.Module):
         """Attend to one point, from ``marks (..., P, 2)``, ``proposal (..., 2)`` and ``precision (...)``."""
         features = (maps.features + self.marked(marks)).relu()
         saliency = self.saliency(features).squeeze(-1) - SUPPRESSION * marks[..., 0]
-        distance = (maps.points - proposal[..., None, :]).square().sum(-1)
-        weights = (saliency - precision[..., None] * distance).softmax(-1)
+        logits = saliency - precision[..., None] * _distances(maps.points, proposal)
+        weights = logits.softmax(-1)
+        for _ in range(SHIFTS):
+            center = (weights @ maps.points).detach()
+            weights = (logits - _distances(maps.points, center) / (2 * self.radius**2)).softmax(-1)
         found = (weights[..., None, :] @ features).squeeze(-2)
         return Glance(weights @ maps.points, torch.cat([found, saliency.logsumexp(-1, keepdim=True)], -1))
 
     @staticmethod
     def marks(maps: FeatureMaps, where: Tensor) -> Tensor:
         """The marks ``(..., P, 2)`` of a window ``where (..., 3)`` = (log s, x, y)."""
-        distance = (maps.points - where[..., None, 1:]).square().sum(-1) * (-2 * where[..., :1]).exp()
-        return torch.stack([(-distance / (2 * reach**2)).exp() for reach in REACHES], -1)
+        distances = _distances(maps.points, where[..., 1:]) * (-2 * where[..., :1]).exp()
+        return torch.stack([(-distances / (2 * reach**2)).exp() for reach in REACHES], -1)
+
+
+def _distances(points: Tensor, center: Tensor) -> Tensor:
+    """The squared distances of ``points (P, 2)`` from ``center (..., 2)``, ``(..., P)``."""
+    return (points - center[..., None, :]).square().sum(-1)
