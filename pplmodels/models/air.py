@@ -1,7 +1,7 @@
 """Attend, Infer, Repeat: the generative model (Eslami et al. 2016, arXiv 1603.08575)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import pyro
@@ -124,8 +124,22 @@ class AIR(PairModule):
     @pyro_method
     def render(self, z_pres: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor:
         """The canvas of :meth:`p_x`, ``(..., B, C, H, W)``, which is exactly black outside of objects."""
-        objects = write_window(self.decode(z_what), z_where, *self.canvas[1:])  # (..., B, T, C, H, W)
-        return torch.einsum("...t,...tchw->...chw", z_pres, objects)
+        return torch.einsum("...t,...tchw->...chw", z_pres, self.object_changes(z_where, z_what))
+
+    @pyro_method
+    def object_changes(self, z_where: Tensor, z_what: Tensor, ground: Tensor | None = None) -> Tensor:
+        """The change that each object makes to the canvas, ``(..., B, T, C, H, W)`` in the order of the steps.
+
+        All objects are taken to be present. ``ground (..., B, C, H, W)`` is the canvas before the first of them, which
+        does not affect what objects add.
+        """
+        return write_window(self.decode(z_what), z_where, *self.canvas[1:])
+
+    def scene_changes(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """:meth:`object_changes` at the values of the sites, which are named as in the guide's trace."""
+        numbers = range(1, self.num_steps + 1)
+        z_where, z_what = (torch.stack([latents[f"{site}_{t}"] for t in numbers], -2) for site in ("z_where", "z_what"))
+        return self.object_changes(z_where, z_what)
 
     @pyro_method
     def latents(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
