@@ -15,6 +15,7 @@ from matplotlib.transforms import Affine2D, Transform
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # ticks of a stretched axis
 FILLED = 0.95  # fraction of a tile that its image fills; the rest is a gap
+TRUE = "0.6"  # color of true boxes, a gray that is visible on black and on white
 STEP_COLOURS = ("tab:red", "tab:green", "tab:blue", "tab:orange", "tab:purple", "tab:cyan")
 
 
@@ -24,20 +25,32 @@ def image_rows(rows: Sequence[np.ndarray], labels: Sequence[str], inches: float 
 
 
 def scenes_with_windows(
-    scenes: np.ndarray, reconstruction: np.ndarray, z_pres: np.ndarray, z_where: np.ndarray, counts: np.ndarray | None
+    scenes: np.ndarray,
+    reconstruction: np.ndarray,
+    z_pres: np.ndarray,
+    z_where: np.ndarray,
+    counts: np.ndarray | None,
+    boxes: np.ndarray | None = None,
+    notes: Sequence[str] | None = None,
 ) -> Figure:
     """Scenes with their inferred windows, numbered and colored by step, above their reconstructions.
 
     Shapes: ``scenes, reconstruction (B, C, H, W)``, ``z_pres (B, T)``, ``z_where (B, T, 3)`` and true ``counts (B)``.
+    True ``boxes (B, K, 4)`` in pixels, with unused rows of NaN, are dashed. ``notes`` are shown below the counts.
+    Windows are cut off at the edges of the scene.
     """
     figure, axis, places = _tiled([scenes, reconstruction], ["scene", "reconstruction"], 1.1)
     height, width = scenes.shape[2:]
     for i, place in enumerate(places[0]):
+        if boxes is not None:
+            for box in boxes[i][np.isfinite(boxes[i]).all(-1)]:
+                _draw_box(axis, box - 0.5, place, color=TRUE, linewidth=0.8, linestyle="--")
         for t in np.flatnonzero(z_pres[i]).tolist():
             _draw_window(axis, z_where[i, t], t, height, width, place)
         found = int(z_pres[i].sum())
         wrong = counts is not None and found != counts[i]
         title = f"{found}" if counts is None else f"{found} of {counts[i]}"
+        title += "" if notes is None else f"\n{notes[i]}"
         middle, above = width / 2, -0.06 * height
         colour = "tab:red" if wrong else "black"
         axis.text(middle, above, title, fontsize=8, color=colour, ha="center", va="bottom", transform=place)
@@ -96,12 +109,19 @@ def _draw_square(axis: Axes, where: np.ndarray, colour: str, place: Transform) -
 
 
 def _draw_window(axis: Axes, where: np.ndarray, step: int, height: int, width: int, place: Transform) -> None:
-    scale, x, y = np.exp(where[0]), where[1], where[2]
-    left, top = ((centre - scale + 1) * size / 2 - 0.5 for centre, size in ((x, width), (y, height)))
+    sizes, centre, half = np.array([width, height]), where[1:], np.exp(where[0])
+    ends = np.stack([centre - half, centre + half]).clip(-1, 1)  # left and top, right and bottom
+    box = ((ends + 1) * sizes / 2 - 0.5).flatten()
     colour = STEP_COLOURS[step % len(STEP_COLOURS)]
-    look: dict[str, Any] = {"color": colour, "clip_on": False, "transform": place}
-    axis.add_patch(Rectangle((left, top), scale * width, scale * height, fill=False, **look))
-    axis.text(left, top, str(step + 1), fontsize=7, va="bottom", **look)
+    _draw_box(axis, box, place, color=colour)
+    axis.text(box[0], box[1], str(step + 1), fontsize=7, va="bottom", color=colour, clip_on=False, transform=place)
+
+
+def _draw_box(axis: Axes, box: np.ndarray, place: Transform, **look: Any) -> None:
+    """Draw (left, top, right, bottom), in coordinates in which the center of the first pixel is at 0."""
+    left, top, right, bottom = box
+    corner, width, height = (left, top), right - left, bottom - top
+    axis.add_patch(Rectangle(corner, width, height, fill=False, clip_on=False, transform=place, **look))
 
 
 def _show_image(axis: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:

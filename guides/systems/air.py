@@ -1,11 +1,13 @@
 """AIR (Attend, Infer, Repeat), which finds, counts and draws the objects of scenes."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
@@ -16,9 +18,10 @@ from pplmodels.data import Images, SceneSet, scene_set
 from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
-from pplmodels.metrics import gradient_variance
+from pplmodels.metrics import gradient_variance, scene_iou
+from pplmodels.metrics.bounds import IWBound
 from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
-from pplmodels.systems.counting import scene_metrics
+from pplmodels.systems.counting import scene_metrics, weighted_metrics
 from pplmodels.systems.options import BACKGROUND, LearningRate, by_data
 from pplmodels.systems.pictures import save_picture
 from pplmodels.training import Run, best_of_seeds
@@ -43,6 +46,8 @@ PIXEL_SCALE = 0.3
 BY_GROUND = {"black": "none", "common": "common", "varying": "scene"}
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
+SEARCHED, WORST = 1000, 10  # held-out scenes among which the worst are found, and the number of these in a plot
+UNSEEN = ("elbo", "count_accuracy", "confusion", "all_parts_right")  # metrics of scenes with unseen counts
 
 ValueT = TypeVar("ValueT")
 
@@ -355,14 +360,14 @@ class AIRSystem(System[AIROptions, SceneSet]):
     ) -> dict[str, Any]:
         """The metrics of some held-out scenes, and the noise of the gradient."""
         few = data.test.head(EVALUATED)
-        return scene_metrics(log_probs, guide, few) | gradient_health(svi, few, options.batch_size)
+        return scene_metrics(log_probs, model, guide, few) | gradient_health(svi, few, options.batch_size)
 
     def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: SceneSet) -> dict[str, Any]:
         """The metrics of the held-out scenes and, named ``unseen_...``, some metrics of the unseen counts."""
-        metrics = scene_metrics(log_probs, guide, data.test)
+        metrics = scene_metrics(log_probs, model, guide, data.test)
         if data.unseen is not None:
-            unseen = scene_metrics(log_probs, guide, data.unseen)
-            metrics |= {f"unseen_{name}": unseen[name] for name in ("elbo", "count_accuracy", "confusion")}
+            unseen = scene_metrics(log_probs, model, guide, data.unseen)
+            metrics |= {f"unseen_{name}": unseen[name] for name in UNSEEN if name in unseen}
         return metrics
 
     def further(
@@ -375,9 +380,14 @@ class AIRSystem(System[AIROptions, SceneSet]):
             metrics = gradient_variances(model, guide, data.test.head(batch_size)[:], gradient_samples)
         return metrics, {"count_posterior": posterior}
 
+    def weighted_metrics(self, images: Images, bound: IWBound) -> dict[str, Any]:
+        """The effective sample size of the scenes with objects."""
+        return weighted_metrics(images, bound)
+
     def plot(self, model: Any, guide: Any, data: SceneSet, run: Run) -> None:
-        """Some scenes with windows and reconstructions, samples by count, and curves."""
+        """Some scenes with windows and reconstructions, the worst scenes, samples by count, and curves."""
         scene_pictures(model, guide, data.test.head(SHOWN), run.metrics, run.folder)
+        worst_pictures(model, guide, data.test.head(SEARCHED), run.folder)
 
     def fit(self, options: AIROptions, data: SceneSet, run: Run, **part: Any) -> Trained:
         """Train from one seed, or briefly from several and to the end from the best of them."""
@@ -434,16 +444,53 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
     """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
-    view = inspect.infer_scenes(model, guide, scenes[:])
-    seen, drawn = view.scenes.cpu().numpy(), view.reconstruction.clamp(0, 1).cpu().numpy()
-    z_pres, z_where = view.z_pres.cpu().numpy(), view.z_where.cpu().numpy()
-    counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
-    save_picture(plotting.scenes_with_windows(seen, drawn, z_pres, z_where, counts), folder / "scenes.png")
+    save_picture(windows(scenes, inspect.infer_scenes(model, guide, scenes[:])), folder / "scenes.png")
     numbers = range(1, model.num_steps + 1)
     samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
     save_picture(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
-    groups = [["elbo", "train_elbo"], ["count_accuracy"], ["kl/z_pres", "kl/z_where", "kl/z_what"]]
+    groups = [
+        ["elbo", "train_elbo"],
+        ["count_accuracy", "all_parts_right"],
+        ["kl/z_pres", "kl/z_where", "kl/z_what"],
+    ]
     save_picture(plotting.curves(metrics, groups), folder / "curves.png")
+
+
+def worst_pictures(model, guide, scenes: Images, folder: Path) -> None:
+    """Write worst-bound.png and, if the boxes are known, worst-iou.png: the scenes of the lowest ELBO and mean IoU.
+
+    The windows and the reconstructions are those of the posterior samples that the scenes were chosen by.
+    """
+    worst: dict[str, list[tuple[Tensor, Tensor, inspect.InferredScenes]]] = {}
+    for indices in torch.arange(len(scenes), device="cpu").split(scenes.at_once(SEARCHED)):
+        part = scenes.part(indices)
+        view = inspect.infer_scenes(model, guide, part[:])
+        scores = {"bound": view.elbo.cpu()}
+        if part.boxes is not None:
+            scores["iou"] = scene_iou(part.boxes, view.boxes, view.z_pres)
+        for name, score in scores.items():
+            lowest = score.argsort(stable=True)[:WORST]
+            worst.setdefault(name, []).append((score[lowest], indices[lowest], view.part(lowest)))
+    for name, found in worst.items():
+        of_batches, places, views = (list(column) for column in zip(*found, strict=True))
+        score = torch.cat(of_batches)
+        lowest = score.argsort(stable=True)[:WORST]
+        shown, view = scenes.part(torch.cat(places)[lowest]), inspect.InferredScenes.cat(views).part(lowest)
+        notes = [f"{value:.4g}" for value in score[lowest].tolist()]
+        save_picture(windows(shown, view, notes), folder / f"worst-{name}.png")
+
+
+def windows(scenes: Images, view: inspect.InferredScenes, notes: Sequence[str] | None = None) -> Figure:
+    """Scenes with their windows and true boxes, above the reconstructions."""
+    return plotting.scenes_with_windows(
+        view.scenes.cpu().numpy(),
+        view.reconstruction.clamp(0, 1).cpu().numpy(),
+        view.z_pres.cpu().numpy(),
+        view.z_where.cpu().numpy(),
+        None if scenes.counts is None else scenes.counts.cpu().numpy(),
+        None if scenes.boxes is None else scenes.boxes.cpu().numpy(),
+        notes,
+    )
 
 
 def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int) -> dict[str, float]:

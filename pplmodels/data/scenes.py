@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pplmodels.boxes import INK, bounding_boxes
 from pplmodels.data.datasets import load_images
 from pplmodels.data.images import Images
 from pplmodels.data.own_scenes import ink_extent, load_scenes, object_sides
@@ -35,11 +36,12 @@ def make_scenes(
     object_size: float = 28 / 1.3,
     seed: int = 0,
 ) -> Images:
-    """Scenes ``(num_scenes, C, canvas, canvas)`` with counts sampled uniformly from ``counts``.
+    """Scenes ``(num_scenes, C, canvas, canvas)`` with counts sampled uniformly from ``counts``, and their boxes.
 
     Objects are sampled with replacement, scaled to ``object_size`` pixels (with a jitter of 8 %), and placed randomly
     inside the canvas such that they do not overlap and no pixel exceeds full intensity. The result is deterministic in
-    ``seed``. The defaults give the scenes of the AIR literature (28-pixel digits at scale 1/1.3 on 50x50).
+    ``seed``. The defaults give the scenes of the AIR literature (28-pixel digits at scale 1/1.3 on 50x50). An object's
+    box contains its pixels above a tenth of full intensity; it is NaN if there are none.
     """
     largest = max(counts)
     if object_size * (1 + 2 * JITTER) > canvas:
@@ -50,38 +52,40 @@ def make_scenes(
     generator = torch.Generator().manual_seed(seed)
     choices = torch.tensor(counts)
     chosen = choices[torch.randint(len(choices), (num_scenes,), generator=generator)]
-    pixels = torch.cat(
-        [
-            _compose(objects, part, largest, canvas, object_size, generator).mul_(255).round_().byte()
-            for part in chosen.split(CHUNK)
-        ]
-    )
-    return Images(pixels, chosen)
+    parts = [_compose(objects, part, largest, canvas, object_size, generator) for part in chosen.split(CHUNK)]
+    pixels, boxes = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Images(pixels, chosen, boxes=boxes)
 
 
 def _compose(
     objects: Images, counts: Tensor, largest: int, canvas: int, object_size: float, generator: torch.Generator
-) -> Tensor:
-    """Compose scenes with the given counts, ``(len(counts), C, canvas, canvas)`` in [0, 1]."""
+) -> tuple[Tensor, Tensor]:
+    """Compose scenes with the given counts: uint8 ``(N, C, canvas, canvas)``, and their boxes ``(N, largest, 4)``."""
     scenes = torch.zeros(len(counts), objects.shape[0], canvas, canvas)
+    boxes = torch.full((len(counts), largest, 4), math.nan)
     todo = torch.arange(len(counts))
     for _ in range(RESTARTS):
-        scenes[todo] = 0
+        scenes[todo], boxes[todo] = 0, math.nan
         failed = torch.zeros(len(counts), dtype=torch.bool)
         for number in range(largest):
             waiting = todo[(counts[todo] > number) & ~failed[todo]]
-            failed[_place(scenes, waiting, objects, object_size, generator)] = True
+            failed[_place(scenes, boxes[:, number], waiting, objects, object_size, generator)] = True
         todo = failed.nonzero().squeeze(1)
         if not len(todo):
-            return scenes
+            return _levels(scenes), boxes
     raise InputError(
         f"{largest} objects of {object_size:g} pixels do not fit on a canvas of {canvas}x{canvas} pixels without "
         "overlap."
     )
 
 
-def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float, generator: torch.Generator) -> Tensor:
-    """Add one object to each scene in ``waiting``; returns the scenes in which no free position was found."""
+def _place(
+    scenes: Tensor, boxes: Tensor, waiting: Tensor, objects: Images, object_size: float, generator: torch.Generator
+) -> Tensor:
+    """Add one object to each scene in ``waiting``, and its bounding box to ``boxes (N, 4)``.
+
+    Returns the scenes in which no free position was found.
+    """
     canvas = scenes.shape[-1]
     chosen = torch.randint(len(objects), (len(waiting),), generator=generator)
     for _ in range(TRIES):
@@ -95,8 +99,14 @@ def _place(scenes: Tensor, waiting: Tensor, objects: Images, object_size: float,
         shared, sum_ = torch.minimum(there, new).flatten(1).amax(1), (there + new).flatten(1).amax(1)
         fits = (shared < SHARED) & (sum_ <= 1 + 1e-6)
         scenes[waiting[fits]] += new[fits]
+        boxes[waiting[fits]] = bounding_boxes(_levels(new[fits]).amax(1) > INK)
         waiting, chosen = waiting[~fits], chosen[~fits]
     return waiting
+
+
+def _levels(intensities: Tensor) -> Tensor:
+    """The 8-bit levels of intensities in [0, 1]."""
+    return intensities.mul(255).round_().byte()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from pplmodels.distributions.presence import masked_bernoulli, presence_prior_logits
-from pplmodels.infer.traces import steps
 from pplmodels.module import IMAGE_DIMS, PairModule, data_plate
 from pplmodels.nn import mlp, write_window
 
@@ -235,8 +234,9 @@ class AIR(PairModule):
         return ground + torch.einsum("...t,...tchw->...chw", z_pres, changes)
 
     def scene_changes(self, latents: Mapping[str, Tensor]) -> Tensor:
-        """:meth:`object_changes` of latents by the names of their sites, e.g. of a trace."""
-        z_where, z_what = (torch.stack(steps(latents, site), -2) for site in ("z_where", "z_what"))
+        """:meth:`object_changes` at the values of the sites, which are named as in the guide's trace."""
+        numbers = range(1, self.num_steps + 1)
+        z_where, z_what = (torch.stack([latents[f"{site}_{t}"] for t in numbers], -2) for site in ("z_where", "z_what"))
         return self.object_changes(z_where, z_what, self.ground(latents.get("z_background")))
 
     @pyro_method
