@@ -44,6 +44,9 @@ CANVAS_VALUES = 5_000_000  # values of the canvases of all objects in a batch, w
 SMALLEST_BATCH = 32
 PIXEL_SCALE = 0.3
 BY_GROUND = {"black": "none", "common": "common", "varying": "scene"}
+ADVICE = (
+    " If this lasts, try another --background-model, --object-size or --object-spread, more --steps, or --restarts 3."
+)
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
 SEARCHED, WORST = 1000, 10  # held-out scenes among which the worst are found, and the number of these in a plot
@@ -360,7 +363,10 @@ class AIRSystem(System[AIROptions, SceneSet]):
     ) -> dict[str, Any]:
         """The metrics of some held-out scenes, and the noise of the gradient."""
         few = data.test.head(EVALUATED)
-        return scene_metrics(log_probs, model, guide, few) | gradient_health(svi, few, options.batch_size)
+        metrics = scene_metrics(log_probs, model, guide, few) | gradient_health(svi, few, options.batch_size)
+        if "warning" in metrics:
+            metrics["warning"] += ADVICE
+        return metrics
 
     def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: SceneSet) -> dict[str, Any]:
         """The metrics of the held-out scenes and, named ``unseen_...``, some metrics of the unseen counts."""

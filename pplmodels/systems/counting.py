@@ -13,7 +13,7 @@ from pplmodels.metrics import calibration_metrics, detection_metrics, elbo_terms
 from pplmodels.metrics.bounds import IWBound
 from pplmodels.systems.system import LogProbFunction, shard_batches
 
-UNANIMOUS = 0.95  # fraction of scenes with the same extreme count that is reported as a collapse
+UNANIMOUS = 0.95  # fraction of scenes with the same count that is reported as a collapse
 
 
 def scene_metrics(log_probs: LogProbFunction, model, guide, scenes: Images) -> dict[str, Any]:
@@ -39,10 +39,10 @@ def counting_metrics(guide, scenes: Images, inferred: Tensor) -> dict[str, Any]:
     """Metrics of the counts ``inferred (N)`` by one posterior sample per scene, and of q(n | x).
 
     ``inferred_counts`` are the fractions of scenes with each inferred count, ``decided_counts`` those with n = 0..T
-    likely steps. ``warning`` is present if almost all scenes get no object, or if almost all scenes with an object get
-    T. If the true counts are known, there are ``count_accuracy``, also by true count, and ``confusion``
-    (:func:`pplmodels.inspect.count_metrics`), ``count_accuracy_argmax`` of the most probable count, and the calibration
-    of q(n | x) (:func:`pplmodels.metrics.calibration_metrics`).
+    likely steps. ``warning`` is present if almost all scenes get the same count, which is not known to be right, or if
+    almost all scenes with an object get T. If the true counts are known, there are ``count_accuracy``, also by true
+    count, and ``confusion`` (:func:`pplmodels.inspect.count_metrics`), ``count_accuracy_argmax`` of the most probable
+    count, and the calibration of q(n | x) (:func:`pplmodels.metrics.calibration_metrics`).
     """
     posterior = distributed.all_gather(torch.cat([inspect.count_posterior(guide, x) for x in shard_batches(scenes)]))
     counts = posterior.shape[1]
@@ -51,7 +51,7 @@ def counting_metrics(guide, scenes: Images, inferred: Tensor) -> dict[str, Any]:
         "inferred_counts": (inferred.bincount(minlength=counts) / len(inferred)).tolist(),
         "decided_counts": decided.tolist(),
     }
-    if warning := _collapse(decided):
+    if warning := _collapse(decided, scenes.counts):
         metrics["warning"] = warning
     if scenes.counts is not None:
         metrics |= inspect.count_metrics(scenes.counts, inferred, counts - 1)
@@ -70,12 +70,15 @@ def weighted_metrics(scenes: Images, bound: IWBound) -> dict[str, float]:
     return {"effective_sample_size/with_objects": float(bound.ess[scenes.counts > 0].mean())}
 
 
-def _collapse(decided: Tensor) -> str | None:
-    """A warning if the fractions of scenes with n = 0..T objects indicate a collapse."""
-    none, every = float(decided[0]), float(decided[-1] / (1 - decided[0]))
-    if none > UNANIMOUS:
-        return f"collapse: the guide infers no object in {none:.0%} of the scenes."
-    if len(decided) > 2 and every > UNANIMOUS:
+def _collapse(decided: Tensor, true: Tensor | None) -> str | None:
+    """A warning if the fractions of scenes with n = 0..T objects indicate a collapse, in view of the true counts."""
+    share, number = (float(part) for part in decided.max(0))
+    known = 0.0 if true is None else float((true == number).double().mean())
+    if share > UNANIMOUS > known:
+        objects = {0: "no object", 1: "1 object"}.get(int(number), f"{number:.0f} objects")
+        return f"collapse: the guide infers {objects} in {share:.0%} of the scenes."
+    every = float(decided[-1] / (1 - decided[0]))
+    if len(decided) > 2 and every > UNANIMOUS > known:
         return (
             f"collapse: the guide infers all {len(decided) - 1} objects in {every:.0%} of the scenes with any object."
         )

@@ -21,7 +21,7 @@ from pplmodels.inspect import count_objects, count_posterior, decided_counts, sa
 from pplmodels.metrics import log_probs
 from pplmodels.models.air import BACKGROUND_MODELS, COARSE
 from pplmodels.nn import write_window
-from pplmodels.systems.counting import scene_metrics
+from pplmodels.systems.counting import _collapse, scene_metrics
 from pplmodels.testing import Pair
 
 AIR_SIZES = {"canvas": (1, 10, 10), "num_steps": 2, "what_dim": 3, "window": 5}
@@ -372,7 +372,9 @@ def test_decided_counts_follow_the_likelier_choices():
     assert decided_counts(posterior).tolist() == [0, 1, 3, 1, 2]
 
 
-@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "infers all 2"), (None, None, None)])
+@pytest.mark.parametrize(
+    "bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "infers 2 objects"), (None, None, None)]
+)
 def test_collapse_is_told_in_words(bias, found, words):
     model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=bias or 0.0)
     scenes = Images((torch.rand(64, 1, 10, 10) * 255).byte())
@@ -382,7 +384,7 @@ def test_collapse_is_told_in_words(bias, found, words):
     svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
     svi.step(scenes[:])
     health = gradient_health(svi, scenes, batch_size=16) | scene_metrics(
-        partial(log_probs, model, guide), guide, scenes
+        partial(log_probs, model, guide), model, guide, scenes
     )
     assert health["score_variance"] >= 0 and health["baseline_explained"] <= 1
     if words is None:
@@ -392,6 +394,21 @@ def test_collapse_is_told_in_words(bias, found, words):
         assert (decided_counts(count_posterior(guide, scenes[:])) == found).all()
         assert words in health["warning"] and "100%" in health["warning"]
         assert health["decided_counts"][found] == 1
+
+
+@pytest.mark.parametrize(
+    "true, decided, words",
+    [
+        (None, [0.01, 0.98, 0.01], "infers 1 object in 98%"),
+        ([0, 1, 2, 1], [0.01, 0.98, 0.01], "infers 1 object in 98%"),
+        ([1, 1, 1, 1], [0.01, 0.98, 0.01], None),
+        ([0, 1, 1, 1], [0.3, 0.01, 0.69], "infers all 2 objects in 99% of the scenes with any object"),
+        ([0, 1, 2, 2], [0.3, 0.3, 0.4], None),
+    ],
+)
+def test_a_count_of_nearly_all_scenes_is_a_collapse_unless_it_is_right(true, decided, words):
+    found = _collapse(torch.tensor(decided), None if true is None else torch.tensor(true))
+    assert found is None if words is None else words in found
 
 
 def test_baselines_learn_from_their_own_loss_only():
