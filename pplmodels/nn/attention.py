@@ -9,7 +9,8 @@ from pplmodels.nn.batch_apply import BatchApply
 
 STRIDE = 4  # pixels per place of the feature maps
 REACHES = 0.4, 0.8  # standard deviations of the marks of a window, in halves of its side
-SHIFTS = 4  # mean shifts
+SHARPNESS = 8.0  # factor of the logits of the mean from which the shifts start, which makes ties rare
+SHIFTS = 6  # mean shifts
 SUPPRESSION = 20.0  # nats by which the saliency of a window's center is reduced after it has been attended
 
 
@@ -38,10 +39,10 @@ class SpatialAttention(nn.Module):
         f_{t,p}   = relu(net(x)_p + W marks_{t,p})
         saliency  = w f_{t,p} - SUPPRESSION marks_{t,p,1}
         a_t(m)    = softmax_p(saliency_{t,p} - precision_t |p - proposal_t|^2 - |p - m|^2 / (2 radius^2))
-        point_t   = sum_p a_{t,p}(m_S) p,  m_s = sum_p a_{t,p}(m_{s-1}) p,  m_0 = sum_p a_{t,p} p without the last term
+        point_t   = sum_p a_{t,p}(m_S) p,  m_s = sum_p a_{t,p}(m_{s-1}) p,  m_0 = the mean of the softmax of the first two terms times 8
 
-    The mean of a softmax over the whole image would lie between two objects that are equally salient. The S mean shifts
-    (Comaniciu & Meer 2002) move it to one of them. They have no gradient, except for the last softmax.
+    The mean of a softmax over the whole image would lie between two objects that are almost equally salient. The S mean
+    shifts (Comaniciu & Meer 2002) move it to one of them. Only the last softmax has a gradient.
 
     The marks of the windows before step t are sums of exp(-d^2 / 2) with the distance d of p to the center of a window,
     in units of each of the two ``REACHES`` times half of its side. The first suppresses the center of a window, but not
@@ -86,7 +87,7 @@ class SpatialAttention(nn.Module):
         features = (maps.features + self.marked(marks)).relu()
         saliency = self.saliency(features).squeeze(-1) - SUPPRESSION * marks[..., 0]
         logits = saliency - precision[..., None] * _distances(maps.points, proposal)
-        weights = logits.softmax(-1)
+        weights = (SHARPNESS * logits).softmax(-1)
         for _ in range(SHIFTS):
             center = (weights @ maps.points).detach()
             weights = (logits - _distances(maps.points, center) / (2 * self.radius**2)).softmax(-1)
