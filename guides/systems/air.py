@@ -250,7 +250,7 @@ class AIROptions(ImageFileOptions):
     def with_steps(self, steps: float) -> Self:
         """The same options with another number of steps, on which defaults of other options depend."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self).model_validate(given | {"steps": round(steps, -2)})
+        return type(self).model_validate(given | {"steps": 100 * round(steps / 100)})
 
     @property
     def scene_counts(self) -> tuple[int, ...]:
