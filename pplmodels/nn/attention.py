@@ -39,7 +39,9 @@ class SpatialAttention(nn.Module):
         f_{t,p}   = relu(net(x)_p + W marks_{t,p})
         saliency  = w f_{t,p} - SUPPRESSION marks_{t,p,1}
         a_t(m)    = softmax_p(saliency_{t,p} - precision_t |p - proposal_t|^2 - |p - m|^2 / (2 radius^2))
-        point_t   = sum_p a_{t,p}(m_S) p,  m_s = sum_p a_{t,p}(m_{s-1}) p,  m_0 = the mean of the softmax of the first two terms times 8
+        point_t   = sum_p a_{t,p}(m_S) p
+        m_s       = sum_p a_{t,p}(m_{s-1}) p
+        m_0       = the mean of the softmax of SHARPNESS times the first two terms
 
     The mean of a softmax over the whole image would lie between two objects that are almost equally salient. The S mean
     shifts (Comaniciu & Meer 2002) move it to one of them. Only the last softmax has a gradient.
