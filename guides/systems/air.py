@@ -297,7 +297,9 @@ class AIRSystem(System[AIROptions, SceneSet]):
         if options.scenes and "steps" not in options.model_fields_set:
             options = options.with_steps(SCENE_STEPS * max(1.0, (most / 3) ** 0.5))
         num_steps = options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0)
-        kind = data.ground.kind if options.scenes else "black"
+        background = options.background_model
+        if background == "auto":
+            background = BY_GROUND[data.ground.kind]
         batch_size = options.batch_size
         if "batch_size" not in options.model_fields_set:
             values = num_steps * math.prod(data.train.shape)
@@ -306,7 +308,9 @@ class AIRSystem(System[AIROptions, SceneSet]):
             num_steps=num_steps,
             explore=options.explore or (1 - 0.7 ** (1 / max(1, most - 1)), 1e-4),
             batch_size=batch_size,
-            background_model=BY_GROUND[kind] if options.background_model == "auto" else options.background_model,
+            background_model=BY_GROUND[data.ground.kind]
+            if options.background_model == "auto"
+            else options.background_model,
             window=options.window or (data.window if options.scenes else 28),
         )
 
@@ -333,6 +337,8 @@ class AIRSystem(System[AIROptions, SceneSet]):
             pixel_scale=options.pixel_scale or PIXEL_SCALE,
             learn_pixel_scale=has_background and options.pixel_scale is None,
         )
+        if has_background and data.ground.picture is not None:
+            model.start_from(data.ground.picture)
         log_k = math.log(options.count_ratio[0])
         parts = {"model": model} if options.guide == "dair" else {}
         guide = guide_class(**parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k)
@@ -424,7 +430,7 @@ def most_objects(options: AIROptions, scenes: SceneSet) -> int:
         return max(options.scene_counts)
     known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
     if not known:
-        most = options.max_objects or MOST
+        most = options.max_objects or scenes.most or MOST
         say(f"{options.data} has no object counts; a maximum of {most} objects is assumed (--max-objects)")
         return most
     for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):

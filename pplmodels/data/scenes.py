@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pplmodels.boxes import INK, bounding_boxes
 from pplmodels.data.datasets import load_images
+from pplmodels.data.grounds import Ground, ground_of
 from pplmodels.data.images import Images
-from pplmodels.data.own_scenes import ink_extent, load_scenes, object_sides
+from pplmodels.data.own_scenes import find_objects, ink_extent, load_scenes
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
@@ -21,6 +22,8 @@ from pplmodels.nn import write_window
 CHUNK = 4096  # number of scenes composed at once, whose canvases fit into the cache
 TRIES = 100  # positions tried for one object before its scene is restarted
 RESTARTS = 20  # restarts of a scene before an error is raised
+WINDOW_PER_SIDE = 1.2  # a window's side relative to its object's
+WINDOWS = 8, 28  # limits of the side of windows in pixels
 SHARED = 0.1  # intensity up to which two objects may overlap in a pixel, so that blurred edges may touch
 SPREADS = 0.05, 0.3  # limits of the standard deviation of sides estimated from scenes
 JITTER = 0.1 / 1.3  # relative standard deviation of an object's size, as in Pyro's multi-MNIST scenes
@@ -114,7 +117,8 @@ class SceneSet:
     """Training and held-out scenes, and the average side of their objects' bounding boxes in pixels.
 
     ``spread`` is the relative standard deviation of the windows' sides in :meth:`window_prior`. ``unseen`` are optional
-    further held-out scenes with object counts that do not occur in training.
+    further held-out scenes with object counts that do not occur in training. ``ground`` is the background of the
+    scenes. ``most`` is an estimate of the maximum number of objects per scene, or None if there is none.
     """
 
     train: Images
@@ -122,17 +126,25 @@ class SceneSet:
     object_side: float
     unseen: Images | None = None
     spread: float = 0.07
+    ground: Ground = field(default_factory=Ground)
+    most: int | None = None
 
     def to(self, device: torch.device | str) -> "SceneSet":
         """The same scenes on another device."""
         unseen = None if self.unseen is None else self.unseen.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), unseen=unseen)
 
+    @property
+    def window(self) -> int:
+        """The side in pixels of a window that shows objects at their resolution, an even number from 8 to 28."""
+        covered = WINDOW_PER_SIDE * self.object_side * (1 + self.spread)
+        return min(max(2 * math.ceil(covered / 2), WINDOWS[0]), WINDOWS[1])
+
     def window_prior(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of (log s, x, y) for windows slightly larger than objects, on all the canvas."""
         side = self.object_side / min(self.train.shape[1:])
         reach = max(0.1, (1 - side) / math.sqrt(3))  # the standard deviation of a uniform position inside the canvas
-        return [math.log(min(1.0, 1.2 * side)), 0.0, 0.0], [self.spread, reach, reach]
+        return [math.log(min(1.0, WINDOW_PER_SIDE * side)), 0.0, 0.0], [self.spread, reach, reach]
 
 
 def scene_set(
@@ -162,8 +174,7 @@ def scene_set(
     """
     if ready_made:
         train, test = _ready_made(Path(data), background, loading.get("white_level"))
-        side, spread = _object_size(train, object_size, object_spread)
-        return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread)
+        return _measured(train.head(num_train), test.head(num_test), object_size, object_spread)
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     # two of the small digits would fit into a slightly larger window
     spread = object_spread or (0.05 if data == "digits" else 0.07)
@@ -188,22 +199,26 @@ def _ready_made(path: Path, background: str, white_level: float | None) -> tuple
     return load_scenes(path, background=background, white_level=white_level)
 
 
-def _object_size(scenes: Images, side: float | None, spread: float | None) -> tuple[float, float]:
-    """The side of objects in pixels and its relative standard deviation, as given or estimated from the scenes."""
-    sides = object_sides(scenes)
-    if sides is not None and (side is None or spread is None):
+def _measured(train: Images, test: Images, side: float | None, spread: float | None) -> SceneSet:
+    """The scenes with the side of their objects in pixels, its relative standard deviation, and what was found."""
+    ground = ground_of(train)
+    say(str(ground))
+    found = find_objects(train, ground)
+    if found is not None and (side is None or spread is None):
         # robust statistics, because touching objects and fragments each count as one object
-        low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # one standard deviation below and above
-        side, spread = side or float(sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
+        low, high = found.sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # 1 standard deviation around
+        side, spread = side or float(found.sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
         say(
-            f"measured {len(sides):,} objects in the scenes; the prior's object size is {side:.3g} pixels with a "
+            f"measured {len(found.sides):,} objects in the scenes; the prior's object size is {side:.3g} pixels with a "
             f"standard deviation of {spread:.0%} (--object-size, --object-spread)"
         )
     elif side is None:
-        side = 0.4 * min(scenes.shape[1:])
+        side = 0.4 * min(train.shape[1:])
         say(f"the object size cannot be estimated from the scenes; {side:.3g} pixels are assumed (--object-size)")
-    if side > max(scenes.shape[1:]):
+    if side > max(train.shape[1:]):
         raise InputError(
-            f"--object-size {side:g} is larger than the scenes, which have {scenes.shape[1]}x{scenes.shape[2]} pixels."
+            f"--object-size {side:g} is larger than the scenes, which have {train.shape[1]}x{train.shape[2]} pixels."
         )
-    return side, spread or SceneSet.spread
+    spread = spread or SceneSet.spread
+    most = None if found is None else found.most
+    return SceneSet(train, test, side, spread=spread, ground=ground, most=most)

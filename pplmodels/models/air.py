@@ -17,6 +17,7 @@ from pplmodels.module import IMAGE_DIMS, PairModule, data_plate
 from pplmodels.nn import mlp, write_window
 
 BACKGROUND_MODELS = ("none", "common", "scene")
+DARKEST = 0.02  # smallest initial intensity of a background, so that its gradient does not vanish
 COARSE = 4  # side of the grid that is interpolated to a scene's background
 
 
@@ -186,6 +187,11 @@ class AIR(PairModule):
         coarse = self.background_decoder(z_background).unflatten(-1, (self.canvas[0], COARSE, COARSE))
         smooth = interpolate(coarse.flatten(0, -4), self.canvas[1:], mode="bilinear", align_corners=True)
         return (self.picture + smooth.unflatten(0, coarse.shape[:-3])).sigmoid()
+
+    @torch.no_grad()
+    def start_from(self, picture: Tensor) -> None:
+        """Initialize the learned background with a ``picture (C, H, W)`` of intensities in [0, 1]."""
+        self.picture.copy_(picture.clamp(DARKEST, 1 - DARKEST).logit())
 
     @pyro_method
     def decode(self, z_what: Tensor) -> Tensor:
