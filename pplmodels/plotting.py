@@ -53,7 +53,9 @@ def scenes_with_boxes(rows: Sequence[np.ndarray], boxes: Sequence[np.ndarray], l
     figure, axis, places = _tiled(rows, labels, 0.9)
     for line, row in zip(places, boxes, strict=True):
         for place, scene in zip(line, row, strict=True):
-            for left, top, right, bottom in scene[~np.isnan(scene[:, 0])] - 0.5:  # the center of the first pixel is at 0
+            for left, top, right, bottom in (
+                scene[~np.isnan(scene[:, 0])] - 0.5
+            ):  # the center of the first pixel is at 0
                 look: dict[str, Any] = {"color": STEP_COLOURS[0], "linewidth": 0.8, "transform": place}
                 axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **look))
     return figure

@@ -1,4 +1,4 @@
-"""Generate scenes with true boxes: write the .npz file that train_air.py --scenes reads, and a picture of some scenes."""
+"""Generate scenes with true boxes: the .npz file that train_air.py --scenes reads, and a picture."""
 
 from pplmodels.systems import run_script
 from pplmodels.systems.scene_files import main

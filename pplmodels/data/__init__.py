@@ -1,7 +1,6 @@
 """Datasets of images and scenes, stored as 8-bit tensors on the training device."""
 
 from pplmodels.data.datasets import load_images
-from pplmodels.data.generated_scenes import PRESETS, CoinScenes, DrawnScenes, generate_scenes, scene_arrays
 from pplmodels.data.images import Images, ImageSet, ValidatedImageSet
 from pplmodels.data.own_scenes import load_scenes
 from pplmodels.data.scenes import SceneSet, make_scenes, scene_set
@@ -9,9 +8,6 @@ from pplmodels.data.tabletop import TabletopScenes, TabletopSet, make_tabletop_s
 from pplmodels.data.transforms import dequantize, dynamic_binarize, identity, threshold, to_float
 
 __all__ = [
-    "PRESETS",
-    "CoinScenes",
-    "DrawnScenes",
     "ImageSet",
     "Images",
     "SceneSet",
@@ -22,12 +18,10 @@ __all__ = [
     "dynamic_binarize",
     "dequantize",
     "to_float",
-    "generate_scenes",
     "load_images",
     "load_scenes",
     "make_scenes",
     "make_tabletop_scenes",
-    "scene_arrays",
     "scene_set",
     "threshold",
 ]

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pplmodels import plotting
-from pplmodels.data import PRESETS, Images, generate_scenes, scene_arrays
-from pplmodels.data.grounds import GROUNDS
+from pplmodels.data import Images
+from pplmodels.data.generated import PRESETS, generate_scenes, scene_arrays
+from pplmodels.data.generated.grounds import GROUNDS
 from pplmodels.errors import InputError
 from pplmodels.io import atomic_write, named
 from pplmodels.messages import say
 from pplmodels.systems.options import DATA_DIR
+from pplmodels.systems.pictures import save_picture
 from pplmodels.training.options import (
     NonnegativeInt,
     Option,
@@ -45,9 +48,9 @@ class SceneFileOptions(OptionModel):
         PositiveFloat | None, Option("mean side of shapes, or of the frames of digits, in pixels", "scenes", "PIXELS")
     ] = None
     max_objects: Annotated[NonnegativeInt | None, Option("maximum number of objects per scene", "scenes", "N")] = None
-    counts: Annotated[
-        tuple[NonnegativeInt, ...] | None, Option("object counts, all equally likely", "scenes", "N")
-    ] = None
+    counts: Annotated[tuple[NonnegativeInt, ...] | None, Option("object counts, all equally likely", "scenes", "N")] = (
+        None
+    )
     ground: Annotated[str | None, Option("background", "scenes", choices=GROUNDS)] = None
     grey: Annotated[Switch, Option("gray shapes on a gray ground", "scenes")] = False
     overlap: Annotated[Switch, Option("objects may overlap; at least half of each is visible", "scenes")] = False
@@ -91,14 +94,12 @@ def write_scenes(options: SceneFileOptions) -> None:
     arrays = scene_arrays(train, test)
     atomic_write(path, lambda temporary: np.savez_compressed(temporary, allow_pickle=False, **arrays))
     picture = path.with_suffix(".png")
-    figure = scene_rows({"training": train, "held out": test})
-    atomic_write(picture, lambda temporary: plotting.save(figure, temporary))
+    save_picture(_rows({"training": train, "held out": test}), picture)
     say(f"wrote {len(train):,} training scenes and {len(test):,} held-out scenes to {path}, and a picture to {picture}")
 
 
-def scene_rows(rows: dict[str, Images], number: int = SHOWN):
-    """A figure with the first scenes of each of ``rows`` and their boxes."""
-    shown = [scenes.head(number) for scenes in rows.values()]
-    pictures = [scenes[:].numpy() for scenes in shown]
+def _rows(parts: dict[str, Images]) -> Figure:
+    """A row with the first scenes of each part and their boxes."""
+    shown = [scenes.head(SHOWN) for scenes in parts.values()]
     boxes = [scenes.boxes.numpy() for scenes in shown if scenes.boxes is not None]
-    return plotting.scenes_with_boxes(pictures, boxes, list(rows))
+    return plotting.scenes_with_boxes([scenes[:].numpy() for scenes in shown], boxes, list(parts))

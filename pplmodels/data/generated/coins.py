@@ -77,9 +77,9 @@ def cut_coins(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random square crops, reduced to half their side: scenes, counts ``(N)`` and boxes ``(N, K, 4)``.
 
-    Scenes are uint8 ``(N, canvas, canvas, 1)``, and are mirrored at random in both directions. A coin counts if at least
-    half of its pixels are in the crop; other coins are painted over with ground. Boxes are the extents of the visible
-    pixels of the coins, in pixels of the scene, with rows of NaN behind the last coin.
+    Scenes are uint8 ``(N, canvas, canvas, 1)``, and are mirrored at random in both directions. A coin is counted if at
+    least half of its pixels are in the crop; other coins are painted over with ground. Boxes are the extents of the
+    visible pixels of the coins, in pixels of the scene, with rows of NaN behind the last coin.
     """
     side = REDUCED * canvas
     height, width = photograph.photo.shape

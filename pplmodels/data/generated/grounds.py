@@ -41,8 +41,8 @@ def make_grounds(kind: str, number: int, canvas: int, palette: np.ndarray, rng: 
     graded      two random colors per scene, mixed linearly along a random direction
     textured    two random colors per scene, mixed by a sum of sinusoids with random directions and low frequencies
     noise       like constant, or black if gray; the noise is added to the complete scenes (:func:`add_noise`)
-    grid        lines at a distance of 5 pixels with a random offset per scene. Gray lines have level 0.4 on black, as in
-                SuPAIR (Stelzner et al. 2019); lines in color have the second color of ``palette`` on the first
+    grid        lines every 5 pixels with a random offset per scene. Gray lines have level 0.4 on black, as in SuPAIR
+                (Stelzner et al. 2019); lines in color have the second color of ``palette`` on the first
     ==========  =====================================================================================================
     """
     channels = palette.shape[1]

@@ -12,6 +12,7 @@ SHAPES = ("square", "disc", "triangle", "heart")
 TEMPLATE = 64  # side of the templates of shapes
 SAMPLES = 4  # samples per pixel of these templates, in each direction
 SMALLEST = 32  # templates of smaller images are interpolated
+VISIBLE = 0.5  # templates without larger opacities are omitted
 LEAST = 1 / 255  # smaller opacities are 0
 
 
@@ -33,12 +34,17 @@ def shape_templates() -> np.ndarray:
 def image_templates(images: Images, source: str) -> np.ndarray:
     """Gray images, such as white digits on black, as opacities ``(N, h, w)`` in [0, 1].
 
-    Images of less than 32 pixels are bilinearly interpolated. Raises :class:`InputError` for images in color.
+    Images of less than 32 pixels are bilinearly interpolated, and images without a level above one half are omitted.
+    Raises :class:`InputError` for images in color, or if all images are omitted.
     """
     if images.shape[0] != 1:
         raise InputError(f"the objects in {source} must be gray images, whose levels are the opacities of the objects.")
     parts = (_enlarged(levels.float() / 255) for levels in images.levels())
-    return torch.cat([part.squeeze(1) for part in parts]).numpy()
+    templates = torch.cat([part.squeeze(1) for part in parts]).numpy()
+    templates = templates[templates.max((1, 2)) > VISIBLE]
+    if not len(templates):
+        raise InputError(f"the objects in {source} are darker than one half; objects are white on black.")
+    return templates
 
 
 def _enlarged(images: Tensor) -> Tensor:
@@ -76,5 +82,5 @@ def extents(opacities: np.ndarray, level: float) -> np.ndarray:
     above = opacities > level
     columns, rows = above.any(1), above.any(2)
     size = opacities.shape[1]
-    ends = [(line.argmax(1), size - line[:, ::-1].argmax(1)) for line in (columns, rows)]
+    ends = [(line.argmax(1), size - np.flip(line, 1).argmax(1)) for line in (columns, rows)]
     return np.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], -1)

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from pplmodels.data.coins import BORDER, cut_coins, load_coins
 from pplmodels.data.datasets import load_images
-from pplmodels.data.grounds import GROUNDS, Grounds, add_noise, ground_colours, make_grounds
+from pplmodels.data.generated.coins import BORDER, cut_coins, load_coins
+from pplmodels.data.generated.grounds import GROUNDS, Grounds, add_noise, ground_colours, make_grounds
+from pplmodels.data.generated.objects import extents, image_templates, render, shape_templates
 from pplmodels.data.images import Images
-from pplmodels.data.objects import extents, image_templates, render, shape_templates
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 
@@ -70,10 +70,11 @@ class DrawnScenes:
 
 @dataclass(frozen=True)
 class CoinScenes:
-    """The options of scenes that are cut from a photograph of coins (:mod:`pplmodels.data.coins`)."""
+    """The options of scenes that are cut from a photograph of coins (:mod:`pplmodels.data.generated.coins`)."""
 
     canvas: int = 48
-    options: tuple[str, ...] = ("canvas",)
+
+    options: ClassVar[tuple[str, ...]] = ("canvas",)
 
 
 _DIGITS = DrawnScenes("mnist", canvas=50, object_size=28 / 1.3, counts=(0, 1, 2), noise=0.2)
@@ -83,7 +84,7 @@ PRESETS: dict[str, DrawnScenes | CoinScenes] = {
     "shapes-graded": DrawnScenes(ground="graded"),
     "shapes-textured": DrawnScenes(ground="textured"),
     "shapes-noise": DrawnScenes(ground="noise"),
-    "shapes-overlap": DrawnScenes(overlap=True),
+    "shapes-overlap": DrawnScenes(overlap=True, object_size=16),
     "shapes-9": DrawnScenes(canvas=96, object_size=10, counts=tuple(range(10))),
     "digits-noise": replace(_DIGITS, ground="noise"),
     "digits-grid": replace(_DIGITS, ground="grid"),
@@ -115,7 +116,7 @@ def generate_scenes(
     Boxes enclose the pixels with an opacity above 0.1, whether or not other objects cover them. Without ``overlap``,
     the distance between the extents of two objects is at least one pixel. With ``overlap``, later objects cover
     earlier ones, at least half of each object remains visible, and the colors of shapes in one scene differ as much
-    from each other as from the ground.
+    from each other as from the ground. All of this holds before the noise of ``noise`` is added.
 
     Raises:
         InputError: if an option does not apply to the preset, or objects do not fit.
@@ -148,6 +149,8 @@ def generate_scenes(
 def _check(options: DrawnScenes) -> None:
     if options.ground not in GROUNDS:
         raise InputError(f"there is no ground {options.ground!r}: choose {', '.join(GROUNDS)}.")
+    if not options.counts or min(options.counts) < 0:
+        raise InputError(f"counts are one or more integers of at least 0, not {options.counts}.")
     if options.grey and options.overlap:
         raise InputError("--overlap does not apply to gray shapes, whose levels would not tell them apart.")
     if _patch(options) > options.canvas:
@@ -225,9 +228,7 @@ def draw_scenes(
     return scenes, counts, boxes
 
 
-def sample_objects(
-    options: DrawnScenes, templates: np.ndarray, grounds: Grounds, rng: np.random.Generator
-) -> Objects:
+def sample_objects(options: DrawnScenes, templates: np.ndarray, grounds: Grounds, rng: np.random.Generator) -> Objects:
     """The objects of scenes on ``grounds``."""
     number = len(grounds.pixels)
     counts = rng.choice(np.array(options.counts), number)
@@ -237,7 +238,9 @@ def sample_objects(
     index[present] = np.arange(total)
     jitter = rng.standard_normal(total).clip(-MOST, MOST)
     sides = options.object_size * (1 + DEVIATION * jitter)
-    opacities = render(templates, rng.integers(len(templates), size=total), sides, rng.random((total, 2)), _patch(options))
+    opacities = render(
+        templates, rng.integers(len(templates), size=total), sides, rng.random((total, 2)), _patch(options)
+    )
     colours = np.ones((total, options.channels), np.float32)
     if options.objects == "shapes":
         colours = _colours(index, grounds.ends, options.overlap, rng)
@@ -380,4 +383,3 @@ def segment_distance(colours: np.ndarray, ends: np.ndarray) -> np.ndarray:
     length = (along**2).sum(1)
     position = ((colours - start) * along).sum(1) / np.where(length > 0, length, 1)
     return np.linalg.norm(colours - start - position.clip(0, 1)[:, None] * along, axis=1)
-
