@@ -57,6 +57,23 @@ def scenes_with_windows(
     return figure
 
 
+def scenes_with_boxes(rows: Sequence[np.ndarray], boxes: Sequence[np.ndarray], labels: Sequence[str]) -> Figure:
+    """Rows of scenes, each ``(B, C, H, W)`` in [0, 1], with bounding boxes ``(B, K, 4)`` and a label per row.
+
+    Boxes are the left, top, right and bottom edges in pixels, with 0 at the outer edge of the first pixel. Boxes of NaN
+    are not drawn.
+    """
+    figure, axis, places = _tiled(rows, labels, 0.9)
+    for line, row in zip(places, boxes, strict=True):
+        for place, scene in zip(line, row, strict=True):
+            for left, top, right, bottom in (
+                scene[~np.isnan(scene[:, 0])] - 0.5
+            ):  # the center of the first pixel is at 0
+                look: dict[str, Any] = {"color": STEP_COLOURS[0], "linewidth": 0.8, "transform": place}
+                axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **look))
+    return figure
+
+
 READ, WRITE = "tab:green", "tab:red"
 
 

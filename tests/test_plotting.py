@@ -41,6 +41,19 @@ def test_squares_of_a_painting_lie_on_their_canvas():
         assert np.allclose(found, [[left + 3 * width, top + 5 * height], [left + 4 * width, top + 6 * height]])
 
 
+def test_boxes_lie_on_the_pixels_that_they_enclose():
+    rows = [RNG.random((2, 1, 6, 9)), RNG.random((2, 3, 8, 8))]
+    box = np.array([2.0, 1.0, 5.0, 4.0])  # columns 2 to 4 and rows 1 to 3
+    boxes = [np.stack([[box, np.full(4, np.nan)]] * 2), np.stack([[box], [np.full(4, np.nan)]])]
+    axis = (figure := plotting.scenes_with_boxes(rows, boxes, ["a", "b"])).axes[0]
+    sizes = [(9, 6), (9, 6), (8, 8)]  # the last scene has no box
+    for patch, image, (columns, lines) in zip(axis.patches, axis.images[:3], sizes, strict=True):
+        left, right, bottom, top = image.get_extent()
+        width, height = (right - left) / columns, (bottom - top) / lines
+        found = corners(figure, patch)
+        assert np.allclose(found, [[left + 2 * width, top + height], [left + 5 * width, top + 4 * height]])
+
+
 def test_rows_of_other_sizes_have_the_same_columns():
     figure = plotting.image_rows([RNG.random((4, 3, 8, 8)), RNG.random((4, 1, 2, 2))], ["image", "codes"])
     extents = [image.get_extent() for image in figure.axes[0].images]
