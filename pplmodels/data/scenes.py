@@ -202,7 +202,8 @@ def _ready_made(path: Path, background: str, white_level: float | None) -> tuple
 def _measured(train: Images, test: Images, side: float | None, spread: float | None) -> SceneSet:
     """The scenes with the side of their objects in pixels, its relative standard deviation, and what was found."""
     ground = ground_of(train)
-    say(str(ground))
+    if ground.kind != "black":
+        say(str(ground))
     found = find_objects(train, ground)
     if found is not None and (side is None or spread is None):
         # robust statistics, because touching objects and fragments each count as one object

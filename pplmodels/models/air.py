@@ -17,6 +17,7 @@ from pplmodels.module import IMAGE_DIMS, PairModule, data_plate
 from pplmodels.nn import mlp, write_window
 
 BACKGROUND_MODELS = ("none", "common", "scene")
+SMALLEST_PIXEL_SCALE = 0.1
 DARKEST = 0.02  # smallest initial intensity of a background, so that its gradient does not vanish
 COARSE = 4  # side of the grid that is interpolated to a scene's background
 
@@ -79,7 +80,8 @@ class AIR(PairModule):
         background_dim: G, the size of z_background.
         occlusion: whether objects are drawn over the canvas with a mask, so that a later object hides what is below it.
             Otherwise they are added to the canvas.
-        learn_pixel_scale: whether pixel_scale is a parameter.
+        learn_pixel_scale: whether pixel_scale is a parameter, which is always above 0.1. With a smaller deviation, objects
+            would be worth their prior if they corrected tiny errors of the background.
     """
 
     role = "model"
@@ -129,7 +131,9 @@ class AIR(PairModule):
         if background_model == "scene":
             self.background_decoder = mlp(background_dim, (64,), self.canvas[0] * COARSE**2)
         if learn_pixel_scale:
-            self.log_pixel_scale = nn.Parameter(torch.tensor(math.log(pixel_scale)))
+            if pixel_scale <= SMALLEST_PIXEL_SCALE:
+                raise ValueError(f"a learned pixel_scale starts above {SMALLEST_PIXEL_SCALE}, not from {pixel_scale}")
+            self.log_pixel_scale = nn.Parameter(torch.tensor(math.log(pixel_scale - SMALLEST_PIXEL_SCALE)))
         self.fixed_pixel_scale = None if learn_pixel_scale else pixel_scale
         self.register_buffer("where_loc", torch.tensor(where_loc, dtype=torch.get_default_dtype()))
         self.register_buffer("where_scale", torch.tensor(where_scale, dtype=torch.get_default_dtype()))
@@ -175,7 +179,9 @@ class AIR(PairModule):
     @property
     def pixel_scale(self) -> Tensor | float:
         """The standard deviation of a pixel around the canvas."""
-        return self.log_pixel_scale.exp() if self.fixed_pixel_scale is None else self.fixed_pixel_scale
+        if self.fixed_pixel_scale is None:
+            return SMALLEST_PIXEL_SCALE + self.log_pixel_scale.exp()
+        return self.fixed_pixel_scale
 
     @pyro_method
     def ground(self, z_background: Tensor | None = None) -> Tensor:

@@ -130,6 +130,6 @@ def test_a_set_of_own_scenes_takes_their_size_says_so_and_can_be_told(tmp_path, 
 
 def test_a_ground_that_is_not_black_is_said(tmp_path, capsys):
     scene_set(saved(tmp_path, x_train=squares(ground=90)[0], **NOTHING_KNOWN), ready_made=True)
-    assert "the background of the scenes has level 90" in capsys.readouterr().err
+    assert "all scenes have the same background (level 0.35, pixel noise 0.00)" in capsys.readouterr().err
     scene_set(saved(tmp_path, **NOTHING_KNOWN), ready_made=True)
     assert "the background" not in capsys.readouterr().err

@@ -333,7 +333,7 @@ def test_the_common_background_is_learned_as_the_mean_of_empty_scenes():
 def test_a_learned_pixel_deviation_is_the_deviation_of_the_pixels(float64):
     """The optimum of the likelihood is the standard deviation around the canvas."""
     model = AIR(**AIR_SIZES, learn_pixel_scale=True, log_k=-1e4)
-    x = 0.05 * torch.randn(200, 1, 10, 10)
+    x = 0.2 * torch.randn(200, 1, 10, 10)
     optim = torch.optim.Adam([model.log_pixel_scale], lr=0.05)
     for _ in range(300):
         optim.zero_grad()
@@ -341,6 +341,11 @@ def test_a_learned_pixel_deviation_is_the_deviation_of_the_pixels(float64):
         (-model.p_x(torch.zeros(1, 2), z_where, z_what).log_prob(x).mean()).backward()
         optim.step()
     torch.testing.assert_close(model.pixel_scale, x.square().mean().sqrt(), rtol=1e-3, atol=0)
+
+
+def test_a_learned_pixel_deviation_starts_above_its_minimum():
+    with pytest.raises(ValueError, match="a learned pixel_scale starts above 0.1, not from 0.05"):
+        AIR(pixel_scale=0.05, learn_pixel_scale=True)
 
 
 def test_an_unknown_background_is_refused():
