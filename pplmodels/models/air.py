@@ -80,8 +80,8 @@ class AIR(PairModule):
         background_dim: G, the size of z_background.
         occlusion: whether objects are drawn over the canvas with a mask, so that a later object hides what is below it.
             Otherwise they are added to the canvas.
-        learn_pixel_scale: whether pixel_scale is a parameter, which is always above 0.1. With a smaller deviation, objects
-            would be worth their prior if they corrected tiny errors of the background.
+        learn_pixel_scale: whether pixel_scale is a parameter, which is always above 0.1. With a smaller deviation,
+            objects would be worth their prior if they corrected tiny errors of the background.
     """
 
     role = "model"

@@ -344,7 +344,7 @@ def test_a_learned_pixel_deviation_is_the_deviation_of_the_pixels(float64):
 
 
 def test_a_learned_pixel_deviation_starts_above_its_minimum():
-    with pytest.raises(ValueError, match="a learned pixel_scale starts above 0.1, not from 0.05"):
+    with pytest.raises(ValueError, match=r"a learned pixel_scale starts above 0\.1, not from 0\.05"):
         AIR(pixel_scale=0.05, learn_pixel_scale=True)
 
 
