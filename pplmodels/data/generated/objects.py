@@ -11,7 +11,7 @@ from pplmodels.errors import InputError
 SHAPES = ("square", "disc", "triangle", "heart")
 TEMPLATE = 64  # side of the templates of shapes
 SAMPLES = 4  # samples per pixel of these templates, in each direction
-SMALLEST = 32  # templates of smaller images are interpolated
+SMALLEST = 28  # templates of smaller images are interpolated
 VISIBLE = 0.5  # templates without larger opacities are omitted
 LEAST = 1 / 255  # smaller opacities are 0
 
@@ -34,7 +34,7 @@ def shape_templates() -> np.ndarray:
 def image_templates(images: Images, source: str) -> np.ndarray:
     """Gray images, such as white digits on black, as opacities ``(N, h, w)`` in [0, 1].
 
-    Images of less than 32 pixels are bilinearly interpolated, and images without a level above one half are omitted.
+    Images of less than 28 pixels are bilinearly interpolated, and images without a level above one half are omitted.
     Raises :class:`InputError` for images in color, or if all images are omitted.
     """
     if images.shape[0] != 1:
