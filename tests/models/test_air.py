@@ -261,7 +261,7 @@ def test_collapse_is_told_in_words(bias, found, words):
     svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
     svi.step(scenes[:])
     health = gradient_health(svi, scenes, batch_size=16) | scene_metrics(
-        partial(log_probs, model, guide), guide, scenes
+        partial(log_probs, model, guide), model, guide, scenes
     )
     assert health["score_variance"] >= 0 and health["baseline_explained"] <= 1
     if words is None:
