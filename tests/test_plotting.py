@@ -28,6 +28,23 @@ def test_a_window_lies_on_the_pixels_that_it_covers(size):
     assert [text.get_text() for text in axis.texts if "of" in text.get_text()] == ["1 of 1", "0 of 0", "2 of 1"]
 
 
+def test_windows_are_cut_off_and_true_boxes_are_dashed():
+    scenes = RNG.random((1, 1, 8, 12))
+    where = np.array([[[np.log(0.5), 0.75, -1.0]]])  # 6 x 4 pixels around column 10.5 and row 0: a quarter is inside
+    boxes = np.array([[[2.0, 1.0, 5.0, 7.0], [np.nan] * 4]])
+    figure = plotting.scenes_with_windows(scenes, scenes, np.ones((1, 1)), where, np.array([1]), boxes, ["-3.5"])
+    axis = figure.axes[0]
+    dashed, window = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+    assert dashed.get_linestyle() == "--" and window.get_linestyle() == "solid"
+    left, right, bottom, top = axis.images[0].get_extent()
+    width, height = (right - left) / 12, (bottom - top) / 8
+    assert np.allclose(
+        corners(figure, dashed), [[left + 2 * width, top + height], [left + 5 * width, top + 7 * height]]
+    )
+    assert np.allclose(corners(figure, window), [[left + 7.5 * width, top], [right, top + 2 * height]])
+    assert "1 of 1\n-3.5" in [text.get_text() for text in axis.texts]
+
+
 def test_squares_of_a_painting_lie_on_their_canvas():
     canvases, images = RNG.random((2, 3, 1, 8, 8)), RNG.random((3, 1, 8, 8))
     pixel = np.tile([3.0, 5.0, 1.0], (2, 3, 1))  # centre and side of the pixel in column 3 and row 5

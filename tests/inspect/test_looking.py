@@ -132,6 +132,7 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
     "generation_steps": ((DRAWN,), lambda model, guide, x: inspect.generation_steps(model, 3)),
     "reconstruction_steps": ((DRAWN,), lambda model, guide, x: inspect.reconstruction_steps(model, guide, x)),
     "infer_scenes": ((AIR,), lambda model, guide, x: inspect.infer_scenes(model, guide, x)),
+    "drawn_boxes": ((AIR,), lambda model, guide, x: inspect.drawn_boxes(model, log_probs(model, guide, x)[2])),
     "sample_scenes": ((AIR,), lambda model, guide, x: inspect.sample_scenes(model, 3, 1)),
     "count_posterior": ((AIR, TABLE), lambda model, guide, x: inspect.count_posterior(guide, x)),
     "find_solids": ((TABLE,), lambda model, guide, x: inspect.find_solids(guide, x)),
