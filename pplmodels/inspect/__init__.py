@@ -27,6 +27,7 @@ from pplmodels.inspect.air3d import (
     yaw_errors,
 )
 from pplmodels.inspect.checks import Graph, check_pair, graph, site_table
+from pplmodels.inspect.diagnostics import Calibration, calibration, gradient_noise, weight_diagnostics
 from pplmodels.inspect.draw import CanvasSteps, generation_steps, reconstruction_steps
 from pplmodels.inspect.images import (
     infer_codes,
@@ -43,11 +44,13 @@ from pplmodels.inspect.images import (
 from pplmodels.inspect.posteriors import posterior, predictive, prior
 
 __all__ = [
+    "Calibration",
     "Graph",
     "CanvasSteps",
     "InferredScenes",
     "Solids",
     "mean_image",
+    "calibration",
     "check_pair",
     "prior_and_aggregate_posterior",
     "count_metrics",
@@ -55,6 +58,7 @@ __all__ = [
     "count_posterior",
     "decided_counts",
     "find_solids",
+    "gradient_noise",
     "graph",
     "infer_codes",
     "interpolate",
@@ -77,6 +81,7 @@ __all__ = [
     "steps",
     "traverse",
     "true_solids",
+    "weight_diagnostics",
     "infer_scenes",
     "generation_steps",
     "reconstruction_steps",

@@ -1,7 +1,7 @@
 """Metrics of any model/guide pair: bounds on log p(x), latent usage, and noise of gradient estimates."""
 
 from pplmodels.metrics.bounds import bits_per_dim, compiled_log_probs, elbo_terms, importance_weighted, log_probs
-from pplmodels.metrics.gradient_noise import gradient_variance
+from pplmodels.metrics.gradient_noise import gradient_variance, gradient_variances, site_gradient_variances
 from pplmodels.metrics.latents import (
     active_units,
     codebook_counts,
@@ -19,7 +19,9 @@ __all__ = [
     "elbo_surgery",
     "elbo_terms",
     "gradient_variance",
+    "gradient_variances",
     "importance_weighted",
     "log_probs",
     "posterior_mean_variances",
+    "site_gradient_variances",
 ]
