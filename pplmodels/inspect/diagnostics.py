@@ -17,12 +17,13 @@ from pyro.infer import ELBO
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pplmodels.defaults import default_device
 from pplmodels.errors import InputError
 from pplmodels.infer.compile.state import unconstrained
 from pplmodels.infer.elbos.protocol import Objective
-from pplmodels.infer.looking import looking, unchanged
+from pplmodels.infer.looking import looking, put_back
 from pplmodels.infer.svi import SVI
-from pplmodels.infer.traces import pair_traces
+from pplmodels.infer.traces import Stated, local_params, pair_traces
 from pplmodels.inspect.posteriors import MAX_BATCH, chunks, import_arviz, labelled
 from pplmodels.memo import memoise
 from pplmodels.metrics.bounds import log_probs, log_weights
@@ -161,8 +162,8 @@ def calibration(
     """
     if num_bins < 2 or num_samples < 1 or (num_samples + 1) % num_bins:
         raise InputError(
-            f"{num_samples} samples give {num_samples + 1} possible ranks, which cannot be divided evenly into {num_bins} "
-            "bins."
+            f"{num_samples} samples give {num_samples + 1} possible ranks, which cannot be divided evenly into "
+            f"{num_bins} bins."
         )
     if num_datasets < PER_BIN * num_bins:
         raise InputError(f"{num_bins} bins need at least {PER_BIN * num_bins} datasets, not {num_datasets}.")
@@ -316,9 +317,10 @@ def gradient_noise(
     if by == "site" and compile:
         raise InputError("the noise of gradients by site needs compile=False, because a compiled step has no sites.")
     found: dict[str, dict[str, float]] = {}
-    with fork_rng(), unchanged(model, guide, *objectives.values()):
-        pair, x = {"model": model, "guide": guide}, x.detach()  # x may be drawn from the model
-        learned = [named for role, program in pair.items() for named in _parameters(role, program, x)]
+    pair, x = {"model": model, "guide": guide}, x.detach()  # x may be drawn from the model
+    with put_back(model, guide, *objectives.values()):
+        with fork_rng(), local_params(), Stated(), default_device(x.device):
+            learned = [named for role, program in pair.items() for named in _parameters(role, program, x)]
         for name, objective in objectives.items():
             own = _parameters("objective", objective, x) if isinstance(objective, nn.Module) else ()
             groups = _groups([*learned, *own])
