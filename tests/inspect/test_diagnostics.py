@@ -9,10 +9,12 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from pairs import PAIRS
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 
+from guides.systems.air import gradient_variances
 from pplmodels import inspect
 from pplmodels.errors import InputError
 from pplmodels.infer import SVI, SummedOut_ELBO
@@ -444,3 +446,20 @@ def test_noise_that_cannot_be_measured_is_refused(arguments, sentence):
         inspect.gradient_noise(standard, Noisy(), {"bound": Trace_ELBO()}, torch.zeros(3, 1), **arguments)
     with pytest.raises(InputError, match="neither model nor guide has parameters"):
         inspect.gradient_noise(Model(), Guide(), {"bound": Trace_ELBO()}, torch.zeros(3, 2))
+
+
+def test_the_noise_of_air_is_the_sum_over_the_modules_of_its_guide():
+    model, guide = PAIRS["air"].build()
+    x = PAIRS["air"].batch(6)
+    found = gradient_variances(model, guide, x, 8)
+    learned = [*model.parameters(), *guide.parameters()]
+    parts = {
+        "presence": [*guide.presence.parameters()],
+        "guide": [p for name, p in guide.named_parameters() if not name.startswith("baseline.")],
+    }
+    for name, elbo in {"reinforce": TraceGraph_ELBO(), "summed-out": SummedOut_ELBO()}.items():
+        svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), elbo)
+        for part, parameters in parts.items():
+            alone = gradient_variance(svi, (x,), parameters, 8)
+            assert found.pop(f"gradient_variance/{name}/{part}") == pytest.approx(alone, rel=1e-4)  # float32
+    assert not found
