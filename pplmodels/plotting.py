@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import networkx
 import numpy as np
+import scipy.stats
+import xarray
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -246,6 +248,69 @@ def probability_bars(probabilities: np.ndarray, titles: Sequence[str], of: str) 
         axis.bar(np.arange(len(row)), row)
         axis.set(xticks=np.arange(len(row)), ylim=(0, 1), xlabel=of)
         axis.set_title(title, fontsize=8)
+    return figure
+
+
+def pareto_shapes(diagnostics: xarray.Dataset) -> Figure:
+    """A histogram of Pareto's k over the images, from :func:`pplmodels.inspect.weight_diagnostics`.
+
+    Images above the threshold, which is marked, are counted in the title.
+    """
+    shapes, threshold = diagnostics["pareto_k"].values, diagnostics.attrs["threshold"]
+    finite = shapes[np.isfinite(shapes)]
+    figure, axis = _one(5, 3)
+    axis.hist(finite, bins="auto")
+    axis.axvline(threshold, color="tab:red", label=f"threshold {threshold:.2f}")
+    above = int((shapes > threshold).sum())
+    axis.set(xlabel="Pareto k", ylabel="images", title=f"{above} of {len(shapes)} images above the threshold")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def rank_histograms(ranks: xarray.Dataset, columns: int = 4) -> Figure:
+    """A histogram of the ranks of each coordinate, from :func:`pplmodels.inspect.calibration`.
+
+    The band contains each bar with probability 0.99 if the ranks are uniform (binomial distribution). Ranks that are
+    NaN are left out. ``ranks`` may be a part of the result, such as ``ranks[["z_pres"]]``.
+    """
+    number, bins = ranks.attrs["num_samples"] + 1, ranks.attrs["num_bins"]
+    panels = {}
+    for name, variable in ranks.items():
+        dims = variable.dims[1:]
+        for index in np.ndindex(variable.shape[1:]):
+            place = ", ".join(str(variable[dim].values[i]) for dim, i in zip(dims, index, strict=True))
+            panels[f"{name}[{place}]" if place else str(name)] = variable.values[(slice(None), *index)]
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _grid(rows, columns, 2.5 * columns, 2 * rows, sharex=True)
+    edges = np.linspace(0, number, bins + 1) - 0.5
+    for axis, (label, values) in zip(axes.flat, panels.items(), strict=False):
+        counts, _ = np.histogram(values[np.isfinite(values)], edges)
+        low, high = scipy.stats.binom.interval(0.99, counts.sum(), 1 / bins)
+        axis.axhspan(low, high, color="0.85")
+        axis.stairs(counts, edges, fill=True, alpha=0.7)
+        axis.set_ylim(bottom=0)
+        axis.set_title(label, fontsize=8)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel("rank of the true value")
+    return figure
+
+
+def noise_bars(noise: xarray.DataArray) -> Figure:
+    """The gradient variances of :func:`pplmodels.inspect.gradient_noise`, on a logarithmic axis.
+
+    There is a group of bars for each module or site, with a bar for each objective.
+    """
+    objectives, labels = noise["objective"].values, noise[noise.dims[1]].values
+    height = 0.8 / len(objectives)
+    figure, axis = _one(6, 1 + 0.2 * noise.size)
+    for number, (objective, variances) in enumerate(zip(objectives, noise.values, strict=True)):
+        axis.barh(np.arange(len(labels)) + number * height, variances, height, align="edge", label=objective)
+    axis.set(xscale="log", xlabel="variance of the gradient")
+    axis.set_yticks(np.arange(len(labels)) + 0.4, labels)
+    axis.invert_yaxis()
+    axis.legend(fontsize=8)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray
 from matplotlib.patches import Rectangle
 
 from pplmodels import plotting
@@ -76,3 +77,44 @@ def test_rows_of_other_sizes_have_the_same_columns():
     extents = [image.get_extent() for image in figure.axes[0].images]
     assert np.allclose([extent[:2] for extent in extents[:4]], [extent[:2] for extent in extents[4:]])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["image", "codes"]
+
+
+def test_pareto_shapes_are_counted_above_their_threshold():
+    shapes = [-0.5, 0.1, 0.2, 0.65, 0.8, np.inf, np.nan]
+    diagnostics = xarray.Dataset({"pareto_k": ("image", shapes)}, attrs={"threshold": 0.6})
+    axis = plotting.pareto_shapes(diagnostics).axes[0]
+    assert axis.get_title() == "3 of 7 images above the threshold"
+    assert list(axis.lines[0].get_xdata()) == [0.6, 0.6]
+    assert sum(bar.get_height() for bar in axis.patches) == 5
+
+
+def test_ranks_have_a_panel_per_coordinate_with_a_band():
+    """Of the 80 bars of uniform ranks, each is in its band with probability 0.99: more than 4 outside are rare."""
+    dims, coords = ("dataset", "step", "where"), {"step": [1, 2], "where": ["x", "y"]}
+    uniform = RNG.integers(0, 100, (2000, 2, 2)).astype(float)
+    uniform[:500, 1] = np.nan
+    attributes = {"num_samples": 99, "num_bins": 20}
+    ranks = xarray.Dataset({"z": (dims, uniform), "n": ("dataset", np.zeros(2000))}, coords, attributes)
+    figure = plotting.rank_histograms(ranks)
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+    assert list(panels) == ["z[1, x]", "z[1, y]", "z[2, x]", "z[2, y]", "n"]
+    outside = 0
+    for label, axis in panels.items():
+        band, stairs = axis.patches
+        low, high = band.get_y(), band.get_y() + band.get_height()
+        counts = stairs.get_data().values
+        assert counts.sum() == (1500 if "2" in label else 2000) and low < counts.sum() / 20 < high
+        if label == "n":
+            assert list(counts) == [2000] + [0] * 19
+        else:
+            outside += ((counts < low) | (counts > high)).sum()
+    assert outside <= 4
+
+
+def test_noise_has_a_bar_per_objective_and_module():
+    values = np.array([[1.0, 10.0, np.nan], [0.1, 100.0, 3.0]])
+    coords = {"objective": ["a", "b"], "module": ["model.f", "guide.g", "guide.h"]}
+    axis = plotting.noise_bars(xarray.DataArray(values, coords, ("objective", "module"))).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == coords["module"]
+    assert [bars.get_label() for bars in axis.containers] == ["a", "b"] and axis.get_xscale() == "log"
+    np.testing.assert_array_equal([[bar.get_width() for bar in bars] for bars in axis.containers], values)

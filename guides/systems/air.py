@@ -507,13 +507,14 @@ def windows(scenes: Images, view: inspect.InferredScenes, notes: Sequence[str] |
 
 def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int) -> dict[str, float]:
     """The unnormalized gradient variance of each estimator, for the presence layer and for the whole guide."""
-    learned = {"presence": list(guide.presence.parameters())}
-    learned["guide"] = [p for name, p in guide.named_parameters() if not name.startswith("baseline.")]
+    objectives = {"reinforce": TraceGraph_ELBO(), "summed-out": SummedOut_ELBO()}
+    noise = inspect.gradient_noise(model, guide, objectives, batch, repeats, compile="auto")
+    of_guide = [name for name in noise["module"].values if name.startswith("guide.") and name != "guide.baseline"]
     variances = {}
-    for name, elbo in (("reinforce", TraceGraph_ELBO()), ("summed-out", SummedOut_ELBO())):
-        svi = SVI(model, guide, adam(model, guide, lr=0.0), elbo, compile="auto")
-        for part, parameters in learned.items():
-            variances[f"gradient_variance/{name}/{part}"] = gradient_variance(svi, (batch,), parameters, repeats)
+    for name in objectives:
+        of_modules = noise.sel(objective=name, module=of_guide)
+        variances[f"gradient_variance/{name}/presence"] = float(of_modules.sel(module="guide.presence"))
+        variances[f"gradient_variance/{name}/guide"] = float(of_modules.sum())
     return variances
 
 

@@ -29,6 +29,7 @@ from pplmodels.inspect.air3d import (
     yaw_errors,
 )
 from pplmodels.inspect.checks import Graph, check_pair, graph, site_table
+from pplmodels.inspect.diagnostics import Calibration, calibration, gradient_noise, weight_diagnostics
 from pplmodels.inspect.draw import CanvasSteps, generation_steps, reconstruction_steps
 from pplmodels.inspect.images import (
     infer_codes,
@@ -45,11 +46,13 @@ from pplmodels.inspect.images import (
 from pplmodels.inspect.posteriors import posterior, predictive, prior
 
 __all__ = [
+    "Calibration",
     "Graph",
     "CanvasSteps",
     "InferredScenes",
     "Solids",
     "mean_image",
+    "calibration",
     "check_pair",
     "prior_and_aggregate_posterior",
     "count_metrics",
@@ -58,6 +61,7 @@ __all__ = [
     "decided_counts",
     "drawn_boxes",
     "find_solids",
+    "gradient_noise",
     "graph",
     "infer_codes",
     "interpolate",
@@ -81,6 +85,7 @@ __all__ = [
     "steps",
     "traverse",
     "true_solids",
+    "weight_diagnostics",
     "infer_scenes",
     "generation_steps",
     "reconstruction_steps",

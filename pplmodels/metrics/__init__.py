@@ -3,7 +3,7 @@
 from pplmodels.metrics.bounds import bits_per_dim, compiled_log_probs, elbo_terms, importance_weighted, log_probs
 from pplmodels.metrics.calibration import calibration_metrics
 from pplmodels.metrics.detection import detection_metrics, matched_iou, object_boxes, scene_iou, shares_by_count
-from pplmodels.metrics.gradient_noise import gradient_variance
+from pplmodels.metrics.gradient_noise import gradient_variance, gradient_variances, site_gradient_variances
 from pplmodels.metrics.latents import (
     active_units,
     codebook_counts,
@@ -23,6 +23,7 @@ __all__ = [
     "elbo_surgery",
     "elbo_terms",
     "gradient_variance",
+    "gradient_variances",
     "importance_weighted",
     "log_probs",
     "matched_iou",
@@ -30,4 +31,5 @@ __all__ = [
     "posterior_mean_variances",
     "scene_iou",
     "shares_by_count",
+    "site_gradient_variances",
 ]
