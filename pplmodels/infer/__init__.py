@@ -3,6 +3,7 @@
 from pplmodels.infer.compile.tracing import CompileError
 from pplmodels.infer.elbos.baseline import NeuralBaseline, ScoreNormalizer
 from pplmodels.infer.elbos.free_bits import FreeBits_ELBO
+from pplmodels.infer.elbos.importance_weighted import ImportanceWeighted_ELBO
 from pplmodels.infer.elbos.nvil import NVIL_ELBO
 from pplmodels.infer.elbos.protocol import Objective
 from pplmodels.infer.elbos.summed_out import SummedOut_ELBO
@@ -18,6 +19,7 @@ __all__ = [
     "Annealed",
     "CompileError",
     "FreeBits_ELBO",
+    "ImportanceWeighted_ELBO",
     "NeuralBaseline",
     "Objective",
     "ScaledKL",
