@@ -75,7 +75,7 @@ class ImportanceWeighted_ELBO(ParticleELBO):
         self.gradient, self.alpha = gradient, alpha
 
     def _cut(self) -> Cut:
-        return Cut(active=self.gradient != "plain")
+        return Cut(active=self.gradient != "plain", path=self.gradient in PATHWISE)
 
     def _check(self, run: Particles) -> None:
         for name in run.latents if self.gradient in PATHWISE else ():

@@ -39,6 +39,10 @@ class Weights(NamedTuple):
     normalised: Tensor
     signal: Tensor
 
+    def part(self, start: int, size: int) -> "Weights":
+        """The weights of a chunk of particles."""
+        return Weights(*(tensor[start : start + size] for tensor in self))
+
 
 class Particles:
     """A run of a pair with C particles for each of M images.
@@ -214,15 +218,19 @@ def _minimum(first: Tensor | float, second: Tensor | float) -> Tensor | float:
 
 
 class Cut(Messenger):
-    """Replaces the value of each of the guide's random choices by a leaf.
+    """Replaces the value of each of the guide's random choices by a copy, at which gradients end.
 
-    ``sampled`` holds the values, whose gradients end at the leaves of earlier choices, and ``leaves`` the leaves.
-    Nothing is replaced in the run of the model that follows that of the guide, or if it is not ``active``.
+    ``sampled`` holds the values, whose gradients end at the copies of earlier choices, and ``leaves`` the copies.
+    Nothing is replaced in the run of the model that follows that of the guide.
+
+    Arguments:
+        active: whether to replace anything.
+        path: whether the copies require gradients.
     """
 
-    def __init__(self, active: bool) -> None:
+    def __init__(self, active: bool = True, path: bool = False) -> None:
         super().__init__()
-        self.active = active
+        self.active, self.path = active, path
         self.sampled: dict[str, Tensor] = {}
         self.leaves: dict[str, Tensor] = {}
         self._seen: set[str] = set()
@@ -233,10 +241,11 @@ class Cut(Messenger):
             return
         self._seen.add(name)
         if self.active and is_latent(msg):
-            leaf = value.detach()
             self.sampled[name] = value
-            self.leaves[name] = leaf.requires_grad_() if leaf.is_floating_point() and torch.is_grad_enabled() else leaf
-            msg["value"] = self.leaves[name]
+            leaf = self.leaves[name] = value.detach()
+            if self.path and torch.is_grad_enabled() and leaf.is_floating_point():
+                leaf.requires_grad_()
+            msg["value"] = leaf
 
 
 class _SameSubsamples(Messenger):
@@ -287,6 +296,10 @@ class ParticleELBO(ELBO, ABC):
     def _check(self, run: Particles) -> None:
         """Raise ValueError for a pair that is not supported."""
 
+    def _further(self, run: Particles, model, guide, args: tuple, kwargs: dict) -> Tensor | float:
+        """Terms of the surrogate that do not depend on the particles, once per estimate."""
+        return 0.0
+
     def loss(self, model, guide, *args, **kwargs) -> float:
         """The negative bound."""
         with torch.no_grad():
@@ -334,7 +347,9 @@ class _Runs:
         with _SameSubsamples():
             run, cut = self.run(self.elbo.num_particles)
             bound, weights = self.value(run.log_weight, run.scale, run.outside)
-            return bound, -self.elbo._surrogate(run, weights, cut) if torch.is_grad_enabled() else -bound
+        if not torch.is_grad_enabled():
+            return bound, -bound
+        return bound, -self.elbo._surrogate(run, weights, cut) - self.further(run)
 
     def in_chunks(self) -> tuple[Tensor, Tensor]:
         number, chunk = self.elbo.num_particles, self.elbo.chunk
@@ -354,13 +369,15 @@ class _Runs:
         gradients, start = Gradients(), 0
         with _SameSubsamples():
             for size, recorded in zip(sizes, noise, strict=True):
-                part = Weights(*(tensor[start : start + size] for tensor in weights))
                 with Replayed(recorded.results), _memoise_apart():
                     run, cut = self.run(size)
-                gradients.add(self.elbo._surrogate(run, part, cut))
+                gradients.add(self.elbo._surrogate(run, weights.part(start, size), cut))
                 recorded.results.clear()
                 start += size
-        return bound, -gradients.scalar(bound)
+        return bound, -gradients.scalar(bound) - self.further(run)
+
+    def further(self, run: Particles) -> Tensor | float:
+        return self.elbo._further(run, self.model, self.guide, self.args, self.kwargs)
 
 
 def _memoise_apart():
