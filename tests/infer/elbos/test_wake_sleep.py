@@ -45,7 +45,7 @@ class Coins(PyroModule):
 class CoinsGuide(PyroModule):
     def __init__(self):
         super().__init__("coins_guide")
-        self.logits = nn.Parameter(torch.tensor([1.4, -1.3]))
+        self.logits = nn.Parameter(torch.tensor([1.4, -0.2]))
 
     def q(self, x):
         return dist.Bernoulli(logits=self.logits[0] + self.logits[1] * x)
