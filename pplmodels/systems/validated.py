@@ -140,18 +140,22 @@ class ValidatedSystem(System[ScheduleT, ValidatedT], Generic[ScheduleT, Validate
         """The part of the pair, if any, that is only trained after a fraction of the steps, and this fraction."""
         return None
 
+    def elbo(self, options: ScheduleT) -> ELBO | None:
+        """The objective: with free bits or importance weights, if the options ask for them; None for the ELBO."""
+        if isinstance(options, AnnealingOptions) and options.free_bits:
+            return FreeBits_ELBO(options.free_bits)
+        if isinstance(options, ParticleOptions) and (options.particles > 1 or options.gradient != "plain"):
+            return ImportanceWeighted_ELBO(options.particles, options.gradient, chunk=options.chunk)
+        return None
+
     def svi(self, options: ScheduleT, model: Any, guide: Any) -> SVI:
-        """SVI with KL annealing, free bits or importance weights, if the options ask for them."""
+        """SVI of :meth:`elbo`, with KL annealing if the options ask for it."""
         late = self.delayed(options, model, guide)
         optim = adam(model, guide, options.lr, {late[0]: options.lr} if late else None)
         pair: tuple[nn.Module, nn.Module] = (model, guide)
-        elbo: ELBO | None = None
-        if isinstance(options, AnnealingOptions):
-            pair = (ScaledKL(model), ScaledKL(guide)) if options.warm_up else pair
-            elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
-        if isinstance(options, ParticleOptions) and (options.particles > 1 or options.gradient != "plain"):
-            elbo = ImportanceWeighted_ELBO(options.particles, options.gradient, chunk=options.chunk)
-        return SVI(*pair, optim, elbo, clip_norm=options.clip_norm, **options.svi_settings())
+        if isinstance(options, AnnealingOptions) and options.warm_up:
+            pair = ScaledKL(model), ScaledKL(guide)
+        return SVI(*pair, optim, self.elbo(options), clip_norm=options.clip_norm, **options.svi_settings())
 
     def schedules(self, options: ScheduleT, svi: SVI) -> list[Annealed]:
         """The learning rates fall at the end, and the KL weights rise at the beginning."""

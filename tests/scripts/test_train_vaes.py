@@ -84,6 +84,27 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name)
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "options",
+    [["--particles", "4"], ["--particles", "3", "--chunk", "2", "--objective", "wake-sleep", "--insomnia", "0.5"]],
+    ids=["vimco", "wake-sleep"],
+)
+def test_a_network_of_units_is_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, options):
+    run = tmp_path / "run"
+    small = [option for option in SMALL if option != "--warm-up"]
+    small.remove("2")
+    script("train_sbn")([*small, "--no-compile", "--hidden", "6", "5", *options, "--out", str(run)])
+    assert {path.name for path in run.iterdir()} == FILES | PICTURES | {"layers.png"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train_iw_bound", "train_elbo", "valid_elbo", "kl/z1", "kl/z2"} <= set(lines[0])
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    capsys.readouterr()
+    script("evaluate")([str(run), "--iw-samples", "7", "--iw-chunk", "3", "--iw-images", "150"])
+    again = json.loads(capsys.readouterr().out.rpartition("wrote")[0])
+    assert again.items() >= metrics.items() and again["iw_bound"] > again["elbo"]
+
+
+@pytest.mark.filterwarnings("default")
 def test_a_folder_of_ten_images_and_a_code_of_one_number(script, tmp_path):
     (tmp_path / "few").mkdir()
     for number in range(10):
@@ -247,6 +268,8 @@ BAD = [
     ("train_vae", ["--gradient", "dreg"], "--gradient dreg needs --particles of at least 2."),
     ("train_vae", ["--particles", "4", "--chunk", "8"], "--chunk 8 must not be larger than --particles 4"),
     ("train_vae", ["--particles", "4", "--free-bits", "1"], "cannot be combined with --particles or --gradient"),
+    ("train_sbn", ["--insomnia", "0.5"], "--insomnia is an option of --objective wake-sleep"),
+    ("train_sbn", ["--particles", "1"], "--objective vimco compares samples, so it needs --particles of at least 2"),
     ("train_vae", ["--data", "empty"], "empty has 0 images"),
     ("train_vae", ["--data", "mixed"], "the images in mixed differ in size"),
     ("train_vae", ["--data", "broken"], "broken/05.png is not a readable image"),
