@@ -5,6 +5,7 @@ from .air3d import AIR3DGuide
 from .draw import DRAWGuide
 from .ladder_vae import LadderGuide
 from .pixelcnn import EmptyGuide
+from .sigmoid_belief_net import SigmoidBeliefGuide
 from .vae import ConvGuide, LSTMGuide, MLPGuide, VAEGuide, VectorGuide
 from .vq_vae import VQGuide
 
@@ -18,6 +19,7 @@ __all__ = [
     "LSTMGuide",
     "LadderGuide",
     "MLPGuide",
+    "SigmoidBeliefGuide",
     "VectorGuide",
     "VAEGuide",
     "VQGuide",

@@ -5,6 +5,7 @@ from pplmodels.models.air3d import AIR3D
 from pplmodels.models.draw import DRAW
 from pplmodels.models.ladder_vae import LadderVAE
 from pplmodels.models.pixelcnn import GatedPixelCNN, PixelCNN
+from pplmodels.models.sigmoid_belief_net import SigmoidBeliefNet
 from pplmodels.models.vae import MLPVAE, VAE, ConvVAE, VectorVAE
 from pplmodels.models.vq_vae import VQVAE
 from pplmodels.registry import load_pair
@@ -20,6 +21,7 @@ __all__ = [
     "GatedPixelCNN",
     "LadderVAE",
     "PixelCNN",
+    "SigmoidBeliefNet",
     "VectorVAE",
     "load_pair",
 ]

@@ -35,7 +35,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pplmodels.defaults import default_dtype
-from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
+from pplmodels.infer import NVIL_ELBO, SVI, ImportanceWeighted_ELBO, SummedOut_ELBO, adam
 from pplmodels.infer.compile.program import CompiledProgram
 from pplmodels.infer.traces import pair_traces
 from pplmodels.inspect import check_pair
@@ -98,6 +98,7 @@ class Estimator(NamedTuple):
 ESTIMATORS = {
     "trace": Estimator(Trace_ELBO),
     "tracegraph": Estimator(TraceGraph_ELBO, baselines=True),
+    "importance-weighted": Estimator(partial(ImportanceWeighted_ELBO, 3)),
     "nvil": Estimator(NVIL_ELBO, needs="stops", baselines=True),
     "summed out": Estimator(SummedOut_ELBO, needs="stops"),
     "stops summed out": Estimator(partial(SummedOut_ELBO, choices=False), needs="choices"),

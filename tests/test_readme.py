@@ -100,3 +100,14 @@ def test_links_between_pages_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_an_importance_weighted_bound_is_trained_and_measured_as_the_page_says():
+    (block,) = blocks("docs/objectives.md")
+    assert len([line for line in block.splitlines() if line]) <= 17
+    names = {}
+    exec(block, names)
+    first, last = (float(torch.stack(part).mean()) for part in (names["losses"][:20], names["losses"][-20:]))
+    assert last < first - 5
+    bound, ess = names["bound"], names["ess"]
+    assert bound.shape == (397,) and float(bound.mean()) > -last - 10 and (ess >= 1).all() and (ess <= 100).all()

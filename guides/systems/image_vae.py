@@ -8,7 +8,7 @@ from pplmodels import ConvVAE
 from pplmodels.data import ValidatedImageSet
 from pplmodels.data.transforms import DEFAULT_TRANSFORMS
 from pplmodels.models.likelihoods import LIKELIHOODS
-from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
+from pplmodels.systems import ImageSystem, LatentImageOptions, Pair, ParticleOptions
 from pplmodels.systems.options import Steps, by_data
 from pplmodels.training.options import Fraction, Option, PositiveInt, Switch, one_of
 
@@ -18,7 +18,7 @@ Flow = Annotated[Literal["none", "prior", "posterior"], Option("where to use an 
 Likelihood = Annotated[str, one_of(LIKELIHOODS), Option("p(x | z) of a pixel", "model", choices=tuple(LIKELIHOODS))]
 
 
-class ImageVAEOptions(LatentImageOptions):
+class ImageVAEOptions(LatentImageOptions, ParticleOptions):
     """The options of the convolutional VAE."""
 
     steps: Steps = by_data({"digits": 2000}, 20_000)

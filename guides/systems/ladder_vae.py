@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pplmodels import LadderVAE
 from pplmodels.data import ValidatedImageSet
-from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
+from pplmodels.systems import ImageSystem, LatentImageOptions, Pair, ParticleOptions
 from pplmodels.systems.images import Binarise
 from pplmodels.systems.options import BatchSize, Steps, by_data
 from pplmodels.training.options import Option, PositiveInt, Switch
@@ -12,7 +12,7 @@ from pplmodels.training.options import Option, PositiveInt, Switch
 from ..ladder_vae import LadderGuide
 
 
-class LadderVAEOptions(LatentImageOptions):
+class LadderVAEOptions(LatentImageOptions, ParticleOptions):
     """The options of the ladder VAE."""
 
     steps: Steps = by_data({"digits": 2000}, 20_000)

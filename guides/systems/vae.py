@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pplmodels import MLPVAE
 from pplmodels.data import ValidatedImageSet
 from pplmodels.nn.mlp import ACTIVATIONS
-from pplmodels.systems import ImageSystem, LatentImageOptions, Pair
+from pplmodels.systems import ImageSystem, LatentImageOptions, Pair, ParticleOptions
 from pplmodels.systems.images import Binarise
 from pplmodels.systems.options import Steps, by_data
 from pplmodels.training.options import Option, PositiveInt, one_of
@@ -13,7 +13,7 @@ from pplmodels.training.options import Option, PositiveInt, one_of
 from ..vae import MLPGuide
 
 
-class VAEOptions(LatentImageOptions):
+class VAEOptions(LatentImageOptions, ParticleOptions):
     """The options of the fully connected VAE."""
 
     steps: Steps = by_data({"digits": 3000}, 20_000)

@@ -3,9 +3,11 @@
 from pplmodels.infer.compile.tracing import CompileError
 from pplmodels.infer.elbos.baseline import NeuralBaseline, ScoreNormalizer
 from pplmodels.infer.elbos.free_bits import FreeBits_ELBO
+from pplmodels.infer.elbos.importance_weighted import ImportanceWeighted_ELBO
 from pplmodels.infer.elbos.nvil import NVIL_ELBO
 from pplmodels.infer.elbos.protocol import Objective
 from pplmodels.infer.elbos.summed_out import SummedOut_ELBO
+from pplmodels.infer.elbos.wake_sleep import ReweightedWakeSleep_ELBO
 from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.optim import adam, learning_rates
 from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear, schedules_end
@@ -18,8 +20,10 @@ __all__ = [
     "Annealed",
     "CompileError",
     "FreeBits_ELBO",
+    "ImportanceWeighted_ELBO",
     "NeuralBaseline",
     "Objective",
+    "ReweightedWakeSleep_ELBO",
     "ScaledKL",
     "ScoreNormalizer",
     "SummedOut_ELBO",

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from pplmodels import distributed
 from pplmodels.defaults import default_device
+from pplmodels.infer.autograd import leaves
 from pplmodels.infer.compile.program import CompiledProgram
 from pplmodels.infer.compile.state import Snapshot, State
 from pplmodels.infer.elbos.protocol import Objective, check_objective, loss_and_surrogate, why_uncompiled
@@ -198,7 +199,7 @@ class SVI(pyro.infer.SVI):
 
     def _check_trained(self, surrogate: Tensor, parameters: list[Tensor], stated: dict[int, str]) -> None:
         known = {id(p) for p in parameters}
-        left = [leaf for leaf in _leaves(surrogate) if id(leaf) not in known]
+        left = [leaf for leaf in leaves(surrogate) if id(leaf) not in known]
         names = self._names(stated) if left else {}
         if found := sorted(
             names[id(leaf)] for leaf in left if id(leaf) in names
@@ -301,17 +302,3 @@ def _unvalidated() -> Iterator[None]:
     """Disable validation of distributions, including those created outside of this context."""
     with pyro.validation_enabled(False), patch.object(Distribution, "_validate_sample", lambda self, value: None):
         yield
-
-
-def _leaves(surrogate: Tensor) -> list[Tensor]:
-    """The leaf tensors of a scalar's autograd graph."""
-    waiting, seen, leaves = [surrogate.grad_fn], set(), []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += [following for following, _ in node.next_functions]
-    return leaves

@@ -4,7 +4,7 @@ from pplmodels.systems.images import ImageOptions, ImageSystem, LatentImageOptio
 from pplmodels.systems.lookup import all_systems, find_system, train
 from pplmodels.systems.options import ImageFileOptions, TrainingOptions
 from pplmodels.systems.system import Data, LogProbFunction, Pair, System, Trained
-from pplmodels.systems.validated import AnnealingOptions, ScheduleOptions, ValidatedSystem
+from pplmodels.systems.validated import AnnealingOptions, ParticleOptions, ScheduleOptions, ValidatedSystem
 from pplmodels.training.cli import run_script
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LatentImageOptions",
     "LogProbFunction",
     "Pair",
+    "ParticleOptions",
     "ScheduleOptions",
     "System",
     "Trained",

@@ -21,7 +21,8 @@ def curves_picture(metrics: list[dict], folder: Path) -> None:
     if not metrics:
         return
     names = list(metrics[-1])
-    groups = [[name for name in names if name.endswith("_elbo")], [name for name in names if name.startswith("kl/")]]
+    bounds = ("_elbo", "_iw_bound")
+    groups = [[name for name in names if name.endswith(bounds)], [name for name in names if name.startswith("kl/")]]
     save_picture(plotting.curves(metrics, [group for group in groups if group]), folder / "curves.png")
 
 

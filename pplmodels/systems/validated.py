@@ -1,15 +1,27 @@
 """The recipe of systems whose data have validation images: schedules, averaged weights and early stopping."""
 
 from abc import abstractmethod
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, model_validator
+from pyro.infer.elbo import ELBO
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import Self
 
 from pplmodels.data import Images, ValidatedImageSet
-from pplmodels.infer import SVI, Annealed, FreeBits_ELBO, ScaledKL, adam, cyclical, delayed, learning_rates, linear
+from pplmodels.infer import (
+    SVI,
+    Annealed,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    ScaledKL,
+    adam,
+    cyclical,
+    delayed,
+    learning_rates,
+    linear,
+)
 from pplmodels.metrics import elbo_terms
 from pplmodels.systems.options import TrainingOptions
 from pplmodels.systems.system import LogProbFunction, System, Trained, unwrapped
@@ -72,6 +84,34 @@ class AnnealingOptions(ScheduleOptions):
         return self
 
 
+class ParticleOptions(AnnealingOptions):
+    """The options of trainings with an importance-weighted bound (:class:`pplmodels.infer.ImportanceWeighted_ELBO`)."""
+
+    particles: Annotated[
+        PositiveInt, Option("samples per image of an importance-weighted bound (1: the ELBO)", "objective", "K")
+    ] = 1
+    gradient: Annotated[
+        Literal["plain", "stl", "dreg", "gdreg"],
+        Option("its gradient estimator; gdreg is for learned priors and hierarchies of latents", "objective"),
+    ] = "plain"
+    chunk: Annotated[
+        PositiveInt | None,
+        Option("samples that are drawn at once, to save memory (default: all)", "objective", "N"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _an_elbo_has_no_weights(self) -> Self:
+        if self.free_bits and (self.particles > 1 or self.gradient != "plain"):
+            raise ValueError(
+                "--free-bits changes the gradient of the ELBO, so it cannot be combined with --particles or --gradient."
+            )
+        if self.gradient.endswith("dreg") and self.particles == 1:
+            raise ValueError(f"--gradient {self.gradient} needs --particles of at least 2.")
+        if self.chunk and self.chunk > self.particles:
+            raise ValueError(f"--chunk {self.chunk} must not be larger than --particles {self.particles}.")
+        return self
+
+
 ScheduleT = TypeVar("ScheduleT", bound=ScheduleOptions)
 ValidatedT = TypeVar("ValidatedT", bound=ValidatedImageSet)
 
@@ -100,15 +140,22 @@ class ValidatedSystem(System[ScheduleT, ValidatedT], Generic[ScheduleT, Validate
         """The part of the pair, if any, that is only trained after a fraction of the steps, and this fraction."""
         return None
 
+    def elbo(self, options: ScheduleT) -> ELBO | None:
+        """The objective: with free bits or importance weights, if the options ask for them; None for the ELBO."""
+        if isinstance(options, AnnealingOptions) and options.free_bits:
+            return FreeBits_ELBO(options.free_bits)
+        if isinstance(options, ParticleOptions) and (options.particles > 1 or options.gradient != "plain"):
+            return ImportanceWeighted_ELBO(options.particles, options.gradient, chunk=options.chunk)
+        return None
+
     def svi(self, options: ScheduleT, model: Any, guide: Any) -> SVI:
-        """SVI with KL annealing or free bits, if the options ask for them."""
+        """SVI of :meth:`elbo`, with KL annealing if the options ask for it."""
         late = self.delayed(options, model, guide)
         optim = adam(model, guide, options.lr, {late[0]: options.lr} if late else None)
-        pair, elbo = (model, guide), None
-        if isinstance(options, AnnealingOptions):
-            pair = (ScaledKL(model), ScaledKL(guide)) if options.warm_up else pair
-            elbo = FreeBits_ELBO(options.free_bits) if options.free_bits else None
-        return SVI(*pair, optim, elbo, clip_norm=options.clip_norm, **options.svi_settings())
+        pair: tuple[nn.Module, nn.Module] = (model, guide)
+        if isinstance(options, AnnealingOptions) and options.warm_up:
+            pair = ScaledKL(model), ScaledKL(guide)
+        return SVI(*pair, optim, self.elbo(options), clip_norm=options.clip_norm, **options.svi_settings())
 
     def schedules(self, options: ScheduleT, svi: SVI) -> list[Annealed]:
         """The learning rates fall at the end, and the KL weights rise at the beginning."""
@@ -136,9 +183,11 @@ class ValidatedSystem(System[ScheduleT, ValidatedT], Generic[ScheduleT, Validate
         return options.patience
 
     def objective(self, options: ScheduleT) -> str:
-        """``objective_name``, or "annealed_elbo" if the KL is annealed."""
-        annealed = isinstance(options, AnnealingOptions) and options.warm_up
-        return "annealed_elbo" if annealed else self.objective_name
+        """``objective_name``, "iw_bound" for several particles, and "annealed_..." of these if the KL is annealed."""
+        name, annealed = self.objective_name, isinstance(options, AnnealingOptions) and options.warm_up
+        if isinstance(options, ParticleOptions) and options.particles > 1:
+            name = "iw_bound"
+        return f"annealed_{name}" if annealed else name
 
     def evaluate(
         self, options: ScheduleT, svi: SVI, log_probs: LogProbFunction, model: Any, guide: Any, data: ValidatedT

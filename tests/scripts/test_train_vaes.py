@@ -20,6 +20,7 @@ PLANE = PICTURES | {"interpolations.png", "manifold.png", "prior.png"}  # of one
 FILM = PICTURES | {"painting.png", "painting.gif", "dreaming.gif"}
 LADDER = ["--z-dims", "3", "2", "--hidden", "8", "6"]
 PAINTER = ["--num-steps", "2", "--hidden", "8", "--z-dim", "3"]
+DREG = ["--gradient", "dreg", "--chunk", "3"]
 RUNS = {  # script, options, pictures
     "fully connected": ("train_vae", ["--hidden", "8", "8", "--z-dim", "4"], PLANE),
     "fully connected, cut": (
@@ -27,6 +28,7 @@ RUNS = {  # script, options, pictures
         ["--hidden", "8", "--binarise", "threshold", "--precision", "bfloat16"],
         PLANE,
     ),
+    "fully connected, dreg": ("train_vae", ["--hidden", "8", "--z-dim", "4", "--particles", "4", *DREG], PLANE),
     "plane": ("train_vae_2d", ["--train-points", "200", "--data", "rotated-2"], {"clouds.png"}),
     "mixture": ("train_image_vae", NARROW, PLANE),
     "normal": (
@@ -39,6 +41,11 @@ RUNS = {  # script, options, pictures
     "flow posterior": ("train_vlae", [*NARROW, "--flow-hidden", "8", "--flow", "posterior", "--z-dim", "2"], PLANE),
     "rows": ("train_lstm_vae", ["--hidden", "8", "--channels", "4", "4", "--cycle", "4"], PLANE),
     "layers": ("train_ladder_vae", LADDER, PICTURES | {"layers.png"}),
+    "layers, gdreg": (
+        "train_ladder_vae",
+        [*LADDER, "--particles", "3", "--gradient", "gdreg"],
+        PICTURES | {"layers.png"},
+    ),
     "painted": ("train_draw", [*PAINTER, "--write-window", "3"], FILM),
     "painted whole": ("train_draw", [*PAINTER, "--no-attention", "--likelihood", "logit-normal"], FILM),
 }
@@ -56,11 +63,13 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name)
     assert [line["step"] for line in lines] == [3, 6]
     layers = {f"{metric}/z{layer}" for metric in ("kl", "active_units") for layer in (1, 2)}
     assert {"train_elbo", "valid_elbo"} <= set(lines[0])
-    assert (layers if name == "layers" else {"kl/z", "active_units"}) <= set(lines[0])
-    no_information = ("flow posterior", "layers", "painted", "painted whole")
+    assert (layers if "layers" in name else {"kl/z", "active_units"}) <= set(lines[0])
+    no_information = ("flow posterior", "layers", "layers, gdreg", "painted", "painted whole")
     assert ("mutual_information" in lines[0]) == (name not in no_information)
     warm = name != "normal"  # while the KL has no full weight, what the steps raise is no ELBO
-    assert ("train_annealed_elbo" in lines[0]) == warm
+    weighted = "dreg" in name
+    assert ("train_annealed_elbo" in lines[0]) == (warm and not weighted)
+    assert ("train_annealed_iw_bound" in lines[0]) == weighted
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     levels = ("mixture", "normal", "flow prior", "flow posterior", "painted whole")
     assert ("bits_per_dim" in metrics) == (name in levels)
@@ -72,6 +81,27 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, name)
     with np.load(run / "evaluation.npz") as arrays:
         assert arrays["iw_bound"].shape == (150,)
         assert arrays["iw_bound"].mean() == pytest.approx(again["iw_bound"])
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    "options",
+    [["--particles", "4"], ["--particles", "3", "--chunk", "2", "--objective", "wake-sleep", "--insomnia", "0.5"]],
+    ids=["vimco", "wake-sleep"],
+)
+def test_a_network_of_units_is_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys, options):
+    run = tmp_path / "run"
+    small = [option for option in SMALL if option != "--warm-up"]
+    small.remove("2")
+    script("train_sbn")([*small, "--no-compile", "--hidden", "6", "5", *options, "--out", str(run)])
+    assert {path.name for path in run.iterdir()} == FILES | PICTURES | {"layers.png"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"train_iw_bound", "train_elbo", "valid_elbo", "kl/z1", "kl/z2"} <= set(lines[0])
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    capsys.readouterr()
+    script("evaluate")([str(run), "--iw-samples", "7", "--iw-chunk", "3", "--iw-images", "150"])
+    again = json.loads(capsys.readouterr().out.rpartition("wrote")[0])
+    assert again.items() >= metrics.items() and again["iw_bound"] > again["elbo"]
 
 
 @pytest.mark.filterwarnings("default")
@@ -234,6 +264,12 @@ BAD = [
     ("train_vae", ["--hold", "1.5"], "--hold: '1.5' is not a number from 0 to 1"),
     ("train_vae", ["--averaging", "2"], "--averaging: '2' is not a number from 0 to 1"),
     ("train_vae", ["--cycle", "5", "--warm-up", "9"], "--cycle 5 requires a --warm-up from 1 to 5, not 9"),
+    ("train_vae", ["--particles", "0"], "--particles: '0' is not a positive integer"),
+    ("train_vae", ["--gradient", "dreg"], "--gradient dreg needs --particles of at least 2."),
+    ("train_vae", ["--particles", "4", "--chunk", "8"], "--chunk 8 must not be larger than --particles 4"),
+    ("train_vae", ["--particles", "4", "--free-bits", "1"], "cannot be combined with --particles or --gradient"),
+    ("train_sbn", ["--insomnia", "0.5"], "--insomnia is an option of --objective wake-sleep"),
+    ("train_sbn", ["--particles", "1"], "--objective vimco compares samples, so it needs --particles of at least 2"),
     ("train_vae", ["--data", "empty"], "empty has 0 images"),
     ("train_vae", ["--data", "mixed"], "the images in mixed differ in size"),
     ("train_vae", ["--data", "broken"], "broken/05.png is not a readable image"),

@@ -73,10 +73,10 @@ class Watched:
         for function in self.functions:
             function.__code__, function.__defaults__, function.__kwdefaults__ = islice(held, 3)
         for (variables, name), thing in zip(self.names, list(islice(held, len(self.names))), strict=True):
-            if thing is MISSING:
-                variables.pop(name, None)
-            else:
+            if thing is not MISSING:
                 variables[name] = thing
+            elif variables.get(name) is not MISSING:  # as this module's own variable is
+                variables.pop(name, None)
         for (owner, name), thing in zip(self.slots, held, strict=True):
             object.__setattr__(owner, name, thing)
         for members, content in self.sets:
