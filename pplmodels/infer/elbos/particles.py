@@ -21,7 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pplmodels.infer.autograd import Gradients
-from pplmodels.infer.elbos.noise import Recorded, Replayed
+from pplmodels.infer.elbos.replayed_noise import Recorded, Replayed
 from pplmodels.memo import is_memoising, memoise
 from pplmodels.rng import fork_rng
 from pplmodels.sites import Site, random_sites
