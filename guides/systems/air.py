@@ -14,7 +14,7 @@ from typing_extensions import Self
 from pplmodels import AIR, inspect, plotting
 from pplmodels.data import Images, SceneSet, scene_set
 from pplmodels.errors import InputError
-from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
+from pplmodels.infer import SVI, Annealed, PerSite_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
 from pplmodels.metrics import gradient_variance
 from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
@@ -34,7 +34,7 @@ from pplmodels.training.options import (
 from ..air import AIRGuide, DAIRGuide
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
-ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
+ESTIMATORS = {"reinforce": "reinforce", "summed-out": "enum", "rloo": "rloo", "mvd": "mvd"}  # of z_pres
 MOST = 2  # default for --max-objects
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
@@ -121,8 +121,16 @@ class AIROptions(ImageFileOptions):
     window: Annotated[PositiveInt, Option("side of the attention window in pixels", "model")] = 28
 
     estimator: Annotated[
-        Literal["reinforce", "summed-out"], Option("gradient estimator for z_pres", "learning to count")
+        Literal["reinforce", "summed-out", "rloo", "mvd"], Option("gradient estimator for z_pres", "learning to count")
     ] = "reinforce"
+    particles: Annotated[
+        PositiveInt,
+        Option(
+            "samples per image and step (default: 1; 2 for --estimator rloo, which needs several)",
+            "learning to count",
+            "K",
+        ),
+    ] = Field(default_factory=lambda given: 2 if given.get("estimator") == "rloo" else 1)
     restarts: Annotated[
         PositiveInt,
         Option(
@@ -190,6 +198,8 @@ class AIROptions(ImageFileOptions):
             raise ValueError(
                 "--restarts cannot be combined with --extend or --init-from, because it trains from new seeds."
             )
+        if self.estimator == "rloo" and self.particles < 2:
+            raise ValueError("--estimator rloo compares the samples of an image: --particles must be at least 2.")
         if self.explore is not None and not all(p < 0.5 for p in self.explore):
             raise ValueError("--explore: the probabilities must be below 0.5.")
         return self
@@ -263,7 +273,8 @@ class AIRSystem(System[AIROptions, SceneSet]):
     def svi(self, options: AIROptions, model: Any, guide: Any) -> SVI:
         """The estimator of the options, with a learning rate of its own for the baseline."""
         optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
-        elbo = ESTIMATORS[options.estimator]()
+        estimators = {"z_pres": ESTIMATORS[options.estimator]}
+        elbo = PerSite_ELBO(estimators=estimators, num_particles=options.particles, max_plate_nesting=1)
         return SVI(model, guide, optim, elbo, clip_norm=options.clip_norm, **options.svi_settings())
 
     def schedules(self, options: AIROptions, svi: SVI) -> list[Annealed]:
@@ -381,7 +392,7 @@ def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int)
     learned = {"presence": list(guide.presence.parameters())}
     learned["guide"] = [p for name, p in guide.named_parameters() if not name.startswith("baseline.")]
     variances = {}
-    for name, elbo in (("reinforce", TraceGraph_ELBO()), ("summed-out", SummedOut_ELBO())):
+    for name, elbo in (("reinforce", TraceGraph_ELBO()), ("summed-out", PerSite_ELBO(estimators={"z_pres": "enum"}))):
         svi = SVI(model, guide, adam(model, guide, lr=0.0), elbo, compile="auto")
         for part, parameters in learned.items():
             variances[f"gradient_variance/{name}/{part}"] = gradient_variance(svi, (batch,), parameters, repeats)

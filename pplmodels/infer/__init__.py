@@ -3,9 +3,8 @@
 from pplmodels.infer.compile.tracing import CompileError
 from pplmodels.infer.elbos.baseline import NeuralBaseline, ScoreNormalizer
 from pplmodels.infer.elbos.free_bits import FreeBits_ELBO
-from pplmodels.infer.elbos.nvil import NVIL_ELBO
+from pplmodels.infer.elbos.per_site import PerSite_ELBO
 from pplmodels.infer.elbos.protocol import Objective
-from pplmodels.infer.elbos.summed_out import SummedOut_ELBO
 from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.optim import adam, learning_rates
 from pplmodels.infer.schedules import Annealed, cosine, cyclical, delayed, linear, schedules_end
@@ -13,7 +12,7 @@ from pplmodels.infer.svi import SVI
 from pplmodels.infer.traces import local_params
 
 __all__ = [
-    "NVIL_ELBO",
+    "PerSite_ELBO",
     "SVI",
     "Annealed",
     "CompileError",
@@ -22,7 +21,6 @@ __all__ = [
     "Objective",
     "ScaledKL",
     "ScoreNormalizer",
-    "SummedOut_ELBO",
     "adam",
     "cosine",
     "cyclical",
