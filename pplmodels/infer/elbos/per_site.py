@@ -81,6 +81,7 @@ class PerSite_ELBO(TraceGraph_ELBO):
         vectorize_particles: bool = True,
         **settings: Any,
     ):
+        vectorize_particles = vectorize_particles and num_particles > 1  # one particle needs no plate
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles, **settings)
         self.estimators = dict(estimators or {})
         for name, estimator in self.estimators.items():
