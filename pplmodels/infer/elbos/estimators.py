@@ -85,10 +85,10 @@ def _why_not(estimator: str, function: TorchDistributionMixin, particles: int) -
         return "the density of a Delta has no score function"
     if estimator == "rloo" and particles < 2:
         return "it needs several vectorized particles per image, e.g. PerSite_ELBO(num_particles=2)"
+    if estimator == "enum" and isinstance(unmasked(function), Independent):
+        return "the values of independent components, which .to_event() makes an event, cannot be enumerated"
     if estimator == "enum" and not getattr(function, "has_enumerate_support", False):
         return f"{name} has no finite support that can be enumerated"
-    if estimator == "enum" and isinstance(unmasked(function), Independent) and function.event_shape:
-        return "the values of independent components, which were made an event by .to_event(), cannot be enumerated"
     if estimator == "mvd" and family_of(kind) is None:
         known = ", ".join(family.__name__ for family in FAMILIES)
         return f"measure-valued derivatives are implemented for {known}, not for {name}"

@@ -123,6 +123,8 @@ class PerSite_ELBO(TraceGraph_ELBO):
         with torch.no_grad():
             other, _ = call.within(alternatives).guide_trace(SamplingAlternatives(sampling, alternatives))
             others = self._terms(call.within(alternatives), other, None, dims + 1, chained, sampling.rows)
+            if is_validation_enabled():
+                others.check_alternatives(alternatives)
         return Run(terms, alternatives, others)
 
     def _terms(self, call: "Call", trace: Trace, model_trace: Trace | None, dims: int, chained, rows) -> Terms:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pplmodels.infer.elbos.estimators import SCORED
 from pplmodels.infer.elbos.rows import Plates, Rows, plates_of
+from pplmodels.infer.elbos.sampling import Alternatives
 from pplmodels.infer.elbos.stopping_chain import Outcomes, StoppingChain
 from pplmodels.sites import Site, random_sites
 
@@ -106,9 +108,9 @@ class Terms:
         return cost.sum_to(site["cond_indep_stack"])
 
     def check(self) -> None:
-        """Raise ValueError if a term depends on a summed-out site without being in its plates.
+        """Raise ValueError if a term depends on a site of the chain without being in its plates.
 
-        Such a term depends on the values of all images together, whose combinations are not summed out.
+        Such a term depends on the values of all images together, but the images' values are varied one by one.
         """
         for name, site in random_sites(self.model):
             if self.chain is None:
@@ -120,7 +122,7 @@ class Terms:
                 )
             if site["log_prob"].dim() > self.dims and not self.chain.plates <= plates_of(site):
                 first = next(iter(self.outcomes.values)) if self.outcomes else ""
-                raise _coupled(name, first, self.chain.plates - plates_of(site))
+                raise _coupled(name, first, "enum", self.chain.plates - plates_of(site))
 
     def check_rows(self) -> None:
         """:meth:`check` for the sites in rows, by comparing values."""
@@ -133,7 +135,20 @@ class Terms:
                         continue
                     others = [other for other in self.rows.plates if other != summed]
                     if not torch.allclose(self.rows.first(site["log_prob"], others), site["log_prob"], rtol=1e-4):
-                        raise _coupled(name, summed, outer - plates_of(site))
+                        raise _coupled(name, summed, "enum", outer - plates_of(site))
+
+    def check_alternatives(self, alternatives: Alternatives) -> None:
+        """:meth:`check` for measure-valued derivatives, if these terms are those of their alternatives."""
+        for trace in (self.model, self.guide):
+            for name, site in random_sites(trace):
+                for varied in alternatives.values:
+                    derived: Any = self.guide.nodes[varied]
+                    if (outer := plates_of(derived)) <= plates_of(site) or site["log_prob"].dim() < self.dims:
+                        continue
+                    own = alternatives.of_site(varied)
+                    term = site["log_prob"].movedim(-self.dims, 0)[own]
+                    if not torch.allclose(term, term[:1], rtol=1e-4):
+                        raise _coupled(name, varied, "mvd", outer - plates_of(site))
 
     @cached_property
     def _total_of_model(self) -> Tensor | float:
@@ -211,9 +226,9 @@ def _times(weight: Tensor | None, term: Tensor) -> Tensor:
     return term if weight is None else weight * term
 
 
-def _coupled(name: str, summed: str, plates: Plates) -> ValueError:
+def _coupled(name: str, varied: str, estimator: str, plates: Plates) -> ValueError:
     outer = ", ".join(sorted(frame.name for frame in plates))
     return ValueError(
-        f"site {name} depends on {summed}, which is summed out, but it is outside of the plate {outer}: the "
-        "combinations of the values of all entries of a plate cannot be summed out."
+        f"site {name} depends on {varied}, whose estimator is {estimator}, but it is outside of the plate {outer}: the "
+        "values of the plate's entries cannot be varied one by one."
     )
