@@ -14,7 +14,7 @@ import torch
 from guides import AIRGuide, MLPGuide
 from pplmodels import AIR, MLPVAE, distributed
 from pplmodels.data import scene_set
-from pplmodels.infer import NVIL_ELBO, SVI, adam
+from pplmodels.infer import SVI, PerSite_ELBO, adam
 from pplmodels.io import write_json
 from pplmodels.machine import resolve_device
 from pplmodels.training import cli
@@ -53,7 +53,7 @@ def take_turn(case: str, batch: int, steps: int, device: torch.device) -> dict[s
         model, guide = MLPVAE(hidden_dims=(800, 800)), MLPGuide(hidden_dims=(800, 800))
     x, model, guide = x.to(device), model.to(device), guide.to(device)
     torch.manual_seed(distributed.rank())
-    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO(), clip_norm=100.0, compile=True)
+    svi = SVI(model, guide, adam(model, guide, 1e-3), PerSite_ELBO(), clip_norm=100.0, compile=True)
     order = torch.Generator().manual_seed(0)
     losses, seconds = [], []
     for _ in range(steps):

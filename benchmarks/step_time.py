@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from guides import AIR3DGuide, AIRGuide, DRAWGuide, EmptyGuide, MLPGuide, VQGuide
 from pplmodels import AIR, AIR3D, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
 from pplmodels.data import make_tabletop_scenes
-from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
+from pplmodels.infer import SVI, PerSite_ELBO, adam
 from pplmodels.io import write_json
 from pplmodels.machine import resolve_device
 from pplmodels.nn.renderer import KINDS, Renderer
@@ -272,9 +272,10 @@ def by_objects(device: torch.device, rounds: int) -> list[dict]:
     for number in (2, 4, 8):
         sizes = {"canvas": (3, 64, 64), "num_steps": number, "window": 16, "background_model": "scene"}
         row: dict = {"T": number}
-        for name, elbo in (("reinforce", NVIL_ELBO), ("summed-out", SummedOut_ELBO)):
+        for name, estimator in (("reinforce", "reinforce"), ("summed-out", "enum")):
             pair = AIR(**sizes, occlusion=True).to(device), AIRGuide(**sizes).to(device)
-            step = SVI(*pair, adam(*pair, 1e-3), elbo(), compile=True).step
+            elbo = PerSite_ELBO(estimators={"z_pres": estimator})
+            step = SVI(*pair, adam(*pair, 1e-3), elbo, compile=True).step
             step(x)
             row[f"{name}, MB"] = peak_bytes(step, x) / 1e6
             steps.append((row, f"{name}, ms", step))

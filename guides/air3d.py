@@ -51,7 +51,7 @@ class AIR3DGuide(PairModule):
 
     Deviations. The paper uses a recurrent state to remember explained objects. Here, an explained solid of any kind is
     replaced by a round patch of the empty table. So each step solves the same problem, and no later site depends on a
-    kind, which allows both discrete sites to be summed out (:class:`pplmodels.infer.SummedOut_ELBO`). The logits of
+    kind, which allows both discrete sites to be summed out (:class:`pplmodels.infer.PerSite_ELBO`). The logits of
     z_pres contain the prior's ``log_k``, and the logits of both are bounded, as in :class:`guides.AIRGuide`.
 
     Arguments:

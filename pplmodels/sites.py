@@ -1,5 +1,6 @@
 """The random variables in a trace."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NotRequired, TypedDict, TypeGuard
 
@@ -28,6 +29,7 @@ class Site(TypedDict):
     mask: Tensor | bool | None
     cond_indep_stack: tuple[CondIndepStackFrame, ...]
     log_prob: NotRequired[Tensor]  # computed by Trace.compute_log_prob
+    unscaled_log_prob: NotRequired[Tensor]
     log_prob_sum: NotRequired[Tensor]
     score_parts: NotRequired[ScoreParts]  # computed by Trace.compute_score_parts
 
@@ -37,6 +39,15 @@ def random_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     for name, site in trace.nodes.items():
         if _is_random(site):
             yield name, site
+
+
+def base_site_name(site: str) -> str:
+    """The name of a site without its step number.
+
+    >>> base_site_name("z_where_2")
+    'z_where'
+    """
+    return re.sub(r"_\d+$", "", site)
 
 
 def _is_random(site: Message) -> TypeGuard[Site]:

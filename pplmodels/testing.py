@@ -35,7 +35,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pplmodels.defaults import default_dtype
-from pplmodels.infer import NVIL_ELBO, SVI, ImportanceWeighted_ELBO, SummedOut_ELBO, adam
+from pplmodels.infer import SVI, ImportanceWeighted_ELBO, PerSite_ELBO, adam
 from pplmodels.infer.compile.program import CompiledProgram
 from pplmodels.infer.traces import pair_traces
 from pplmodels.inspect import check_pair
@@ -43,7 +43,7 @@ from pplmodels.metrics import compiled_log_probs, elbo_terms, log_probs
 from pplmodels.module import PairModule
 from pplmodels.registry import load_pair
 from pplmodels.rng import fork_rng, seed_all
-from pplmodels.sites import random_sites
+from pplmodels.sites import base_site_name, random_sites
 
 ROLES = ("model", "guide")
 
@@ -59,8 +59,8 @@ class Pair:
         guide: returns a new guide for the given model.
         batch: returns a batch ``(n, ...)`` of n random images.
         stops: whether the guide has a chain of stops, as AIR's z_pres, with a baseline. The pair is then also trained
-            with NVIL_ELBO and with SummedOut_ELBO, which sums over the stops.
-        choices: whether it has other discrete sites besides the stops, over which SummedOut_ELBO can sum or not.
+            with PerSite_ELBO, whose baselines are those of NVIL, and with the stops summed out.
+        choices: whether it also has sites marked as choices, which can be summed out or sampled.
         saved: whether the constructor arguments describe model and guide, so that they can be saved and loaded. Modules
             that are constructor arguments cannot be saved.
         exact: whether a compiled step is to be equal to the uncompiled one bit for bit. It can only be equal up to
@@ -86,12 +86,22 @@ class Estimator(NamedTuple):
     """An ELBO that pairs are trained with.
 
     ``needs`` is the field of :class:`Pair` that must be true, or None if the ELBO is suited to any pair. ``baselines``
-    is whether the ELBO trains the guide's neural baselines, whose parameters have "baseline" in their names.
+    is whether the ELBO trains the guide's neural baselines, whose parameters have "baseline" in their names. Sites of
+    the guide with one of the marks ``summed`` in their ``infer`` are summed out by a PerSite_ELBO.
     """
 
-    elbo: Callable[[], ELBO]
+    elbo: Callable[..., ELBO]
     needs: str | None = None
     baselines: bool = False
+    summed: tuple[str, ...] = ()
+
+    def build(self, guide: PyroModule, x: Tensor) -> ELBO:
+        """A new ELBO for a guide."""
+        if not self.summed:
+            return self.elbo()
+        sites = random_sites(poutine.trace(guide).get_trace(x))
+        names = [base_site_name(name) for name, site in sites if any(site["infer"].get(mark) for mark in self.summed)]
+        return self.elbo(estimators=dict.fromkeys(names, "enum"))
 
 
 # The key is a part of the names of checks.
@@ -99,9 +109,9 @@ ESTIMATORS = {
     "trace": Estimator(Trace_ELBO),
     "tracegraph": Estimator(TraceGraph_ELBO, baselines=True),
     "importance-weighted": Estimator(partial(ImportanceWeighted_ELBO, 3)),
-    "nvil": Estimator(NVIL_ELBO, needs="stops", baselines=True),
-    "summed out": Estimator(SummedOut_ELBO, needs="stops"),
-    "stops summed out": Estimator(partial(SummedOut_ELBO, choices=False), needs="choices"),
+    "nvil": Estimator(PerSite_ELBO, needs="stops", baselines=True),
+    "summed out": Estimator(PerSite_ELBO, needs="stops", summed=("stop", "choice")),
+    "stops summed out": Estimator(PerSite_ELBO, needs="choices", summed=("stop",)),
 }
 
 
@@ -219,7 +229,7 @@ def the_model_draws_as_many_images_as_asked_for(pair: Pair) -> None:
 def every_parameter_moves_in_one_step(pair: Pair, estimator: Estimator) -> None:
     """A step moves each parameter that is not frozen, and adds none to Pyro's parameter store."""
     model, guide = pair.build()
-    loss = estimator.elbo()
+    loss = estimator.build(guide, pair.batch(2))
     svi = SVI(model, guide, adam(model, guide, 1e-2), loss)
     still = _still(model, guide, lambda: svi.step(pair.batch(16)))
     still = [name for name in still if estimator.baselines or "baseline" not in name]
@@ -294,7 +304,7 @@ def many_particles_at_once_give_the_bound_of_single_ones(pair: Pair) -> None:
     )
     for module in (model, guide):
         module.train()
-    for elbo in (NVIL_ELBO, TraceGraph_ELBO):
+    for elbo in (PerSite_ELBO, TraceGraph_ELBO):
         loss = elbo(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
         value = float(SVI(model, guide, adam(model, guide, 1e-3), loss).step(x))
         _require(math.isfinite(value), f"The loss of 3 particles at once with {elbo.__name__} is {value}.")
@@ -313,7 +323,7 @@ def two_pairs_in_one_process_both_train(pair: Pair) -> None:
 def a_smaller_last_batch_trains(pair: Pair) -> None:
     """The loss is finite for a smaller batch, also of one image, and for the full ones that follow."""
     model, guide = pair.build()
-    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
+    svi = SVI(model, guide, adam(model, guide, 1e-3), PerSite_ELBO())
     for size in (8, 8, 3, 1, 8):
         loss = float(svi.step(pair.batch(size)))
         _require(math.isfinite(loss), f"The loss of a batch of size {size} is {loss}.")
@@ -323,7 +333,7 @@ def saved_and_loaded_gives_the_same_loss(pair: Pair) -> None:
     """After a step, :func:`pplmodels.load_pair` finds everything that the loss depends on in the saved files."""
     model, guide = pair.build()
     x = pair.batch(5)
-    SVI(model, guide, adam(model, guide, 1e-2), NVIL_ELBO()).step(x)
+    SVI(model, guide, adam(model, guide, 1e-2), PerSite_ELBO()).step(x)
     with tempfile.TemporaryDirectory() as folder:
         for role, module in zip(ROLES, (model, guide), strict=True):
             if not isinstance(module.eval(), PairModule):
@@ -343,7 +353,9 @@ def compiled_and_uncompiled_steps_are_the_same(pair: Pair, estimator: Estimator)
 
     If the pair is not exact, losses and gradients are compared up to rounding, each step from the same weights.
     """
-    svis = _uncompiled_and_compiled(*pair.build(), estimator.elbo, clip_norm=10.0)
+    model, guide = pair.build()
+    elbo = partial(estimator.build, guide, pair.batch(2))
+    svis = _uncompiled_and_compiled(model, guide, elbo, clip_norm=10.0)
     for step in range(12):
         x = pair.batch(7 if step % 6 == 5 else 16)  # the last batch of an epoch is smaller
         uncompiled, compiled = (_outcome(svi, x, seed=step, with_state=pair.exact) for svi in svis)
@@ -392,7 +404,7 @@ def compiled_steps_on_cuda_do_not_wait_for_the_device(pair: Pair) -> None:
 
 def _train_without_waiting(pair: Pair, compile: bool) -> None:
     model, guide = (module.cuda() for module in pair.build())
-    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO(), compile=compile)
+    svi = SVI(model, guide, adam(model, guide, 1e-3), PerSite_ELBO(), compile=compile)
     x = pair.batch(8).cuda()
     for _ in range(2):  # at the second call graph and program are compared, which waits
         svi.step(x)
@@ -407,7 +419,7 @@ def _train_without_waiting(pair: Pair, compile: bool) -> None:
 def compiled_on_cuda_is_the_uncompiled_step(pair: Pair) -> None:
     """Captured replays against eager steps from the same state and seed, up to float32's rounding."""
     model, guide = (module.cuda() for module in pair.build())
-    svis = _uncompiled_and_compiled(model, guide, NVIL_ELBO)
+    svis = _uncompiled_and_compiled(model, guide, PerSite_ELBO)
     for step in range(10):
         x = pair.batch(16).cuda()
         _copy_weights(*svis)

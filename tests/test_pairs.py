@@ -12,7 +12,7 @@ from pairs import PAIRS
 import guides
 import pplmodels
 from pplmodels.errors import InputError
-from pplmodels.infer import NVIL_ELBO, SVI, adam
+from pplmodels.infer import SVI, PerSite_ELBO, adam
 from pplmodels.metrics import elbo_terms, log_probs
 from pplmodels.module import PairModule
 from pplmodels.registry import load_pair
@@ -67,7 +67,7 @@ def test_a_step_in_bfloat16_is_nearly_the_step_and_what_is_measured_is_the_same(
     for precision in (None, torch.bfloat16):
         pyro.set_rng_seed(0)
         modules, x = pair.build(), pair.batch(32)
-        svi = SVI(*modules, adam(*modules, 1e-2), NVIL_ELBO(), compile=True, precision=precision)
+        svi = SVI(*modules, adam(*modules, 1e-2), PerSite_ELBO(), compile=True, precision=precision)
         losses["measured"].append(float(svi.evaluate_loss(x)))
         losses["step"].append(float(svi.step(x)))
         assert {tensor.dtype for module in modules for tensor in module.state_dict().values()} <= {

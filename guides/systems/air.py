@@ -16,7 +16,7 @@ from typing_extensions import Self
 from pplmodels import AIR, inspect, plotting
 from pplmodels.data import Images, SceneSet, scene_set
 from pplmodels.errors import InputError
-from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
+from pplmodels.infer import SVI, Annealed, PerSite_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
 from pplmodels.metrics import gradient_variance, scene_iou
 from pplmodels.metrics.bounds import IWBound
@@ -37,7 +37,7 @@ from pplmodels.training.options import (
 from ..air import AIRGuide, DAIRGuide
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
-ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
+ESTIMATORS = {"reinforce": "reinforce", "summed-out": "enum", "rloo": "rloo", "mvd": "mvd"}  # of z_pres
 MOST = 2  # default for --max-objects
 SCENE_STEPS = 2000  # default steps for scenes of up to 3 objects
 CANVAS_VALUES = 5_000_000  # values of the canvases of all objects in a batch, which bounds its memory and time
@@ -160,9 +160,17 @@ class AIROptions(ImageFileOptions):
     ] = None
 
     estimator: Annotated[
-        Literal["reinforce", "summed-out"] | None,
+        Literal["reinforce", "summed-out", "rloo", "mvd"],
         Option("gradient estimator for z_pres (reinforce; summed-out with --scenes)", "learning to count"),
     ] = Field(default_factory=lambda given: "summed-out" if given.get("scenes") else "reinforce")
+    particles: Annotated[
+        PositiveInt,
+        Option(
+            "samples per image and step (default: 1; 2 for --estimator rloo, which needs several)",
+            "learning to count",
+            "K",
+        ),
+    ] = Field(default_factory=lambda given: 2 if given.get("estimator") == "rloo" else 1)
     restarts: Annotated[
         PositiveInt,
         Option(
@@ -243,6 +251,8 @@ class AIROptions(ImageFileOptions):
             raise ValueError(
                 "--restarts cannot be combined with --extend or --init-from, because it trains from new seeds."
             )
+        if self.estimator == "rloo" and self.particles < 2:
+            raise ValueError("--estimator rloo compares the samples of an image: --particles must be at least 2.")
         if self.explore is not None and not all(p < 0.5 for p in self.explore):
             raise ValueError("--explore: the probabilities must be below 0.5.")
         return self
@@ -347,7 +357,8 @@ class AIRSystem(System[AIROptions, SceneSet]):
     def svi(self, options: AIROptions, model: Any, guide: Any) -> SVI:
         """The estimator of the options, with a learning rate of its own for the baseline."""
         optim = adam(model, guide, options.lr, {guide.baseline: options.baseline_lr})
-        elbo = ESTIMATORS[options.estimator]()
+        estimators = {"z_pres": ESTIMATORS[options.estimator]}
+        elbo = PerSite_ELBO(estimators=estimators, num_particles=options.particles, max_plate_nesting=1)
         return SVI(model, guide, optim, elbo, clip_norm=options.clip_norm, **options.svi_settings())
 
     def schedules(self, options: AIROptions, svi: SVI) -> list[Annealed]:
@@ -507,7 +518,7 @@ def windows(scenes: Images, view: inspect.InferredScenes, notes: Sequence[str] |
 
 def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int) -> dict[str, float]:
     """The unnormalized gradient variance of each estimator, for the presence layer and for the whole guide."""
-    objectives = {"reinforce": TraceGraph_ELBO(), "summed-out": SummedOut_ELBO()}
+    objectives = {"reinforce": TraceGraph_ELBO(), "summed-out": PerSite_ELBO(estimators={"z_pres": "enum"})}
     noise = inspect.gradient_noise(model, guide, objectives, batch, repeats, compile="auto")
     of_guide = [name for name in noise["module"].values if name.startswith("guide.") and name != "guide.baseline"]
     variances = {}

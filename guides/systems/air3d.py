@@ -15,7 +15,7 @@ from typing_extensions import Self
 from pplmodels import AIR3D, distributed, inspect, plotting
 from pplmodels.data import Images, TabletopScenes, TabletopSet, make_tabletop_scenes
 from pplmodels.distributions.wrapped_normal import EVEN
-from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
+from pplmodels.infer import SVI, Annealed, PerSite_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.metrics import elbo_terms
 from pplmodels.metrics.bounds import IWBound
 from pplmodels.nn.renderer import KINDS, Renderer
@@ -119,8 +119,8 @@ class AIR3DSystem(System[AIR3DOptions, TabletopSet]):
         """For one solid, kinds are summed out, otherwise sampled."""
         rates = {guide.baseline: options.baseline_lr, guide.kind_baseline: options.baseline_lr}
         one = model.num_steps == 1
-        sampled = not one and options.estimator == "reinforce"
-        elbo = NVIL_ELBO() if sampled else SummedOut_ELBO(choices=one)
+        summed = [] if options.estimator == "reinforce" and not one else ["z_pres", "z_kind"] if one else ["z_pres"]
+        elbo = PerSite_ELBO(estimators=dict.fromkeys(summed, "enum"))
         optim = adam(model, guide, options.lr if one else SLOWER * options.lr, rates)
         return SVI(model, guide, optim, elbo, clip_norm=CLIP_NORM, **options.svi_settings())
 

@@ -4,9 +4,8 @@ from pplmodels.infer.compile.tracing import CompileError
 from pplmodels.infer.elbos.baseline import NeuralBaseline, ScoreNormalizer
 from pplmodels.infer.elbos.free_bits import FreeBits_ELBO
 from pplmodels.infer.elbos.importance_weighted import ImportanceWeighted_ELBO
-from pplmodels.infer.elbos.nvil import NVIL_ELBO
+from pplmodels.infer.elbos.per_site import PerSite_ELBO
 from pplmodels.infer.elbos.protocol import Objective
-from pplmodels.infer.elbos.summed_out import SummedOut_ELBO
 from pplmodels.infer.elbos.wake_sleep import ReweightedWakeSleep_ELBO
 from pplmodels.infer.handlers import ScaledKL
 from pplmodels.infer.optim import adam, learning_rates
@@ -15,7 +14,7 @@ from pplmodels.infer.svi import SVI
 from pplmodels.infer.traces import local_params
 
 __all__ = [
-    "NVIL_ELBO",
+    "PerSite_ELBO",
     "SVI",
     "Annealed",
     "CompileError",
@@ -26,7 +25,6 @@ __all__ = [
     "ReweightedWakeSleep_ELBO",
     "ScaledKL",
     "ScoreNormalizer",
-    "SummedOut_ELBO",
     "adam",
     "cosine",
     "cyclical",

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pplmodels.infer.looking import looking
 from pplmodels.infer.traces import steps
-from pplmodels.metrics.bounds import base_site_name, log_probs
-from pplmodels.sites import random_sites
+from pplmodels.metrics.bounds import log_probs
+from pplmodels.sites import base_site_name, random_sites
 
 MAX_BATCH = 1024  # number of images times samples in one run of a pair
 

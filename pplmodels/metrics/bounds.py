@@ -1,7 +1,6 @@
 """Bounds on log p(x), evaluated on a whole dataset and split by site."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from pplmodels.infer.looking import put_back, unchanged
 from pplmodels.infer.observed import Fitting
 from pplmodels.infer.traces import local_params, pair_traces
 from pplmodels.memo import memoise
-from pplmodels.sites import random_sites
+from pplmodels.sites import base_site_name, random_sites
 
 LogProbs = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
@@ -74,15 +73,6 @@ def compiled_log_probs(
 
 def _may_write(module) -> bool:
     return not isinstance(module, nn.Module) or any(part.training for part in module.modules())
-
-
-def base_site_name(site: str) -> str:
-    """The name of a site without its step number.
-
-    >>> base_site_name("z_where_2")
-    'z_where'
-    """
-    return re.sub(r"_\d+$", "", site)
 
 
 @overload

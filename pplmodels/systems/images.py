@@ -9,7 +9,7 @@ from pplmodels.data.transforms import TRANSFORMS
 from pplmodels.errors import InputError
 from pplmodels.messages import say
 from pplmodels.metrics import active_units, bits_per_dim, elbo_surgery, elbo_terms
-from pplmodels.metrics.bounds import base_site_name
+from pplmodels.sites import base_site_name
 from pplmodels.systems.options import ImageFileOptions
 from pplmodels.systems.pictures import image_pictures
 from pplmodels.systems.system import LogProbFunction, shard_batches

@@ -8,7 +8,7 @@ from pplmodels import inspect, plotting
 from pplmodels.data import Images
 from pplmodels.io import atomic_write
 from pplmodels.metrics import posterior_mean_variances
-from pplmodels.metrics.bounds import base_site_name
+from pplmodels.sites import base_site_name
 
 
 def save_picture(figure: Figure, path: Path) -> None:

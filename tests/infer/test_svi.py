@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
-from pplmodels.infer import NVIL_ELBO, SVI, NeuralBaseline, adam, local_params
+from pplmodels.infer import SVI, NeuralBaseline, PerSite_ELBO, adam, local_params
 
 PRIOR, OBSERVED = (0.4, 0.3, 0.2), 1.7
 
@@ -98,7 +98,7 @@ def test_three_bernoullis_agree_with_enumeration(float64, baseline):
 def test_nvil_divides_the_score_function_gradient_and_nothing_else(float64):
     """Here the whole gradient of the logits is score function: it is the stock one over the signal's scale."""
     gradients, losses = [], []
-    for loss in (TraceGraph_ELBO(), NVIL_ELBO()):
+    for loss in (TraceGraph_ELBO(), PerSite_ELBO()):
         pyro.set_rng_seed(1)
         guide = CountingGuide(baseline=True)
         svi = SVI(counting_model, guide, torch.optim.SGD(guide.parameters(), lr=0.0), loss)
@@ -118,7 +118,7 @@ def test_nvil_divides_the_score_function_gradient_and_nothing_else(float64):
 def test_nvil_is_tracegraph_while_the_signals_are_small(float64):
     """Below one nat nothing is divided: the same gradients to the bit."""
     gradients = []
-    for loss in (TraceGraph_ELBO(), NVIL_ELBO()):
+    for loss in (TraceGraph_ELBO(), PerSite_ELBO()):
         pyro.set_rng_seed(1)
         guide = CountingGuide(baseline=True)
         guide.baseline.signal_std = lambda: torch.ones(())

@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from guides.systems.air import gradient_variances
 from pplmodels import inspect
 from pplmodels.errors import InputError
-from pplmodels.infer import SVI, SummedOut_ELBO
+from pplmodels.infer import SVI, PerSite_ELBO
 from pplmodels.inspect import diagnostics
 from pplmodels.metrics import gradient_variance, importance_weighted, log_probs
 
@@ -387,7 +387,10 @@ def test_a_discrete_site_has_the_variance_of_the_score_and_none_if_it_is_summed_
 
     Here c_z is log q(z) - log p(x, z), and z has two values, so the kurtosis is 1 / (p (1 - p)) - 3.
     """
-    x, objectives = torch.full((2000, 1), 2.5), {"score": TraceGraph_ELBO(), "summed": SummedOut_ELBO()}
+    x, objectives = (
+        torch.full((2000, 1), 2.5),
+        {"score": TraceGraph_ELBO(), "summed": PerSite_ELBO(estimators={"go": "enum"})},
+    )
     p = float(torch.tensor(0.3).sigmoid())
     normal = dist.Normal(torch.tensor([0.0, 1.0]), 1.0)
     cost = torch.tensor([1 - p, p]).log() - math.log(0.5) - normal.log_prob(torch.tensor(2.5))
@@ -457,7 +460,8 @@ def test_the_noise_of_air_is_the_sum_over_the_modules_of_its_guide():
         "presence": [*guide.presence.parameters()],
         "guide": [p for name, p in guide.named_parameters() if not name.startswith("baseline.")],
     }
-    for name, elbo in {"reinforce": TraceGraph_ELBO(), "summed-out": SummedOut_ELBO()}.items():
+    summed_out = PerSite_ELBO(estimators={"z_pres": "enum"})
+    for name, elbo in {"reinforce": TraceGraph_ELBO(), "summed-out": summed_out}.items():
         svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), elbo)
         for part, parameters in parts.items():
             alone = gradient_variance(svi, (x,), parameters, 8)

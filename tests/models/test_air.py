@@ -15,7 +15,7 @@ from guides import AIRGuide, DAIRGuide
 from guides.systems.air import gradient_health
 from pplmodels import AIR, AIR3D
 from pplmodels.data import Images
-from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
+from pplmodels.infer import SVI, PerSite_ELBO, adam
 from pplmodels.infer.traces import local_params
 from pplmodels.inspect import count_objects, count_posterior, decided_counts, sample_scenes
 from pplmodels.metrics import log_probs
@@ -187,7 +187,7 @@ def test_summed_out_is_the_sum_with_a_background_and_occlusion(float64):
         bound = exact_bound(model, guide, x, z_background=torch.tensor([[0.3, -0.2, 0.5]]))
     learned = [*model.parameters(), *guide.parameters()]
     exact = [-g for g in torch.autograd.grad(bound, learned, allow_unused=True, materialize_grads=True)]
-    svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), SummedOut_ELBO())
+    svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), PerSite_ELBO(estimators={"z_pres": "enum"}))
     assert float(-svi.step(x.expand(3, 1, 10, 10))) == pytest.approx(float(bound.detach()), rel=1e-10)
     for p, wanted in zip(learned, exact, strict=True):
         found = torch.zeros_like(p) if p.grad is None else p.grad / 3
@@ -195,11 +195,11 @@ def test_summed_out_is_the_sum_with_a_background_and_occlusion(float64):
 
 
 @pytest.mark.parametrize("baseline", [True, False], ids=["baseline", "no baseline"])
-@pytest.mark.parametrize("loss", [TraceGraph_ELBO, NVIL_ELBO])
+@pytest.mark.parametrize("loss", [TraceGraph_ELBO, PerSite_ELBO])
 def test_the_mean_gradient_is_the_gradient_of_the_sum(float64, baseline, loss):
     """All gradients of model and guide, along random directions, within 4.5 standard errors over 40 x 1,000 samples.
 
-    NVIL_ELBO runs with a signal scale of 1, where it has to be unbiased too.
+    PerSite_ELBO runs with a signal scale of 1, where it has to be unbiased too.
     """
     model = AIR(**AIR_SIZES, hidden_dims=(8,), log_k=math.log(0.2))
     guide = FixedGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=0.3, log_k=0.0)
@@ -241,7 +241,7 @@ def test_summed_out_is_the_sum(float64):
         bound = exact_bound(model, guide, x)
     learned = [*model.parameters(), *guide.parameters()]
     exact = [-g for g in torch.autograd.grad(bound, learned, allow_unused=True, materialize_grads=True)]
-    svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), SummedOut_ELBO())
+    svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), PerSite_ELBO(estimators={"z_pres": "enum"}))
     assert float(-svi.step(x.expand(3, 1, 10, 10))) == pytest.approx(float(bound.detach()), rel=1e-10)
     for p, wanted in zip(learned, exact, strict=True):
         found = torch.zeros_like(p) if p.grad is None else p.grad / 3
@@ -386,7 +386,7 @@ def test_collapse_is_told_in_words(bias, found, words):
     if bias is None:  # about half of the scenes get an object
         logits = poutine.trace(guide).get_trace(scenes[:]).nodes["z_pres_1"]["fn"].logits
         guide.presence.bias.data.sub_(logits.detach().median())
-    svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
+    svi = SVI(model, guide, adam(model, guide, 1e-3), PerSite_ELBO())
     svi.step(scenes[:])
     health = gradient_health(svi, scenes, batch_size=16) | scene_metrics(
         partial(log_probs, model, guide), model, guide, scenes

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pairs import PAIRS
 
 from pplmodels import distributed
-from pplmodels.infer import NVIL_ELBO, SVI, FreeBits_ELBO, SummedOut_ELBO, adam
+from pplmodels.infer import SVI, FreeBits_ELBO, PerSite_ELBO, adam
 from pplmodels.metrics import log_probs
 
 IMAGES = 12
@@ -30,17 +30,21 @@ def importance_weighted(model, guide, x):
 
 
 LOSSES = {
-    "nvil": NVIL_ELBO,
-    "summed out": SummedOut_ELBO,
-    "stops summed out": lambda: SummedOut_ELBO(choices=False),
+    "nvil": PerSite_ELBO,
+    "summed out": lambda: PerSite_ELBO(estimators={"z_pres": "enum"}),
+    "stops and choices summed out": lambda: PerSite_ELBO(estimators={"z_pres": "enum", "z_kind": "enum"}),
+    "leave one out": lambda: PerSite_ELBO(estimators={"z_pres": "rloo"}, num_particles=3, max_plate_nesting=1),
+    "measure-valued": lambda: PerSite_ELBO(estimators={"z_pres": "mvd"}),
     "free bits": lambda: FreeBits_ELBO(2.0),
     "importance-weighted": lambda: importance_weighted,
 }
 CASES = {
     **{name: (name, "nvil") for name in PAIRS},
     "air, summed out": ("air", "summed out"),
-    "air in 3-d, summed out": ("air in 3-d", "summed out"),
-    "air in 3-d, stops summed out": ("air in 3-d", "stops summed out"),
+    "air, leave one out": ("air", "leave one out"),
+    "air, measure-valued": ("air", "measure-valued"),
+    "air in 3-d, summed out": ("air in 3-d", "stops and choices summed out"),
+    "air in 3-d, stops summed out": ("air in 3-d", "summed out"),
     "ladder vae, free bits": ("ladder vae", "free bits"),
     "ladder vae, importance-weighted": ("ladder vae", "importance-weighted"),
 }

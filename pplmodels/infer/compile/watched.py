@@ -9,7 +9,7 @@ from types import CellType, FunctionType, MappingProxyType
 
 import numpy as np
 
-MISSING = object()
+MISSING = object()  # stands for what is absent; whether something is absent is recorded separately
 FUNCTION = attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
@@ -67,18 +67,24 @@ class Watched:
             return
         held = iter(self.held)
         self._restore_containers(held)
-        for cell, content in zip(self.cells, list(islice(held, len(self.cells))), strict=True):
-            if content is not MISSING:
-                cell.cell_contents = content
+        contents = list(islice(held, len(self.cells)))
         for function in self.functions:
             function.__code__, function.__defaults__, function.__kwdefaults__ = islice(held, 3)
-        for (variables, name), thing in zip(self.names, list(islice(held, len(self.names))), strict=True):
-            if thing is not MISSING:
+        things = list(islice(held, len(self.names)))
+        slots = list(islice(held, len(self.slots)))
+        for cell, content in zip(self.cells, contents, strict=True):
+            if next(held):
+                cell.cell_contents = content
+        for (variables, name), thing in zip(self.names, things, strict=True):
+            if next(held):
                 variables[name] = thing
-            elif variables.get(name) is not MISSING:  # as this module's own variable is
+            else:
                 variables.pop(name, None)
-        for (owner, name), thing in zip(self.slots, held, strict=True):
-            object.__setattr__(owner, name, thing)
+        for (owner, name), thing in zip(self.slots, slots, strict=True):
+            if next(held):
+                object.__setattr__(owner, name, thing)
+            elif hasattr(owner, name):
+                object.__delattr__(owner, name)
         for members, content in self.sets:
             if isinstance(members, set):
                 members.clear()
@@ -104,14 +110,17 @@ class Watched:
             for name in vars(kind).keys() - set(names):
                 delattr(kind, name)
             for name, thing in zip(names, things, strict=True):
-                if vars(kind).get(name, MISSING) is not thing:
+                if name not in vars(kind) or vars(kind)[name] is not thing:
                     setattr(kind, name, thing)
 
     def _sizes(self) -> list[int]:
         return list(map(len, chain(self.dicts, self.sequences, self.proxies)))
 
     def _contents(self) -> Iterator:
-        """All contents: the values counted by :meth:`_sizes`, then the keys of dicts and classes, then the rest."""
+        """All contents: the values counted by :meth:`_sizes`, then the keys of dicts and classes, then the rest.
+
+        The last entries state whether each cell, name and slot has any content.
+        """
         return chain(
             chain.from_iterable(map(dict.values, self.dicts)),
             chain.from_iterable(self.sequences),
@@ -122,6 +131,9 @@ class Watched:
             chain.from_iterable(map(FUNCTION, self.functions)),
             map(dict.get, *self.named, repeat(MISSING)),
             (getattr(thing, name, MISSING) for thing, name in self.slots),
+            map(has_content, self.cells),
+            map(dict.__contains__, *self.named),
+            (hasattr(thing, name) for thing, name in self.slots),
         )
 
 
@@ -142,6 +154,15 @@ def content_of(cell: CellType):
         return cell.cell_contents
     except ValueError:  # the variable has no value yet
         return MISSING
+
+
+def has_content(cell: CellType) -> bool:
+    """Whether the variable of a closure cell has a value."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
 
 
 def _same(found, things: list) -> bool:
