@@ -47,7 +47,7 @@ def weight_diagnostics(model, guide, x: Tensor, num_samples: int = 1000, max_bat
 
     - ``pareto_k``: the shape k of a generalized Pareto distribution fitted to the largest weights by ArviZ (Vehtari et
       al. 2024, arXiv 1507.02646). The weights have finite moments up to order 1/k. The larger k is, the more of the
-      posterior the guide misses. Above the attribute ``threshold``, min(1 - 1 / log10 K, 0.7) (section 3.2.4 there), K
+      posterior the guide misses. Above the attribute ``threshold``, min(1 - 1 / log10 K, 0.7) as recommended there, K
       samples are too few for a reliable estimate. It is NaN if the largest weights are equal, as they are for an exact
       posterior, because they then have no tail;
     - ``ess``: the effective sample size, (sum w)^2 / sum w^2;
@@ -307,7 +307,7 @@ def gradient_noise(
     >>> from pyro.infer import Trace_ELBO
     >>> pair = MLPVAE(image=(1, 4, 4), z_dim=3), MLPGuide(image=(1, 4, 4), z_dim=3)
     >>> found = gradient_noise(*pair, {"Trace": Trace_ELBO()}, torch.rand(5, 1, 4, 4).round())
-    >>> found.dims, list(found["module"].values)
+    >>> found.dims, found["module"].values.tolist()
     (('objective', 'module'), ['model.decoder', 'guide.encoder'])
     """
     if repeats < 2:

@@ -56,7 +56,7 @@ def test_pareto_k_is_that_of_the_tail(shape):
     In units of the posterior's standard deviation, log w = r^2 (1 / s^2 - 1) / 2 + constant, and r^2 / s^2 is a
     chi-squared variable with 2 degrees of freedom. So log w is exponential with the mean 1 - s^2, and w is a Pareto
     variable. The estimate from the M largest weights is the posterior mean with 10 observations of 1/2 (Vehtari et al.
-    2024, appendix C). Its mean over 200 images is within 5 standard errors, about 0.04.
+    2024). Its mean over 200 images is within 5 standard errors, about 0.04.
     """
     x = Model()(n=200)
     found = inspect.weight_diagnostics(Model(), Guide(1 - shape), x, num_samples=2000)
@@ -200,7 +200,7 @@ def count(latents):
 def test_discrete_and_masked_ranks_are_uniform_where_the_guide_is_exact(bias):
     """A bias of the first stop shows in the ranks of stops and count, and leaves those of the heights uniform.
 
-    The guide is then still exact given an object, because of the other sites only the second stop could change that.
+    Given the first object, all other sites of the guide are still exact.
     """
     pair = Counting(), CountingGuide(bias)
     found = inspect.calibration(*pair, num_datasets=3000, statistics={"count": count}, max_batch=20_000)
@@ -467,3 +467,8 @@ def test_the_noise_of_air_is_the_sum_over_the_modules_of_its_guide():
             alone = gradient_variance(svi, (x,), parameters, 8)
             assert found.pop(f"gradient_variance/{name}/{part}") == pytest.approx(alone, rel=1e-4)  # float32
     assert not found
+
+
+def test_a_guide_without_latents_has_nothing_to_calibrate():
+    with pytest.raises(InputError, match="the guide has no latents"):
+        inspect.calibration(Model(), lambda x: None)
