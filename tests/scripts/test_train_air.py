@@ -1,6 +1,7 @@
 """The scripts, as a person would start them."""
 
 import json
+import math
 import re
 import runpy
 import signal
@@ -63,6 +64,20 @@ def test_ready_made_scenes_of_any_size_with_three_channels(script, tmp_path):
     script("train_air")([*OWN, "--data", str(tmp_path / "scenes.npz"), "--steps", "2", "--out", str(run)])
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     assert "elbo" in metrics and "count_accuracy" not in metrics  # nobody said how many objects there are
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("options", [["--estimator", "rloo", "--particles", "3"], ["--estimator", "mvd"]], ids="-".join)
+def test_other_estimators_train(script, tmp_path, options):
+    run = tmp_path / "run"
+    script("train_air")([*SMALL, *options, "--steps", "2", "--out", str(run)])
+    assert math.isfinite(json.loads((run / "result.json").read_text())["metrics"]["elbo"])
+
+
+def test_rloo_with_one_particle_is_refused(script, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script("train_air")([*SMALL, "--estimator", "rloo", "--particles", "1", "--out", str(tmp_path / "run")])
+    assert "--particles must be at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default")

@@ -26,7 +26,7 @@ class NeuralBaseline(nn.Module):
 
     The network's output is standardized: the prediction is ``cost_mean + cost_std * net(...)`` with running moments of
     the costs, so the network's targets have unit scale throughout training. The learning signal is the cost minus the
-    prediction. Its running standard deviation is also tracked, and :class:`pplmodels.infer.NVIL_ELBO` divides by it.
+    prediction. Its running standard deviation is also tracked, and :class:`pplmodels.infer.PerSite_ELBO` divides by it.
     The stock ELBO does not call :meth:`update_moments`, so the moments stay 0 and 1, and this is a plain neural
     baseline.
 
