@@ -23,7 +23,7 @@ def cell_of(*content):
 def test_names_slots_cells_and_classes_are_restored(held, then):
     def put(content, variables, slotted, kind):
         variables.clear()
-        variables.update({"name": value for value in content})
+        variables.update(zip(["name"], content, strict=False))
         for owner in (slotted, kind):
             if hasattr(owner, "value"):
                 del owner.value
@@ -48,7 +48,7 @@ def test_names_slots_cells_and_classes_are_restored(held, then):
         del cell.cell_contents
     assert watched.unchanged() == (held == then)
     watched.restore()
-    assert variables == {"name": value for value in held}
+    assert list(variables.values()) == list(held)
     assert [owner.value for owner in (slotted, kind) if hasattr(owner, "value")] == [*held, *held]
     if held:
         assert cell.cell_contents is held[0]
