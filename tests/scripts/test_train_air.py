@@ -1,6 +1,7 @@
 """The scripts, as a person would start them."""
 
 import json
+import math
 import re
 import runpy
 import signal
@@ -12,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from starting import HANGS, OWN, ROOT, SMALL, start
 
+from pplmodels.errors import InputError
 from pplmodels.systems import run_script
 
 
@@ -66,6 +68,19 @@ def test_ready_made_scenes_of_any_size_with_three_channels(script, tmp_path):
     script("train_air")([*OWN, "--data", str(tmp_path / "scenes.npz"), "--steps", "2", "--out", str(run)])
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     assert "elbo" in metrics and "count_accuracy" not in metrics  # nobody said how many objects there are
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("options", [["--estimator", "rloo", "--particles", "3"], ["--estimator", "mvd"]], ids="-".join)
+def test_other_estimators_train(script, tmp_path, options):
+    run = tmp_path / "run"
+    script("train_air")([*SMALL, *options, "--steps", "2", "--out", str(run)])
+    assert math.isfinite(json.loads((run / "result.json").read_text())["metrics"]["elbo"])
+
+
+def test_rloo_with_one_particle_is_refused(script, tmp_path):
+    with pytest.raises(InputError, match="--particles must be at least 2"):
+        script("train_air")([*SMALL, "--estimator", "rloo", "--particles", "1", "--out", str(tmp_path / "run")])
 
 
 @pytest.mark.filterwarnings("default")

@@ -75,6 +75,8 @@ class Watched:
         for cell, content in zip(self.cells, contents, strict=True):
             if next(held):
                 cell.cell_contents = content
+            elif has_content(cell):
+                del cell.cell_contents
         for (variables, name), thing in zip(self.names, things, strict=True):
             if next(held):
                 variables[name] = thing
