@@ -36,6 +36,7 @@ from ..air import AIRGuide, DAIRGuide
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
 MOST = 2  # default for --max-objects
+WINDOW = 28  # default for --window if scenes are composed
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
 
@@ -55,7 +56,7 @@ class AIROptions(ImageFileOptions):
     scenes: Annotated[
         Switch,
         Option(
-            "--data is an .npz file of complete scenes on black; otherwise, scenes are composed from its images",
+            "--data is an .npz file of complete scenes; otherwise, scenes are composed from its images",
             "scenes",
         ),
     ] = False
@@ -86,7 +87,7 @@ class AIROptions(ImageFileOptions):
     max_objects: Annotated[
         PositiveInt | None,
         Option(
-            "maximum number of objects per scene (2; with --scenes, the maximum of the counts in the file, if any)",
+            "maximum number of objects per scene (2; with --scenes, the largest count in the file, or estimated)",
             "scenes",
             scope="data",
         ),
@@ -118,7 +119,10 @@ class AIROptions(ImageFileOptions):
         PositiveInt | None, Option("maximum number of inferred objects (default: 1 more than in scenes)", "model")
     ] = None
     what_dim: Annotated[PositiveInt, Option("size of an object's appearance code", "model")] = 50
-    window: Annotated[PositiveInt, Option("side of the attention window in pixels", "model")] = 28
+    window: Annotated[
+        PositiveInt | None,
+        Option("side of the attention window in pixels (28; with --scenes, from the object size)", "model"),
+    ] = None
 
     estimator: Annotated[
         Literal["reinforce", "summed-out"], Option("gradient estimator for z_pres", "learning to count")
@@ -234,10 +238,11 @@ class AIRSystem(System[AIROptions, SceneSet]):
         return scenes.to(options.torch_device())
 
     def resolve(self, options: AIROptions, data: SceneSet) -> AIROptions:
-        """The number of steps and the exploration follow from the number of objects in the scenes."""
+        """The number of steps, the exploration and the window follow from the number and size of the objects."""
         most = most_objects(options, data)
         return options.replaced(
             num_steps=options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0),
+            window=options.window or (data.window if options.scenes else WINDOW),
             explore=options.explore or (1 - 0.7 ** (1 / max(1, most - 1)), 1e-4),
         )
 
@@ -251,7 +256,7 @@ class AIRSystem(System[AIROptions, SceneSet]):
             "canvas": data.train.shape,
             "num_steps": resolved(options.num_steps),
             "what_dim": options.what_dim,
-            "window": options.window,
+            "window": resolved(options.window),
         }
         where_loc, where_scale = data.window_prior()
         model = model_class(**sizes, where_loc=where_loc, where_scale=where_scale)
@@ -338,8 +343,11 @@ def most_objects(options: AIROptions, scenes: SceneSet) -> int:
         return max(options.scene_counts)
     known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
     if not known:
-        most = options.max_objects or MOST
-        say(f"{options.data} has no object counts; a maximum of {most} objects is assumed (--max-objects)")
+        if options.max_objects is None and scenes.estimated_most:
+            most, how = scenes.estimated_most, "estimated from the scenes"
+        else:
+            most, how = options.max_objects or MOST, "assumed"
+        say(f"{options.data} has no object counts; a maximum of {most} objects is {how} (--max-objects)")
         return most
     for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):
         if given is not None and given < max(known):

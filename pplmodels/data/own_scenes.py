@@ -1,6 +1,7 @@
 """Loading user-provided scenes, and estimating the size of their objects."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,12 @@ from scipy import ndimage
 from torch import Tensor
 
 from pplmodels.data.arrays import pixels_of, read_npz
+from pplmodels.data.grounds import INK, WITHIN_SCENE, Ground, eight_bits, examined, foreground, ground_of
 from pplmodels.data.images import Images
 from pplmodels.data.levels import Decoding
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
-from pplmodels.messages import say
 
-INK = 25  # smallest difference of an object's pixels from the background, a tenth of full intensity
-LOOKED_AT = 2000  # maximum number of scenes for the estimate
 ENOUGH = 20  # minimum number of objects for the estimate
 SPECK = 4  # smaller components, in pixels, are noise
 WHOLE = 0.9  # components above this fraction of the canvas are not objects
@@ -111,47 +110,62 @@ def _extent(occupied: Tensor) -> Tensor:
     return (last - first + 1).clamp(min=0) / size
 
 
-@float32_on_cpu()
+@dataclass(frozen=True)
+class FoundObjects:
+    """Objects that were found in scenes.
+
+    ``sides (M)`` are the longer sides of their bounding boxes in pixels. ``most`` is the number of objects per scene
+    that only one scene of a hundred exceeds.
+    """
+
+    sides: Tensor
+    most: int
+
+
 def object_sides(scenes: Images) -> Tensor | None:
-    """The longer sides of objects' bounding boxes in pixels, ``(M)``, or None if they cannot be determined.
+    """The :attr:`FoundObjects.sides` of scenes on any background, or None if they cannot be determined."""
+    found = find_objects(scenes, ground_of(scenes))
+    return None if found is None else found.sides
+
+
+@float32_on_cpu()
+def find_objects(scenes: Images, ground: Ground) -> FoundObjects | None:
+    """The objects of scenes on the background ``ground``, or None if they cannot be determined.
 
     True boxes are used if the scenes have them. Otherwise boxes are computed from the pixels that differ from the
-    background, the most common color of the scenes' borders. If the count is known to be 1, there is one box around all
-    of them. Otherwise there is one per connected component; if counts are known, only scenes with as many components as
-    objects are used.
+    background (:func:`pplmodels.data.grounds.foreground`). If enough scenes have a count of 1, there is one box around
+    all of these pixels of each such scene. Otherwise there is one per connected component; if counts are known, only
+    scenes with as many components as objects are used.
     """
     if scenes.boxes is not None:
-        used = scenes.boxes[scenes.boxes.isfinite().all(-1)]
-        return (used[:, 2:] - used[:, :2]).amax(1) if len(used) >= ENOUGH else None
-    ink = _differing(scenes.head(LOOKED_AT))
-    counts = None if scenes.counts is None else scenes.counts[:LOOKED_AT]
-    found = []
+        real = scenes.boxes.isfinite().all(-1)
+        edges = scenes.boxes[real]
+        sides = (edges[:, 2:] - edges[:, :2]).amax(1)
+        return FoundObjects(sides, int(real.sum(1).max())) if len(sides) >= ENOUGH else None
+    scenes = examined(scenes).to("cpu")
+    counts = None if scenes.counts is None else scenes.counts.numpy()
+    differs = foreground(eight_bits(scenes), ground)
     if counts is not None and (counts == 1).sum() >= ENOUGH:
-        found = [ndimage.find_objects(scene.astype(int))[:1] for scene in ink[(counts == 1).numpy()]]
+        labels = np.where(differs & (counts == 1)[:, None, None], np.arange(1, len(differs) + 1)[:, None, None], 0)
+        smallest = 0
     else:
-        for index, scene in enumerate(ink):
-            labels = np.empty(scene.shape, np.int32)
-            ndimage.label(scene, np.ones((3, 3)), output=labels)
-            large = [part for part in ndimage.find_objects(labels) if _area(part) > SPECK]
-            if counts is None or len(large) == counts[index]:
-                found.append(large)
-    sides = torch.tensor([max(float(axis.stop - axis.start) for axis in part) for parts in found for part in parts])
-    canvas = min(scenes.shape[1:])
-    if len(sides) < ENOUGH or not SPECK**0.5 < float(sides.median()) < WHOLE * canvas:
+        labels, _ = ndimage.label(differs, WITHIN_SCENE)
+        smallest = SPECK
+    boxes = [box for box in ndimage.find_objects(labels) if box is not None and _area(box) > smallest]
+    scene = np.array([box[0].start for box in boxes], int)
+    longer = np.array([max(axis.stop - axis.start for axis in box[1:]) for box in boxes], np.float32)
+    if counts is not None:
+        longer = longer[(np.bincount(scene, minlength=len(scenes)) == counts)[scene]]
+    middle = float(np.median(longer)) if len(longer) >= ENOUGH else 0.0
+    if not SPECK**0.5 < middle < WHOLE * min(scenes.shape[1:]):
         return None
-    return sides
+    if counts is None:  # components of less than half the median side are fragments
+        per_scene = np.bincount(scene[longer > middle / 2], minlength=len(scenes))
+        most = int(np.quantile(per_scene, 0.99, method="nearest"))
+    else:
+        most = int(counts.max())
+    return FoundObjects(torch.from_numpy(longer), most)
 
 
-def _differing(scenes: Images) -> np.ndarray:
-    """The pixels that differ from the background, bool ``(N, H, W)``. Prints the background if it is not black."""
-    pixels = torch.cat(list(scenes.levels())).cpu().numpy().astype(np.int16)
-    rows = np.concatenate([pixels[:, :, side, :] for side in (0, -1)] + [pixels[..., side] for side in (0, -1)], -1)
-    ground = np.median(rows, axis=(0, 2))  # (C)
-    if ground.max() > INK:
-        level = "x".join(f"{value:g}" for value in ground)
-        say(f"warning: the background of the scenes has level {level}, but AIR renders objects on black (level 0)")
-    return (np.abs(pixels - ground[:, None, None]) > INK).any(1)
-
-
-def _area(part: tuple[slice, ...]) -> int:
-    return math.prod(axis.stop - axis.start for axis in part)
+def _area(box: tuple[slice, ...]) -> int:
+    return math.prod(axis.stop - axis.start for axis in box)

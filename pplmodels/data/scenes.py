@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pplmodels.data.datasets import load_images
+from pplmodels.data.grounds import Ground, ground_of
 from pplmodels.data.images import Images
-from pplmodels.data.own_scenes import ink_extent, load_scenes, object_sides
+from pplmodels.data.own_scenes import FoundObjects, find_objects, ink_extent, load_scenes
 from pplmodels.defaults import float32_on_cpu
 from pplmodels.errors import InputError
 from pplmodels.messages import say
@@ -22,6 +23,7 @@ TRIES = 100  # positions tried for one object before its scene is restarted
 RESTARTS = 20  # restarts of a scene before an error is raised
 SHARED = 0.1  # intensity up to which two objects may overlap in a pixel, so that blurred edges may touch
 SPREADS = 0.05, 0.3  # limits of the standard deviation of sides estimated from scenes
+WINDOWS = 8, 28  # limits of the side of the attention window estimated from scenes
 JITTER = 0.1 / 1.3  # relative standard deviation of an object's size, as in Pyro's multi-MNIST scenes
 
 
@@ -104,7 +106,8 @@ class SceneSet:
     """Training and held-out scenes, and the average side of their objects' bounding boxes in pixels.
 
     ``spread`` is the relative standard deviation of the windows' sides in :meth:`window_prior`. ``unseen`` are optional
-    further held-out scenes with object counts that do not occur in training.
+    further held-out scenes with object counts that do not occur in training. ``ground`` is the background, and
+    ``estimated_most`` the maximum number of objects per scene, estimated from the scenes or None.
     """
 
     train: Images
@@ -112,11 +115,22 @@ class SceneSet:
     object_side: float
     unseen: Images | None = None
     spread: float = 0.07
+    ground: Ground = field(default_factory=Ground)
+    estimated_most: int | None = None
 
     def to(self, device: torch.device | str) -> "SceneSet":
         """The same scenes on another device."""
         unseen = None if self.unseen is None else self.unseen.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), unseen=unseen)
+
+    @property
+    def window(self) -> int:
+        """The side of an attention window in pixels with the resolution of the scenes, an even number from 8 to 28.
+
+        It is the size of the window of :meth:`window_prior` for an object one standard deviation larger than average.
+        """
+        low, high = WINDOWS
+        return min(max(2 * math.ceil(1.2 * self.object_side * (1 + self.spread) / 2), low), high)
 
     def window_prior(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of (log s, x, y) for windows slightly larger than objects, on all the canvas."""
@@ -146,14 +160,20 @@ def scene_set(
     Held-out scenes are composed from held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels,
     or to 40 and 13 for the built-in digits. With ``ready_made``, the .npz file contains complete scenes
     (:func:`pplmodels.data.load_scenes`). Then ``object_size`` is the side of their objects' bounding boxes in pixels,
-    and ``object_spread`` its relative standard deviation; by default, both are estimated from the scenes.
-    ``background`` is the color under transparent pixels; composed scenes are on black. ``loading`` are further options
-    of :func:`pplmodels.data.load_images`.
+    and ``object_spread`` its relative standard deviation; by default, both are estimated from the scenes, which may
+    have any background (:class:`pplmodels.data.grounds.Ground`). ``background`` is the color under transparent pixels;
+    composed scenes are on black. ``loading`` are further options of :func:`pplmodels.data.load_images`.
     """
     if ready_made:
         train, test = _ready_made(Path(data), background, loading.get("white_level"))
-        side, spread = _object_size(train, object_size, object_spread)
-        return SceneSet(train.head(num_train), test.head(num_test), side, spread=spread)
+        ground = ground_of(train)
+        say(str(ground))
+        found = find_objects(train, ground)
+        side, spread = _object_size(train, found, object_size, object_spread)
+        most = None if found is None else found.most
+        return SceneSet(
+            train.head(num_train), test.head(num_test), side, spread=spread, ground=ground, estimated_most=most
+        )
     usual_canvas, usual_size = (40, 13.0) if data == "digits" else (50, 28 / 1.3)
     # two of the small digits would fit into a slightly larger window
     spread = object_spread or (0.05 if data == "digits" else 0.07)
@@ -162,6 +182,12 @@ def scene_set(
     extent = ink_extent(images.train)
     if not extent:
         raise InputError(f"the objects of {data} are black and would be invisible on the black canvas.")
+    around = ground_of(images.train)
+    if around.kind != "black":
+        say(
+            f"warning: the images of {data} are not black at their edges (level {around.level:.2f}), so that scenes "
+            "show whole rectangles: subtract their background, invert dark objects on white, or save transparent images"
+        )
     compose = partial(make_scenes, canvas=canvas, object_size=object_size, seed=seed)
     return SceneSet(
         compose(images.train, num_train, counts=counts),
@@ -178,10 +204,12 @@ def _ready_made(path: Path, background: str, white_level: float | None) -> tuple
     return load_scenes(path, background=background, white_level=white_level)
 
 
-def _object_size(scenes: Images, side: float | None, spread: float | None) -> tuple[float, float]:
-    """The side of objects in pixels and its relative standard deviation, as given or estimated from the scenes."""
-    sides = object_sides(scenes)
-    if sides is not None and (side is None or spread is None):
+def _object_size(
+    scenes: Images, found: FoundObjects | None, side: float | None, spread: float | None
+) -> tuple[float, float]:
+    """The side of objects in pixels and its relative standard deviation, as given or those of the objects found."""
+    if found is not None and (side is None or spread is None):
+        sides = found.sides
         # robust statistics, because touching objects and fragments each count as one object
         low, high = sides.log().quantile(torch.tensor([0.16, 0.84])).tolist()  # one standard deviation below and above
         side, spread = side or float(sides.median()), spread or min(max((high - low) / 2, SPREADS[0]), SPREADS[1])
