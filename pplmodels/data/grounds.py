@@ -29,7 +29,7 @@ RUNNING = 5  # pixels at a side whose median is compared between scenes
 DEGREE = 2  # of the polynomial that is fitted to a scene's background
 FITTED = 30  # maximum number of rows and of columns used for the fit
 EDGE_ROUNDS, ROUNDS = 5, 12  # of reweighting: those of the outermost pixels only, and all
-TUNING = 3.0  # residual in units of the scale at which a pixel's weight is a quarter
+TUNING = 2.5  # residual in units of its scale, at which a pixel's weight is a quarter
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _median_of_three(values: np.ndarray, axis: int) -> np.ndarray:
     """The median of each value and its two neighbors, which keeps straight edges and corners."""
     width = [(0, 0)] * values.ndim
     width[axis] = (1, 1)
-    padded, size = np.pad(values, width, mode="edge"), values.shape[axis]
+    padded, size = np.pad(values, width, mode="reflect"), values.shape[axis]
     before, at, after = (np.take(padded, range(start, start + size), axis) for start in range(3))
     return np.maximum(np.minimum(before, at), np.minimum(np.maximum(before, at), after))
 
@@ -204,10 +204,10 @@ def smooth_background(levels: np.ndarray) -> np.ndarray:
     for step in range(ROUNDS):
         gram = (weights @ products).reshape(-1, *at.shape[1:] * 2) + 1e-3 * np.eye(at.shape[1], dtype=np.float32)
         coefficients = np.linalg.solve(gram[:, None], ((weights[:, None] * y) @ at)[..., None])[..., 0]  # (N, C, K)
-        r = np.abs(y - coefficients @ at.T).max(1)  # (N, P)
-        within = r[:, edge.ravel() > 0] if step < EDGE_ROUNDS else r
-        c = TUNING * np.maximum(1, np.median(within, 1, keepdims=True) / NORMAL)
-        weights = 1 / (1 + (r / c) ** 2) ** 2
+        r = np.abs(y - coefficients @ at.T)  # (N, C, P)
+        within = r[..., edge.ravel() > 0] if step < EDGE_ROUNDS else r
+        r /= np.maximum(1, np.median(within, -1, keepdims=True) / NORMAL)
+        weights = 1 / (1 + (r.max(1) / TUNING) ** 2) ** 2  # (N, P)
         if step < EDGE_ROUNDS - 1:
             weights = weights * edge.ravel()
     return np.tensordot(coefficients, basis, 1)
