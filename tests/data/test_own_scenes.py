@@ -145,7 +145,7 @@ def test_the_background_is_said_and_kept(tmp_path, capsys, shade, sentence):
     lines = capsys.readouterr().err.splitlines()
     assert sum(sentence in line and "(--background-model)" in line for line in lines) == 1
     assert sentence.startswith(str(found.ground)[:30]) and found.estimated_most == 2
-    assert found.window == 16  # pixels: 1.2 times 12, one standard deviation more
+    assert found.window == 18  # 1.2 * 12 pixels * (1 + 0.144) = 16.5, and even
 
 
 def single(value, shape=(40, 20, 20)):
@@ -182,8 +182,8 @@ def with_square(large):
         "larger than objects",
         "one",
         "one gray",
-        "pixel",
-        "p",
+        "black pixel",
+        "gray pixel",
     ],
 )
 def test_scenes_without_measurable_objects_get_the_defaults_and_a_sentence(tmp_path, capsys, scenes):
