@@ -19,6 +19,7 @@ TYPES = [
     "types-PyYAML>=6",
     "types-tqdm>=4.67",
 ]
+SCENES = ["scikit-image>=0.22"]  # the photograph of coins
 DOCS = ["sphinx>=7.4", "myst-nb>=1.1", "furo>=2024.8"]
 
 setup(
@@ -83,11 +84,13 @@ setup(
             "ruff>=0.15.13",
             "zuko>=1.2",
             *TYPES,
+            *SCENES,
             *NOTEBOOKS,
             *DOCS,
         ],
         "notebooks": ["jupyterlab>=4", *NOTEBOOKS],
         "docs": DOCS,
+        "scenes": SCENES,
         "benchmark": ["numpyro>=0.15"],
     },
 )

@@ -8,7 +8,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, pad, softplus
 
 from pplmodels.distributions import WrappedNormal
 from pplmodels.distributions.presence import IMPOSSIBLE_LOGIT, presence_prior_logits
@@ -52,17 +52,21 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     """The negative ELBO of a batch, and the surrogate with REINFORCE and baselines."""
     embedding = guide.embed(x.flatten(-3))
     gates, context = guide.lstm.gates(embedding), guide.baseline.context(embedding)
+    maps = guide.attention.maps(x)
     present = x.new_ones(len(x))
     state = (x.new_zeros(len(x), guide.hidden_dim),) * 2
     z = x.new_zeros(len(x), guide.z_dim)
+    marks = x.new_zeros(*maps.features.shape[:-1], 2)
     z_pres, z_where, z_what, own_costs, reparameterised, scores, baselines = ([] for _ in range(7))
     for prior_logit in model.presence_logits().unbind():
         state = guide.lstm(gates, z, state)
-        features = guide.predict(state[0])
+        proposal, raw = guide.proposal(state[0]).split((2, 1), -1)
+        glance = guide.attention(maps, marks, proposal, softplus(raw).squeeze(-1))
+        features = guide.predict(torch.cat([state[0], glance.features], -1))
         baselines.append(guide.baseline(context, state[0], present))
         present, log_p, log_q = _decided(guide, features, present, prior_logit)
         loc, raw = guide.where(features).chunk(2, -1)
-        scale = softplus(raw)
+        loc, scale = loc + pad(glance.point, (1, 0)), softplus(raw)
         where = _draw(loc, scale)
         kl = _normal_log_prob(where, loc, scale) - _normal_log_prob(where, model.where_loc, model.where_scale)
         hidden = guide.encoder(read_window(x, where, guide.window).flatten(-3))
@@ -79,6 +83,8 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
         z_what.append(what)
         pres = present[..., None]
         z = torch.cat([pres, pres * where, pres * what], -1)
+        if len(z_pres) < model.num_steps:
+            marks = marks + pres[..., None] * guide.attention.marks(maps, where)
     canvas = model.render(torch.stack(z_pres, -1), torch.stack(z_where, -2), torch.stack(z_what, -2))
     constant = math.log(model.pixel_scale) + LOG_2PI / 2
     log_x = (-((x - canvas) ** 2) / (2 * model.pixel_scale**2) - constant).flatten(1).sum(-1)

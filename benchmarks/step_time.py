@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from guides import AIR3DGuide, AIRGuide, DRAWGuide, EmptyGuide, MLPGuide, VQGuide
 from pplmodels import AIR, AIR3D, DRAW, MLPVAE, VQVAE, GatedPixelCNN, PixelCNN
 from pplmodels.data import make_tabletop_scenes
-from pplmodels.infer import SVI, adam
+from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
 from pplmodels.io import write_json
 from pplmodels.machine import resolve_device
 from pplmodels.nn.renderer import KINDS, Renderer
@@ -261,6 +261,33 @@ def rendering(device: torch.device, scenes: int = 64, solids: int = 3) -> dict:
     }
 
 
+def by_objects(device: torch.device, rounds: int) -> list[dict]:
+    """Time and peak memory of AIR's compiled step, by estimator and maximum number T of objects.
+
+    The scenes have 64x64 pixels and three channels, and the model a background per scene and occlusion. The variants
+    take turns, like the implementations in :func:`measure`.
+    """
+    x = torch.rand(64, 3, 64, 64, device=device)
+    steps, rows = [], []
+    for number in (2, 4, 8):
+        sizes = {"canvas": (3, 64, 64), "num_steps": number, "window": 16, "background_model": "scene"}
+        row: dict = {"T": number}
+        for name, elbo in (("reinforce", NVIL_ELBO), ("summed-out", SummedOut_ELBO)):
+            pair = AIR(**sizes, occlusion=True).to(device), AIRGuide(**sizes).to(device)
+            step = SVI(*pair, adam(*pair, 1e-3), elbo(), compile=True).step
+            step(x)
+            row[f"{name}, MB"] = peak_bytes(step, x) / 1e6
+            steps.append((row, f"{name}, ms", step))
+        rows.append(row)
+    times: dict[int, list[float]] = {index: [] for index in range(len(steps))}
+    for _ in range(rounds):
+        for index, (_, _, step) in enumerate(steps):
+            times[index].append(1e3 * _seconds(lambda step=step: step(x), device))
+    for index, (row, name, _) in enumerate(steps):
+        row[name] = statistics.median(times[index])
+    return rows
+
+
 def floor(case: str, step: Callable, x: torch.Tensor) -> dict[str, float]:
     """Lower bounds of a step's milliseconds: its matrix arithmetic at the rate of a large product, and its parameter
     traffic (read twice, gradient written, Adam's seven passes) at the bandwidth of a large copy."""
@@ -305,14 +332,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--renderer", action="store_true", help="benchmark only the renderer of solids, into renderer.json"
     )
+    parser.add_argument(
+        "--objects", action="store_true", help="benchmark only AIR by the number of objects, into air-objects.json"
+    )
     options = parser.parse_args(argv)
     device = resolve_device(options.device)
+    special = {}
     if options.renderer:
+        special["renderer"] = [rendering(device)]
+    if options.objects:
+        special["air-objects"] = by_objects(device, options.rounds)
+    for name, rows in special.items():
         command = " ".join(["python", *sys.argv])
-        row = rendering(device)
-        described = {"command": command, "device": describe_device(device), "versions": versions(), "rows": [row]}
-        write_json(options.out.with_name("renderer.json"), described)
-        print(row)
+        described = {"command": command, "device": describe_device(device), "versions": versions(), "rows": rows}
+        write_json(options.out.with_name(f"{name}.json"), described)
+        print(*rows, sep="\n")
+    if special:
         return
     rows = [measure(case, batch, device, options.rounds) for case in options.cases for batch in CASES[case].batches]
     described = {"device": describe_device(device), "versions": versions(), "rounds": options.rounds, "rows": rows}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -10,15 +10,22 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import pyro_method
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from pplmodels.distributions.presence import clamp_logits, masked_bernoulli
 from pplmodels.infer import NeuralBaseline
 from pplmodels.models.air import AIR
 from pplmodels.module import PairModule, data_plate
-from pplmodels.nn import ContextLSTMCell, mlp, read_window
+from pplmodels.nn import ContextLSTMCell, FeatureMaps, SpatialAttention, mlp, read_window
 
-ImageFeatures = tuple[Tensor, Tensor]  # the image's terms in the LSTM's gates and in the baseline
+
+class ImageFeatures(NamedTuple):
+    """The embedding of an image, its terms in the LSTM's gates and in the baseline, and the maps of the attention."""
+
+    embedding: Tensor
+    gates: Tensor
+    context: Tensor
+    maps: FeatureMaps
 
 
 class AIRGuide(PairModule):
@@ -26,36 +33,45 @@ class AIRGuide(PairModule):
 
     .. code-block:: text
 
-        q(z | x) = prod_{t=1..T} q(z_pres_t | h_t, z_pres_{t-1}) [q(z_where_t | h_t) q(z_what_t | glimpse_t)]^{z_pres_t}
+        q(z | x) = q(z_background | x)
+                   prod_{t=1..T} q(z_pres_t | f_t, z_pres_{t-1}) [q(z_where_t | f_t) q(z_what_t | glimpse_t)]^{z_pres_t}
 
         h_t       = LSTM([embed(x), z_{t-1}], h_{t-1}),  z_t = z_pres_t [1, z_where_t, z_what_t]
+        f_t       = [h_t, attend(x, z_where_{<t}, h_t)]
         glimpse_t = read(x, z_where_t)
 
-    ==========  ============  ===========  ===========  ===================================
-    site        support       batch shape  event shape  in the paper
-    ==========  ============  ===========  ===========  ===================================
-    z_pres_t    {0, 1}        (B)          ()           Bern(pi^t z_pres^{t-1}), REINFORCE
-    z_where_t   real          (B)          (3)          Normal, reparameterized
-    z_what_t    real          (B)          (D)          Normal, reparameterized
-    ==========  ============  ===========  ===========  ===================================
+    ============  ============  ===========  ===========  ===================================
+    site          support       batch shape  event shape  in the paper
+    ============  ============  ===========  ===========  ===================================
+    z_background  real          (B)          (G)          none; only if the model has the site
+    z_pres_t      {0, 1}        (B)          ()           Bern(pi^t z_pres^{t-1}), REINFORCE
+    z_where_t     real          (B)          (3)          Normal, reparameterized
+    z_what_t      real          (B)          (D)          Normal, reparameterized
+    ============  ============  ===========  ===========  ===================================
 
     To change a factor, override its ``q_*`` method in a subclass (and decorate it with ``@pyro_method``).
 
     Deviations. The recurrent network gets an embedding of the image, which is computed once, like its term in the
-    gates. In the paper, the pixels are an input of each step. The logit of pi^t is the network's output plus the
-    prior's ``log_k``, as in Bayes' rule. So the network learns the evidence for an object, which does not depend on the
-    prior, and the posterior follows the prior while this is annealed. The logit is clamped to +-``presence_limit``, so
-    that both decisions are still sampled occasionally. The baseline gets the same embedding and the recurrent state,
-    which depends on z_{<t}, both detached.
+    gates. In the paper, the pixels are an input of each step. A convolutional attention
+    (:class:`pplmodels.nn.SpatialAttention`) selects a point near a proposal of the recurrent network and outside of
+    earlier windows, and the mean of z_where is relative to this point. Without the attention, some windows contain no
+    object. Such a window draws nothing and costs only its prior, but it is counted. The attended features also show
+    whether any object is left. The logit of pi^t is the network's output plus the prior's ``log_k``, as in Bayes' rule.
+    So the network learns the evidence for an object, which does not depend on the prior, and the posterior follows the
+    prior while this is annealed. The logit is clamped to +-``presence_limit``, so that both decisions are still sampled
+    occasionally. The baseline gets the same embedding and the recurrent state, which depends on z_{<t}, both detached.
 
     Arguments:
         canvas, num_steps, what_dim: as for the model.
         window: side of the glimpse in pixels.
+        background_model, background_dim: as for the model.
         embed_dim: size of the image's embedding.
         hidden_dim: size of the LSTM's state.
-        predict_dim: width of the hidden layer between the state and the parameters of z_pres and z_where.
+        predict_dim: width of the hidden layer between the state, with the attended features, and the parameters of
+            z_pres and z_where.
+        attention_channels: channels of the attention's feature map.
         encoder_dims: hidden layer widths from the glimpse to z_what.
-        where_loc: initial mean of z_where, usually that of the prior.
+        where_loc: initial mean of z_where relative to the attended point, usually that of the prior.
         where_scale: initial standard deviation of (log s, x, y).
         presence_bias: initial logit of z_pres. If it is above 0, the guide starts with many objects and learns to stop.
         log_k: as for the model; a buffer that is annealed together with the model's.
@@ -78,10 +94,13 @@ class AIRGuide(PairModule):
         predict_dim: int = 200,
         encoder_dims: Sequence[int] = (200,),
         where_loc: Sequence[float] = (math.log(0.35), 0.0, 0.0),
-        where_scale: Sequence[float] = (0.1, 0.3, 0.3),
+        where_scale: Sequence[float] = (0.1, 0.1, 0.1),
         presence_bias: float = 2.0,
         log_k: float = math.log(0.1),
         presence_limit: float = 4.6,
+        background_model: str = "none",
+        background_dim: int = 8,
+        attention_channels: int = 24,
     ):
         super().__init__("air_guide")
         z_dim = 1 + 3 + what_dim
@@ -91,10 +110,15 @@ class AIRGuide(PairModule):
         self.z_dim = z_dim
         self.embed = mlp(math.prod(canvas), (embed_dim,))
         self.lstm = ContextLSTMCell(embed_dim, z_dim, hidden_dim)
-        self.predict = mlp(hidden_dim, (predict_dim,))
+        self.attention = SpatialAttention(canvas[0], attention_channels, radius=0.5 * math.exp(where_loc[0]))
+        self.proposal = nn.Linear(hidden_dim, 3)
+        self.predict = mlp(hidden_dim + attention_channels + 1, (predict_dim,))
         self.presence = nn.Linear(predict_dim, 1)
         self.where = nn.Linear(predict_dim, 6)
         self.encoder = mlp(canvas[0] * window**2, encoder_dims, 2 * what_dim)
+        self.background_model = background_model
+        if background_model == "scene":
+            self.background = nn.Linear(embed_dim, 2 * background_dim)
         self.baseline = NeuralBaseline(embed_dim, hidden_dim)
         self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
         self.register_buffer("presence_limit", torch.tensor(presence_limit, dtype=torch.get_default_dtype()))
@@ -104,16 +128,22 @@ class AIRGuide(PairModule):
             self.where.weight.mul_(0.1)  # all windows start at where_loc
 
     @pyro_method
+    def q_z_background(self, embedding: Tensor) -> TorchDistributionMixin:
+        """q(z_background | x), event shape (G), from the image's ``embedding (..., B, embed_dim)``."""
+        loc, raw = self.background(embedding).chunk(2, -1)
+        return dist.Normal(loc, softplus(raw)).to_event(1)
+
+    @pyro_method
     def q_z_pres(self, features: Tensor, present: Tensor) -> TorchDistributionMixin:
-        """q(z_pres_t | h_t, z_pres_{t-1}) from ``features (..., B, predict_dim)`` of h_t and ``present (..., B)``."""
+        """q(z_pres_t | f_t, z_pres_{t-1}) from ``features (..., B, predict_dim)`` and ``present (..., B)``."""
         evidence = self.presence(features).squeeze(-1)
         return masked_bernoulli(clamp_logits(evidence + self.log_k, self.presence_limit), present)
 
     @pyro_method
-    def q_z_where(self, features: Tensor) -> TorchDistributionMixin:
-        """q(z_where_t | h_t), event shape (3), from ``features (..., B, predict_dim)`` of h_t."""
+    def q_z_where(self, features: Tensor, point: Tensor) -> TorchDistributionMixin:
+        """q(z_where_t | f_t), event shape (3), from ``features (..., B, predict_dim)`` and ``point (..., B, 2)``."""
         loc, raw = self.where(features).chunk(2, -1)
-        return dist.Normal(loc, softplus(raw)).to_event(1)
+        return dist.Normal(loc + pad(point, (1, 0)), softplus(raw)).to_event(1)
 
     @pyro_method
     def q_z_what(self, glimpse: Tensor) -> TorchDistributionMixin:
@@ -123,41 +153,56 @@ class AIRGuide(PairModule):
 
     @pyro_method
     def image_features(self, x: Tensor) -> ImageFeatures:
-        """Features of the images ``x (..., B, C, H, W)`` for the LSTM and the baseline, independent of the state."""
+        """Features of the images ``x (..., B, C, H, W)`` that do not depend on the state."""
         embedding = self.embed(x.flatten(-3))
-        return self.lstm.gates(embedding), self.baseline.context(embedding)
+        maps = self.attention.maps(x)
+        return ImageFeatures(embedding, self.lstm.gates(embedding), self.baseline.context(embedding), maps)
 
     @pyro_method
-    def update_features(
-        self, features: ImageFeatures, residual: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
-    ) -> tuple[ImageFeatures, Tensor]:
-        """The features and the residual image after an object ``(present, z_where, z_what)``; unchanged in AIR."""
-        return features, residual
+    def canvas_before(self, z_background: Tensor | None) -> Tensor | None:
+        """The canvas before the first step, if the guide uses it; here None."""
+        return None
+
+    @pyro_method
+    def canvas_after(self, canvas: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor:
+        """The canvas with an object ``(present, z_where, z_what)``. Not called if the canvas is None."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Sample the latents of the scenes ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("AIRGuide infers objects from scenes: x is required")
-        of_image, residual = self.image_features(x), x
+        image = self.image_features(x)
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)
+        marks = x.new_zeros(*image.maps.features.shape[:-1], 2)
         with data_plate(len(x)):
+            z_background = None
+            if self.background_model == "scene":
+                z_background = pyro.sample("z_background", self.q_z_background(image.embedding))
+            canvas = self.canvas_before(z_background)
+            if canvas is not None and self.background_model != "none":
+                image = self.image_features(x - canvas)
             for t in range(1, self.num_steps + 1):
-                gates, context = of_image
-                state = self.lstm(gates, z, state)
-                features = self.predict(state[0])
+                state = self.lstm(image.gates, z, state)
+                proposal, raw = self.proposal(state[0]).split((2, 1), -1)
+                glance = self.attention(image.maps, marks, proposal, softplus(raw).squeeze(-1))
+                features = self.predict(torch.cat([state[0], glance.features], -1))
                 # Pyro's InferDict does not list the keys of baselines and of stopping chains
-                infer: Any = {"stop": True, **self.baseline.infer_config(context, state[0], present)}
+                infer: Any = {"stop": True, **self.baseline.infer_config(image.context, state[0], present)}
                 present = pyro.sample(f"z_pres_{t}", self.q_z_pres(features, present), infer=infer)
-                seen = present > 0
-                z_where = pyro.sample(f"z_where_{t}", self.q_z_where(features).mask(seen))
+                there = present > 0
+                z_where = pyro.sample(f"z_where_{t}", self.q_z_where(features, glance.point).mask(there))
                 glimpse = read_window(x, z_where, self.window)  # (..., B, C, window, window)
-                z_what = pyro.sample(f"z_what_{t}", self.q_z_what(glimpse).mask(seen))
+                z_what = pyro.sample(f"z_what_{t}", self.q_z_what(glimpse).mask(there))
                 pres = present[..., None]
                 z = torch.cat([pres, pres * z_where, pres * z_what], -1)
                 if t < self.num_steps:
-                    of_image, residual = self.update_features(of_image, residual, present, z_where, z_what)
+                    marks = marks + pres[..., None] * self.attention.marks(image.maps, z_where)
+                    if canvas is not None:
+                        canvas = self.canvas_after(canvas, present, z_where, z_what)
+                        image = self.image_features(x - canvas)
 
 
 class DAIRGuide(AIRGuide):
@@ -165,10 +210,11 @@ class DAIRGuide(AIRGuide):
 
     .. code-block:: text
 
-        h_t = LSTM([embed(x - sum_{i<t} z_pres_i write(decode(z_what_i), z_where_i)), z_{t-1}], h_{t-1})
+        h_t = LSTM([embed(x - canvas_{t-1}), z_{t-1}], h_{t-1}), with the model's canvas after t - 1 objects
 
-    Sites, glimpses (of x itself) and deviations are those of :class:`AIRGuide`. Because the network does not have to
-    remember explained objects, it generalizes to more objects than in training.
+    The attention also looks at x - canvas_{t-1}. Sites, glimpses (of x itself) and deviations are those of
+    :class:`AIRGuide`. Because the network does not have to remember explained objects, it generalizes to more objects
+    than in training.
 
     Arguments:
         model: renders the objects. Its parameters belong to the model, but also get gradients through the guide. Pass
@@ -183,9 +229,13 @@ class DAIRGuide(AIRGuide):
         self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
 
     @pyro_method
-    def update_features(
-        self, features: ImageFeatures, residual: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor
-    ) -> tuple[ImageFeatures, Tensor]:
-        """Subtract the rendered object from the residual image, and compute the features of the rest."""
-        residual = residual - self.model.render(present[..., None], z_where[..., None, :], z_what[..., None, :])
-        return self.image_features(residual), residual
+    def canvas_before(self, z_background: Tensor | None) -> Tensor:
+        """The model's background."""
+        return self.model.ground(z_background)
+
+    @pyro_method
+    def canvas_after(self, canvas: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor:
+        """The canvas with the rendered object."""
+        one = z_where[..., None, :], z_what[..., None, :]
+        change = self.model.object_changes(*one, canvas).squeeze(-4)
+        return canvas + present[..., None, None, None] * change

@@ -18,8 +18,6 @@
 
 # %%
 # %matplotlib inline
-import warnings
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -28,12 +26,8 @@ from matplotlib.figure import Figure
 from pyro.nn import PyroModule
 from torch import nn
 
-from pplmodels import inspect
+from pplmodels import inspect, plotting
 from pplmodels.infer import SVI, adam
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", FutureWarning)
-    import arviz
 
 
 # %%
@@ -104,24 +98,14 @@ figure
 
 
 # %%
-def pareto_k(weights):
-    """Pareto's k of each image, whose log-weights are a column."""
-    if hasattr(arviz, "psislw"):
-        return arviz.psislw(weights.T.copy())[1]
-    from arviz_stats.base import array_stats  # ArviZ 1, which takes the weights' reciprocals
-
-    return array_stats.psislw(-weights.T)[1]
+def health():
+    """How many of the samples count, and Pareto's k of the images."""
+    found = inspect.weight_diagnostics(model, guide, x, num_samples=1000)
+    print(f"effective samples of 1000: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.0f}")
+    return plotting.pareto_shapes(found)
 
 
-def health(weights):
-    """How many of the samples count, and Pareto's k of 200 images."""
-    sizes = np.exp(2 * np.logaddexp.reduce(weights) - np.logaddexp.reduce(2 * weights))
-    pareto = pareto_k(weights[:, :200])
-    print(f"effective samples of {len(weights)}: median {np.median(sizes):.0f}, least {sizes.min():.0f}")
-    print(f"Pareto's k: median {np.median(pareto):.2f}")
-
-
-health(weights)
+health()
 
 # %% [markdown]
 # The next guide is overconfident. Its ELBO is low, and its importance weights show the reason.
@@ -131,4 +115,4 @@ with torch.no_grad():
     guide.log_scale -= 1.5
 weights = inspect.posterior(model, guide, x, num_samples=1000).sample_stats["log_weight"].values[0]
 print(f"log p(x) {exact:.2f}, ELBO {bound(1):.2f}, with 1000 samples {bound(1000):.2f}")
-health(weights)
+health()

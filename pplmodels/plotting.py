@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import networkx
 import numpy as np
+import scipy.stats
+import xarray
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +17,7 @@ from matplotlib.transforms import Affine2D, Transform
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # ticks of a stretched axis
 FILLED = 0.95  # fraction of a tile that its image fills; the rest is a gap
+TRUE = "0.6"  # color of true boxes, a gray that is visible on black and on white
 STEP_COLOURS = ("tab:red", "tab:green", "tab:blue", "tab:orange", "tab:purple", "tab:cyan")
 
 
@@ -24,23 +27,52 @@ def image_rows(rows: Sequence[np.ndarray], labels: Sequence[str], inches: float 
 
 
 def scenes_with_windows(
-    scenes: np.ndarray, reconstruction: np.ndarray, z_pres: np.ndarray, z_where: np.ndarray, counts: np.ndarray | None
+    scenes: np.ndarray,
+    reconstruction: np.ndarray,
+    z_pres: np.ndarray,
+    z_where: np.ndarray,
+    counts: np.ndarray | None,
+    boxes: np.ndarray | None = None,
+    notes: Sequence[str] | None = None,
 ) -> Figure:
     """Scenes with their inferred windows, numbered and colored by step, above their reconstructions.
 
     Shapes: ``scenes, reconstruction (B, C, H, W)``, ``z_pres (B, T)``, ``z_where (B, T, 3)`` and true ``counts (B)``.
+    True ``boxes (B, K, 4)`` in pixels, with unused rows of NaN, are dashed. ``notes`` are shown below the counts.
+    Windows are cut off at the edges of the scene.
     """
     figure, axis, places = _tiled([scenes, reconstruction], ["scene", "reconstruction"], 1.1)
     height, width = scenes.shape[2:]
     for i, place in enumerate(places[0]):
+        if boxes is not None:
+            for box in boxes[i][np.isfinite(boxes[i]).all(-1)]:
+                _draw_box(axis, box - 0.5, place, color=TRUE, linewidth=0.8, linestyle="--")
         for t in np.flatnonzero(z_pres[i]).tolist():
             _draw_window(axis, z_where[i, t], t, height, width, place)
         found = int(z_pres[i].sum())
         wrong = counts is not None and found != counts[i]
         title = f"{found}" if counts is None else f"{found} of {counts[i]}"
+        title += "" if notes is None else f"\n{notes[i]}"
         middle, above = width / 2, -0.06 * height
         colour = "tab:red" if wrong else "black"
         axis.text(middle, above, title, fontsize=8, color=colour, ha="center", va="bottom", transform=place)
+    return figure
+
+
+def scenes_with_boxes(rows: Sequence[np.ndarray], boxes: Sequence[np.ndarray], labels: Sequence[str]) -> Figure:
+    """Rows of scenes, each ``(B, C, H, W)`` in [0, 1], with bounding boxes ``(B, K, 4)`` and a label per row.
+
+    Boxes are the left, top, right and bottom edges in pixels, with 0 at the outer edge of the first pixel. Boxes of NaN
+    are not drawn.
+    """
+    figure, axis, places = _tiled(rows, labels, 0.9)
+    for line, row in zip(places, boxes, strict=True):
+        for place, scene in zip(line, row, strict=True):
+            for left, top, right, bottom in (
+                scene[~np.isnan(scene[:, 0])] - 0.5
+            ):  # the center of the first pixel is at 0
+                look: dict[str, Any] = {"color": STEP_COLOURS[0], "linewidth": 0.8, "transform": place}
+                axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **look))
     return figure
 
 
@@ -96,12 +128,19 @@ def _draw_square(axis: Axes, where: np.ndarray, colour: str, place: Transform) -
 
 
 def _draw_window(axis: Axes, where: np.ndarray, step: int, height: int, width: int, place: Transform) -> None:
-    scale, x, y = np.exp(where[0]), where[1], where[2]
-    left, top = ((centre - scale + 1) * size / 2 - 0.5 for centre, size in ((x, width), (y, height)))
+    sizes, centre, half = np.array([width, height]), where[1:], np.exp(where[0])
+    ends = np.stack([centre - half, centre + half]).clip(-1, 1)  # left and top, right and bottom
+    box = ((ends + 1) * sizes / 2 - 0.5).flatten()
     colour = STEP_COLOURS[step % len(STEP_COLOURS)]
-    look: dict[str, Any] = {"color": colour, "clip_on": False, "transform": place}
-    axis.add_patch(Rectangle((left, top), scale * width, scale * height, fill=False, **look))
-    axis.text(left, top, str(step + 1), fontsize=7, va="bottom", **look)
+    _draw_box(axis, box, place, color=colour)
+    axis.text(box[0], box[1], str(step + 1), fontsize=7, va="bottom", color=colour, clip_on=False, transform=place)
+
+
+def _draw_box(axis: Axes, box: np.ndarray, place: Transform, **look: Any) -> None:
+    """Draw (left, top, right, bottom), in coordinates in which the center of the first pixel is at 0."""
+    left, top, right, bottom = box
+    corner, width, height = (left, top), right - left, bottom - top
+    axis.add_patch(Rectangle(corner, width, height, fill=False, clip_on=False, transform=place, **look))
 
 
 def _show_image(axis: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:
@@ -209,6 +248,69 @@ def probability_bars(probabilities: np.ndarray, titles: Sequence[str], of: str) 
         axis.bar(np.arange(len(row)), row)
         axis.set(xticks=np.arange(len(row)), ylim=(0, 1), xlabel=of)
         axis.set_title(title, fontsize=8)
+    return figure
+
+
+def pareto_shapes(diagnostics: xarray.Dataset) -> Figure:
+    """A histogram of Pareto's k over the images, from :func:`pplmodels.inspect.weight_diagnostics`.
+
+    Images above the threshold, which is marked, are counted in the title.
+    """
+    shapes, threshold = diagnostics["pareto_k"].values, diagnostics.attrs["threshold"]
+    finite = shapes[np.isfinite(shapes)]
+    figure, axis = _one(5, 3)
+    axis.hist(finite, bins="auto")
+    axis.axvline(threshold, color="tab:red", label=f"threshold {threshold:.2f}")
+    above = int((shapes > threshold).sum())
+    axis.set(xlabel="Pareto k", ylabel="images", title=f"{above} of {len(shapes)} images above the threshold")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def rank_histograms(ranks: xarray.Dataset, columns: int = 4) -> Figure:
+    """A histogram of the ranks of each coordinate, from :func:`pplmodels.inspect.calibration`.
+
+    The band contains each bar with probability 0.99 if the ranks are uniform (binomial distribution). Ranks that are
+    NaN are left out. ``ranks`` may be a part of the result, such as ``ranks[["z_pres"]]``.
+    """
+    number, bins = ranks.attrs["num_samples"] + 1, ranks.attrs["num_bins"]
+    panels = {}
+    for name, variable in ranks.items():
+        dims = variable.dims[1:]
+        for index in np.ndindex(variable.shape[1:]):
+            place = ", ".join(str(variable[dim].values[i]) for dim, i in zip(dims, index, strict=True))
+            panels[f"{name}[{place}]" if place else str(name)] = variable.values[(slice(None), *index)]
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _grid(rows, columns, 2.5 * columns, 2 * rows, sharex=True)
+    edges = np.linspace(0, number, bins + 1) - 0.5
+    for axis, (label, values) in zip(axes.flat, panels.items(), strict=False):
+        counts, _ = np.histogram(values[np.isfinite(values)], edges)
+        low, high = scipy.stats.binom.interval(0.99, counts.sum(), 1 / bins)
+        axis.axhspan(low, high, color="0.85")
+        axis.stairs(counts, edges, fill=True, alpha=0.7)
+        axis.set_ylim(bottom=0)
+        axis.set_title(label, fontsize=8)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel("rank of the true value")
+    return figure
+
+
+def noise_bars(noise: xarray.DataArray) -> Figure:
+    """The gradient variances of :func:`pplmodels.inspect.gradient_noise`, on a logarithmic axis.
+
+    There is a group of bars for each module or site, with a bar for each objective.
+    """
+    objectives, labels = noise["objective"].values, noise[noise.dims[1]].values
+    height = 0.8 / len(objectives)
+    figure, axis = _one(6, 1 + 0.2 * noise.size)
+    for number, (objective, variances) in enumerate(zip(objectives, noise.values, strict=True)):
+        axis.barh(np.arange(len(labels)) + number * height, variances, height, align="edge", label=objective)
+    axis.set(xscale="log", xlabel="variance of the gradient")
+    axis.set_yticks(np.arange(len(labels)) + 0.4, labels)
+    axis.invert_yaxis()
+    axis.legend(fontsize=8)
     return figure
 
 

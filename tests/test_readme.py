@@ -74,7 +74,9 @@ def test_the_page_on_inspection_runs(recwarn):
     for block in blocks("docs/inspect.md"):
         exec(block, names)
     assert names["where"].dims == ("chain", "draw", "image")
-    assert names["found"].model == {"z": [], "x": ["z"]}
+    assert names["graph"].model == {"z": [], "x": ["z"]}
+    assert names["weights"].pareto_k.dims == ("image",) and names["calibrated"].ranks["count"].shape == (500,)
+    assert names["noise"].dims == ("objective", "module")
 
 
 def test_the_pages_of_discrete_codes_run():

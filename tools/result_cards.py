@@ -102,6 +102,31 @@ def table(cards: list[dict], metrics: list[str]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
+def medians(cards: list[dict], metrics: list[str]) -> str:
+    """A Markdown table with one row per card: for each metric, the median over the seeds and the range."""
+    head = ["command", "seeds", *metrics, "seconds", "device"]
+    rows = [
+        [
+            "`" + re.sub(r" --(seed|out) \S+", "", card["command"]) + "`",
+            str(len(card["seeds"])),
+            *(_median(card["metrics"].get(metric, [])) for metric in metrics),
+            _median(card["seconds"]),
+            card["device"],
+        ]
+        for card in cards
+    ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _median(values: list[float | None]) -> str:
+    """The median of the values, and their range if there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    middle = _figure(statistics.median(known))
+    return middle if len(known) == 1 else f"{middle} ({_figure(min(known))} to {_figure(max(known))})"
+
+
 def _cell(value) -> str:
     return _figure(value) if isinstance(value, float) else str(value)
 
@@ -115,8 +140,9 @@ def _figure(value: float | None) -> str:
 def update_tables(path: Path) -> None:
     """Rewrite the text between each marker and ``<!-- end -->`` in a page.
 
-    ``<!-- results: CARD CARD | METRIC METRIC -->`` inserts a table, ``<!-- figure: CARD METRIC -->`` the median over
-    the card's seeds within a line, ``<!-- benchmark -->`` the tables of the benchmark, and ``<!-- rows: NAME -->`` the
+    ``<!-- results: CARD CARD | METRIC METRIC -->`` inserts a table with a row per seed, ``<!-- medians: ... -->`` one
+    with a row per card, ``<!-- figure: CARD METRIC -->`` the median over the card's seeds and their range within a
+    line, ``<!-- benchmark -->`` the tables of the benchmark, and ``<!-- rows: NAME -->`` the
     rows of results/NAME.json.
     """
 
@@ -124,13 +150,13 @@ def update_tables(path: Path) -> None:
         return json.loads((CARDS / f"{name}.json").read_text("utf-8"))
 
     def fill(match: re.Match) -> str:
-        names, metrics = (part.split() for part in match[1].split("|"))
-        return f"<!-- results:{match[1]}-->\n\n{table([card(name) for name in names], metrics)}\n\n<!-- end -->"
+        names, metrics = (part.split() for part in match[2].split("|"))
+        written = {"results": table, "medians": medians}[match[1]]([card(name) for name in names], metrics)
+        return f"<!-- {match[1]}:{match[2]}-->\n\n{written}\n\n<!-- end -->"
 
     def figure(match: re.Match) -> str:
         name, metric = match[1].split()
-        found = statistics.median(value for value in card(name)["metrics"][metric] if value is not None)
-        return f"<!-- figure:{match[1]}-->{_figure(found)}<!-- end -->"
+        return f"<!-- figure:{match[1]}-->{_median(card(name)['metrics'][metric])}<!-- end -->"
 
     def rows(match: re.Match) -> str:
         found = card(match[1].strip())
@@ -144,7 +170,7 @@ def update_tables(path: Path) -> None:
     if "<!-- benchmark -->" in text:
         filled = f"<!-- benchmark -->\n\n{benchmark_tables(card('benchmark'))}\n\n<!-- end -->"
         text = re.sub("<!-- benchmark -->.*?<!-- end -->", filled, text, flags=re.DOTALL)
-    text = re.sub(r"<!-- results:(.*?)-->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    text = re.sub(r"<!-- (results|medians):(.*?)-->.*?<!-- end -->", fill, text, flags=re.DOTALL)
     text = re.sub(r"<!-- rows:(.*?)-->.*?<!-- end -->", rows, text, flags=re.DOTALL)
     text = re.sub(r"<!-- figure:(.*?)-->.*?<!-- end -->", figure, text)
     atomic_write(path, lambda temporary: temporary.write_text(text, "utf-8"))

@@ -1,11 +1,13 @@
 """AIR (Attend, Infer, Repeat), which finds, counts and draws the objects of scenes."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
@@ -16,10 +18,11 @@ from pplmodels.data import Images, SceneSet, scene_set
 from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
-from pplmodels.metrics import gradient_variance
+from pplmodels.metrics import gradient_variance, scene_iou
+from pplmodels.metrics.bounds import IWBound
 from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
-from pplmodels.systems.counting import scene_metrics
-from pplmodels.systems.options import BACKGROUND, BatchSize, LearningRate, by_data
+from pplmodels.systems.counting import scene_metrics, weighted_metrics
+from pplmodels.systems.options import BACKGROUND, LearningRate, by_data
 from pplmodels.systems.pictures import save_picture
 from pplmodels.training import Run, best_of_seeds
 from pplmodels.training.options import (
@@ -36,9 +39,18 @@ from ..air import AIRGuide, DAIRGuide
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": NVIL_ELBO, "summed-out": SummedOut_ELBO}
 MOST = 2  # default for --max-objects
-WINDOW = 28  # default for --window if scenes are composed
+SCENE_STEPS = 2000  # default steps for scenes of up to 3 objects
+CANVAS_VALUES = 5_000_000  # values of the canvases of all objects in a batch, which bounds its memory and time
+SMALLEST_BATCH = 32
+PIXEL_SCALE = 0.3
+BY_GROUND = {"black": "none", "common": "common", "varying": "scene"}
+ADVICE = (
+    " If this lasts, try another --background-model, --object-size or --object-spread, more --steps, or --restarts 3."
+)
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
+SEARCHED, WORST = 1000, 10  # held-out scenes among which the worst are found, and the number of these in a plot
+UNSEEN = ("elbo", "count_accuracy", "confusion", "all_parts_right")  # metrics of scenes with unseen counts
 
 ValueT = TypeVar("ValueT")
 
@@ -47,16 +59,23 @@ class AIROptions(ImageFileOptions):
     """The options of AIR. Defaults are the paper's values, except where these would make training too slow."""
 
     steps: Annotated[
-        PositiveInt, Option("gradient steps (default: 6000; 3000 for the built-in digits)", "training")
+        PositiveInt,
+        Option(
+            "gradient steps (default: 6000; 3000 for the built-in digits; with --scenes, 2000 for up to 3 objects and "
+            "more for more objects)",
+            "training",
+        ),
     ] = by_data({"digits": 3000}, 6000)  # small canvases need fewer steps
-    batch_size: BatchSize = 128
+    batch_size: Annotated[
+        PositiveInt, Option("images per step (default: 128, or fewer if scenes are large)", "training")
+    ] = 128
     lr: LearningRate = 1.5e-3
     background: Annotated[str, BACKGROUND] = "black"
 
     scenes: Annotated[
         Switch,
         Option(
-            "--data is an .npz file of complete scenes; otherwise, scenes are composed from its images",
+            "--data is an .npz file of complete scenes; otherwise, scenes are composed from its images, on black",
             "scenes",
         ),
     ] = False
@@ -87,7 +106,7 @@ class AIROptions(ImageFileOptions):
     max_objects: Annotated[
         PositiveInt | None,
         Option(
-            "maximum number of objects per scene (2; with --scenes, the largest count in the file, or estimated)",
+            "maximum number of objects per scene (2; with --scenes, the maximum of the counts in the file, if any)",
             "scenes",
             scope="data",
         ),
@@ -118,15 +137,32 @@ class AIROptions(ImageFileOptions):
     num_steps: Annotated[
         PositiveInt | None, Option("maximum number of inferred objects (default: 1 more than in scenes)", "model")
     ] = None
+    background_model: Annotated[
+        Literal["auto", "none", "common", "scene"],
+        Option(
+            "none is black; common is a learned picture for all scenes; scene has a latent per scene in addition; auto "
+            "chooses by the borders of the scenes",
+            "model",
+        ),
+    ] = "auto"
+    occlusion: Annotated[
+        Literal["auto", "yes", "no"],
+        Option("whether objects hide what is below them, or are added to it (auto: yes with a background)", "model"),
+    ] = "auto"
+    pixel_scale: Annotated[
+        PositiveFloat | None,
+        Option("standard deviation of a pixel (default: 0.3 on black; otherwise learned, from 0.3)", "model"),
+    ] = None
     what_dim: Annotated[PositiveInt, Option("size of an object's appearance code", "model")] = 50
     window: Annotated[
         PositiveInt | None,
-        Option("side of the attention window in pixels (28; with --scenes, from the object size)", "model"),
+        Option("side of the attention window in pixels (28; with --scenes, by the object size)", "model"),
     ] = None
 
     estimator: Annotated[
-        Literal["reinforce", "summed-out"], Option("gradient estimator for z_pres", "learning to count")
-    ] = "reinforce"
+        Literal["reinforce", "summed-out"] | None,
+        Option("gradient estimator for z_pres (reinforce; summed-out with --scenes)", "learning to count"),
+    ] = Field(default_factory=lambda given: "summed-out" if given.get("scenes") else "reinforce")
     restarts: Annotated[
         PositiveInt,
         Option(
@@ -149,12 +185,25 @@ class AIROptions(ImageFileOptions):
     presence_bias: Annotated[FiniteFloat, Option("initial logit of z_pres", "learning to count")] = 2.0
     count_ratio: Annotated[
         tuple[PositiveFloat, PositiveFloat],
-        Option("p(n+1)/p(n) of the prior over counts, annealed from K0 to K1", "learning to count", ("K0", "K1")),
-    ] = (0.1, 1e-4)
+        Option(
+            "p(n+1)/p(n) of the prior over counts, annealed from K0 to K1 (0.1 1e-6; 0.1 1e-4 with --scenes)",
+            "learning to count",
+            ("K0", "K1"),
+        ),
+    ] = Field(default_factory=lambda given: (0.1, 1e-4 if given.get("scenes") else 1e-6))
     count_steps: Annotated[
         tuple[NonnegativeInt, NonnegativeInt],
-        Option("steps between which --count-ratio is annealed, geometrically", "learning to count", ("BEGIN", "END")),
-    ] = (300, 1500)
+        Option(
+            "steps between which --count-ratio is annealed, geometrically (300 1500, or earlier in a short run)",
+            "learning to count",
+            ("BEGIN", "END"),
+        ),
+    ] = Field(
+        default_factory=lambda given: (
+            min(300, given.get("schedule_steps", 1) // 10),
+            min(1500, given.get("schedule_steps", 1) // 2),
+        )
+    )
     explore: Annotated[
         tuple[PositiveFloat, PositiveFloat] | None,
         Option(
@@ -198,6 +247,11 @@ class AIROptions(ImageFileOptions):
             raise ValueError("--explore: the probabilities must be below 0.5.")
         return self
 
+    def with_steps(self, steps: float) -> Self:
+        """The same options with another number of steps, on which defaults of other options depend."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate(given | {"steps": 100 * round(steps / 100)})
+
     @property
     def scene_counts(self) -> tuple[int, ...]:
         """The object counts of composed scenes."""
@@ -238,12 +292,26 @@ class AIRSystem(System[AIROptions, SceneSet]):
         return scenes.to(options.torch_device())
 
     def resolve(self, options: AIROptions, data: SceneSet) -> AIROptions:
-        """The number of steps, the exploration and the window follow from the number and size of the objects."""
+        """The defaults that follow from the scenes: their size, background, and number and size of objects."""
         most = most_objects(options, data)
+        if options.scenes and "steps" not in options.model_fields_set:
+            options = options.with_steps(SCENE_STEPS * max(1.0, (most / 3) ** 0.5))
+        num_steps = options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0)
+        background = options.background_model
+        if background == "auto":
+            background = BY_GROUND[data.ground.kind]
+        batch_size = options.batch_size
+        if "batch_size" not in options.model_fields_set:
+            values = num_steps * math.prod(data.train.shape)
+            batch_size = next((size for size in (128, 64) if size * values <= CANVAS_VALUES), SMALLEST_BATCH)
         return options.replaced(
-            num_steps=options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0),
-            window=options.window or (data.window if options.scenes else WINDOW),
+            num_steps=num_steps,
             explore=options.explore or (1 - 0.7 ** (1 / max(1, most - 1)), 1e-4),
+            batch_size=batch_size,
+            background_model=BY_GROUND[data.ground.kind]
+            if options.background_model == "auto"
+            else options.background_model,
+            window=options.window or (data.window if options.scenes else 28),
         )
 
     def classes(self, options: AIROptions) -> tuple[type, ...]:
@@ -257,9 +325,20 @@ class AIRSystem(System[AIROptions, SceneSet]):
             "num_steps": resolved(options.num_steps),
             "what_dim": options.what_dim,
             "window": resolved(options.window),
+            "background_model": options.background_model,
         }
+        has_background = options.background_model != "none"
         where_loc, where_scale = data.window_prior()
-        model = model_class(**sizes, where_loc=where_loc, where_scale=where_scale)
+        model = model_class(
+            **sizes,
+            where_loc=where_loc,
+            where_scale=where_scale,
+            occlusion=has_background if options.occlusion == "auto" else options.occlusion == "yes",
+            pixel_scale=options.pixel_scale or PIXEL_SCALE,
+            learn_pixel_scale=has_background and options.pixel_scale is None,
+        )
+        if has_background and data.ground.picture is not None:
+            model.start_from(data.ground.picture)
         log_k = math.log(options.count_ratio[0])
         parts = {"model": model} if options.guide == "dair" else {}
         guide = guide_class(**parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k)
@@ -290,14 +369,17 @@ class AIRSystem(System[AIROptions, SceneSet]):
     ) -> dict[str, Any]:
         """The metrics of some held-out scenes, and the noise of the gradient."""
         few = data.test.head(EVALUATED)
-        return scene_metrics(log_probs, guide, few) | gradient_health(svi, few, options.batch_size)
+        metrics = scene_metrics(log_probs, model, guide, few) | gradient_health(svi, few, options.batch_size)
+        if "warning" in metrics:
+            metrics["warning"] += ADVICE
+        return metrics
 
     def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: SceneSet) -> dict[str, Any]:
         """The metrics of the held-out scenes and, named ``unseen_...``, some metrics of the unseen counts."""
-        metrics = scene_metrics(log_probs, guide, data.test)
+        metrics = scene_metrics(log_probs, model, guide, data.test)
         if data.unseen is not None:
-            unseen = scene_metrics(log_probs, guide, data.unseen)
-            metrics |= {f"unseen_{name}": unseen[name] for name in ("elbo", "count_accuracy", "confusion")}
+            unseen = scene_metrics(log_probs, model, guide, data.unseen)
+            metrics |= {f"unseen_{name}": unseen[name] for name in UNSEEN if name in unseen}
         return metrics
 
     def further(
@@ -310,9 +392,14 @@ class AIRSystem(System[AIROptions, SceneSet]):
             metrics = gradient_variances(model, guide, data.test.head(batch_size)[:], gradient_samples)
         return metrics, {"count_posterior": posterior}
 
+    def weighted_metrics(self, images: Images, bound: IWBound) -> dict[str, Any]:
+        """The effective sample size of the scenes with objects."""
+        return weighted_metrics(images, bound)
+
     def plot(self, model: Any, guide: Any, data: SceneSet, run: Run) -> None:
-        """Some scenes with windows and reconstructions, samples by count, and curves."""
+        """Some scenes with windows and reconstructions, the worst scenes, samples by count, and curves."""
         scene_pictures(model, guide, data.test.head(SHOWN), run.metrics, run.folder)
+        worst_pictures(model, guide, data.test.head(SEARCHED), run.folder)
 
     def fit(self, options: AIROptions, data: SceneSet, run: Run, **part: Any) -> Trained:
         """Train from one seed, or briefly from several and to the end from the best of them."""
@@ -343,10 +430,8 @@ def most_objects(options: AIROptions, scenes: SceneSet) -> int:
         return max(options.scene_counts)
     known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
     if not known:
-        if options.max_objects is None and scenes.estimated_most:
-            most, how = scenes.estimated_most, "estimated from the scenes"
-        else:
-            most, how = options.max_objects or MOST, "assumed"
+        most = options.max_objects or scenes.most or MOST
+        how = "estimated from the scenes" if scenes.most and options.max_objects is None else "assumed"
         say(f"{options.data} has no object counts; a maximum of {most} objects is {how} (--max-objects)")
         return most
     for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):
@@ -372,27 +457,65 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
 
 def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
     """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
-    view = inspect.infer_scenes(model, guide, scenes[:])
-    seen, drawn = view.scenes.cpu().numpy(), view.reconstruction.clamp(0, 1).cpu().numpy()
-    z_pres, z_where = view.z_pres.cpu().numpy(), view.z_where.cpu().numpy()
-    counts = None if scenes.counts is None else scenes.counts.cpu().numpy()
-    save_picture(plotting.scenes_with_windows(seen, drawn, z_pres, z_where, counts), folder / "scenes.png")
+    save_picture(windows(scenes, inspect.infer_scenes(model, guide, scenes[:])), folder / "scenes.png")
     numbers = range(1, model.num_steps + 1)
     samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
     save_picture(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
-    groups = [["elbo", "train_elbo"], ["count_accuracy"], ["kl/z_pres", "kl/z_where", "kl/z_what"]]
+    groups = [
+        ["elbo", "train_elbo"],
+        ["count_accuracy", "all_parts_right"],
+        ["kl/z_pres", "kl/z_where", "kl/z_what"],
+    ]
     save_picture(plotting.curves(metrics, groups), folder / "curves.png")
+
+
+def worst_pictures(model, guide, scenes: Images, folder: Path) -> None:
+    """Write worst-bound.png and, if the boxes are known, worst-iou.png: the scenes of the lowest ELBO and mean IoU.
+
+    The windows and the reconstructions are those of the posterior samples that the scenes were chosen by.
+    """
+    worst: dict[str, list[tuple[Tensor, Tensor, inspect.InferredScenes]]] = {}
+    for indices in torch.arange(len(scenes), device="cpu").split(scenes.at_once(SEARCHED)):
+        part = scenes.part(indices)
+        view = inspect.infer_scenes(model, guide, part[:])
+        scores = {"bound": view.elbo.cpu()}
+        if part.boxes is not None:
+            scores["iou"] = scene_iou(part.boxes, view.boxes, view.z_pres)
+        for name, score in scores.items():
+            lowest = score.argsort(stable=True)[:WORST]
+            worst.setdefault(name, []).append((score[lowest], indices[lowest], view.part(lowest)))
+    for name, found in worst.items():
+        of_batches, places, views = (list(column) for column in zip(*found, strict=True))
+        score = torch.cat(of_batches)
+        lowest = score.argsort(stable=True)[:WORST]
+        shown, view = scenes.part(torch.cat(places)[lowest]), inspect.InferredScenes.cat(views).part(lowest)
+        notes = [f"{value:.4g}" for value in score[lowest].tolist()]
+        save_picture(windows(shown, view, notes), folder / f"worst-{name}.png")
+
+
+def windows(scenes: Images, view: inspect.InferredScenes, notes: Sequence[str] | None = None) -> Figure:
+    """Scenes with their windows and true boxes, above the reconstructions."""
+    return plotting.scenes_with_windows(
+        view.scenes.cpu().numpy(),
+        view.reconstruction.clamp(0, 1).cpu().numpy(),
+        view.z_pres.cpu().numpy(),
+        view.z_where.cpu().numpy(),
+        None if scenes.counts is None else scenes.counts.cpu().numpy(),
+        None if scenes.boxes is None else scenes.boxes.cpu().numpy(),
+        notes,
+    )
 
 
 def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int) -> dict[str, float]:
     """The unnormalized gradient variance of each estimator, for the presence layer and for the whole guide."""
-    learned = {"presence": list(guide.presence.parameters())}
-    learned["guide"] = [p for name, p in guide.named_parameters() if not name.startswith("baseline.")]
+    objectives = {"reinforce": TraceGraph_ELBO(), "summed-out": SummedOut_ELBO()}
+    noise = inspect.gradient_noise(model, guide, objectives, batch, repeats, compile="auto")
+    of_guide = [name for name in noise["module"].values if name.startswith("guide.") and name != "guide.baseline"]
     variances = {}
-    for name, elbo in (("reinforce", TraceGraph_ELBO()), ("summed-out", SummedOut_ELBO())):
-        svi = SVI(model, guide, adam(model, guide, lr=0.0), elbo, compile="auto")
-        for part, parameters in learned.items():
-            variances[f"gradient_variance/{name}/{part}"] = gradient_variance(svi, (batch,), parameters, repeats)
+    for name in objectives:
+        of_modules = noise.sel(objective=name, module=of_guide)
+        variances[f"gradient_variance/{name}/presence"] = float(of_modules.sel(module="guide.presence"))
+        variances[f"gradient_variance/{name}/guide"] = float(of_modules.sum())
     return variances
 
 

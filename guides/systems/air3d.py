@@ -1,7 +1,7 @@
 """AIR in 3-D, which infers the number, kinds, positions and orientations of solids on a table."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -9,16 +9,19 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import model_validator
+from torch import Tensor
 from typing_extensions import Self
 
 from pplmodels import AIR3D, distributed, inspect, plotting
-from pplmodels.data import TabletopScenes, TabletopSet, make_tabletop_scenes
+from pplmodels.data import Images, TabletopScenes, TabletopSet, make_tabletop_scenes
 from pplmodels.distributions.wrapped_normal import EVEN
 from pplmodels.infer import NVIL_ELBO, SVI, Annealed, SummedOut_ELBO, adam, cosine, learning_rates, linear
+from pplmodels.metrics import elbo_terms
+from pplmodels.metrics.bounds import IWBound
 from pplmodels.nn.renderer import KINDS, Renderer
 from pplmodels.rng import SEEDS, seed_all
 from pplmodels.systems import LogProbFunction, Pair, System, Trained, TrainingOptions
-from pplmodels.systems.counting import scene_metrics
+from pplmodels.systems.counting import counting_metrics, weighted_metrics
 from pplmodels.systems.options import BatchSize, Steps
 from pplmodels.systems.pictures import save_picture
 from pplmodels.systems.system import log_probs_of, shard_batches
@@ -122,8 +125,12 @@ class AIR3DSystem(System[AIR3DOptions, TabletopSet]):
         return SVI(model, guide, optim, elbo, clip_norm=CLIP_NORM, **options.svi_settings())
 
     def held_out_metrics(self, log_probs: LogProbFunction, model: Any, guide: Any, data: TabletopSet) -> dict[str, Any]:
-        """The inferred counts, and the accuracy of the most probable solids."""
+        """The inferred counts, and the accuracy of sampled solids and of the most probable ones."""
         return tabletop_metrics(log_probs, guide, data.test)
+
+    def weighted_metrics(self, images: Images, bound: IWBound) -> dict[str, Any]:
+        """The effective sample size of the scenes with solids."""
+        return weighted_metrics(images, bound)
 
     def plot(self, model: Any, guide: Any, data: TabletopSet, run: Run) -> None:
         """Inferred solids from two views, posterior samples of yaws, and curves."""
@@ -208,14 +215,32 @@ def part_schedules(options: AIR3DOptions, svi: SVI, steps: int, course: int, ane
 
 
 def tabletop_metrics(log_probs: LogProbFunction, guide, tables: TabletopScenes) -> dict:
-    """:func:`scene_metrics` of scenes of solids, and the accuracy of the most probable solids.
+    """The ELBO split by site, the metrics of the counts, and the accuracy of the solids.
 
-    The names of the latter are those of :func:`pplmodels.inspect.solid_metrics`.
+    The names of the latter are those of :func:`pplmodels.inspect.solid_metrics` for the most probable solids, and these
+    after ``sampled_`` for the posterior sample per scene that the ELBO and the counts are computed from.
     """
+    true = inspect.true_solids(tables)
     found = [inspect.find_solids(guide, x) for x in shard_batches(tables)]
-    gathered = [distributed.all_gather(torch.cat(parts)) for parts in zip(*map(astuple, found), strict=True)]
-    matched = inspect.solid_metrics(inspect.true_solids(tables), inspect.Solids(*gathered))
-    return scene_metrics(log_probs, guide, tables) | matched
+    likely = [distributed.all_gather(torch.cat(parts)) for parts in zip(*map(astuple, found), strict=True)]
+    terms, drawn = elbo_terms(log_probs, shard_batches(tables), _table)
+    count, kind, place, yaw = drawn.split((1, 1, 2, 1), -1)
+    sampled = inspect.Solids(count[:, 0, 0].long(), kind[..., 0].long(), place, yaw[..., 0])
+    of_sample = inspect.solid_metrics(true, sampled)
+    of_sample.pop("count_accuracy_argmax")  # this is count_accuracy
+    return {
+        **terms,
+        **counting_metrics(guide, tables, sampled.count),
+        **inspect.solid_metrics(true, inspect.Solids(*likely)),
+        **{f"sampled_{name}": value for name, value in of_sample.items()},
+    }
+
+
+def _table(latents: Mapping[str, Tensor]) -> Tensor:
+    """The solids of a sample together, ``(B, T, 5)``: count (the same in each row), kind, place and yaw."""
+    solids = inspect.sampled_solids(latents)
+    columns = (solids.count[:, None].expand_as(solids.kind), solids.kind, *solids.place.unbind(-1), solids.yaw)
+    return torch.stack([column.to(solids.place.dtype) for column in columns], -1)
 
 
 def tabletop_pictures(model, guide, tables: TabletopScenes, metrics: list[dict], folder: Path) -> None:

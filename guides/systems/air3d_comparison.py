@@ -38,7 +38,15 @@ from ..air3d import AIR3DGuide
 from .air3d import SYSTEM as AIR3D_SYSTEM
 
 REFINED = (5, 20)  # gradient steps after the guide
-METRICS = ("count_accuracy_argmax", "kind_accuracy", "place_error_percent", "yaw_error_degrees")
+METRICS = (
+    "count_accuracy_argmax",
+    "kind_recall",
+    "kind_accuracy",
+    "place_error_percent",
+    "place_error_percent_p90",
+    "yaw_error_degrees",
+    "yaw_error_degrees_p90",
+)
 NOWHERE = 1e3  # distance of a solid that is absent or has already been found
 
 

@@ -11,10 +11,10 @@ from numpy.polynomial.legendre import legvander
 from scipy import ndimage
 from torch import Tensor
 
+from pplmodels.boxes import INK
 from pplmodels.data.images import Images
 from pplmodels.defaults import float32_on_cpu
 
-INK = 25  # smallest difference of an object's pixels from the background, a tenth of full intensity
 LOOKED_AT = 2000  # maximum number of scenes for an estimate
 VALUES = 2**23  # number of values beyond which fewer scenes are used, but not less than FEW
 FEW = 50

@@ -9,8 +9,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from pplmodels.boxes import INK, bounding_boxes
 from pplmodels.data.arrays import pixels_of, read_npz
-from pplmodels.data.grounds import INK, WITHIN_SCENE, Ground, eight_bits, examined, foreground, ground_of
+from pplmodels.data.grounds import WITHIN_SCENE, Ground, eight_bits, examined, foreground, ground_of
 from pplmodels.data.images import Images
 from pplmodels.data.levels import Decoding
 from pplmodels.defaults import float32_on_cpu
@@ -96,18 +97,10 @@ def _checked_boxes(boxes: np.ndarray, pixels: Tensor, name: str) -> np.ndarray:
 @float32_on_cpu()
 def ink_extent(objects: Images) -> float:
     """The mean longer side of bounding boxes of pixels above a tenth of full intensity, as a fraction of the frame."""
-    ink = torch.cat([pixels.amax(1) > INK for pixels in objects.levels()])  # (N, h, w)
-    sides = [_extent(ink.any(dim)) for dim in (1, 2)]
-    return float(torch.stack(sides).amax(0).mean())
-
-
-def _extent(occupied: Tensor) -> Tensor:
-    """The length from the first to the last True of each row of ``(N, size)``, as a fraction of the size."""
-    size = occupied.shape[1]
-    positions = torch.arange(size, device=occupied.device)
-    first = torch.where(occupied, positions, size).amin(1)
-    last = torch.where(occupied, positions, -1).amax(1)
-    return (last - first + 1).clamp(min=0) / size
+    boxes = torch.cat([bounding_boxes(pixels.amax(1) > INK) for pixels in objects.levels()])
+    height, width = objects.shape[1:]
+    sides = (boxes[:, 2:] - boxes[:, :2]).nan_to_num(0.0) / boxes.new_tensor([width, height])
+    return float(sides.amax(1).mean())
 
 
 @dataclass(frozen=True)

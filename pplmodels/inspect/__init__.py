@@ -11,6 +11,7 @@ from pplmodels.inspect.air import (
     count_objects,
     count_posterior,
     decided_counts,
+    drawn_boxes,
     infer_scenes,
     sample_scenes,
 )
@@ -21,12 +22,14 @@ from pplmodels.inspect.air3d import (
     refine_solids,
     render_solids,
     sample_yaws,
+    sampled_solids,
     search_solids,
     solid_metrics,
     true_solids,
     yaw_errors,
 )
 from pplmodels.inspect.checks import Graph, check_pair, graph, site_table
+from pplmodels.inspect.diagnostics import Calibration, calibration, gradient_noise, weight_diagnostics
 from pplmodels.inspect.draw import CanvasSteps, generation_steps, reconstruction_steps
 from pplmodels.inspect.images import (
     infer_codes,
@@ -43,18 +46,22 @@ from pplmodels.inspect.images import (
 from pplmodels.inspect.posteriors import posterior, predictive, prior
 
 __all__ = [
+    "Calibration",
     "Graph",
     "CanvasSteps",
     "InferredScenes",
     "Solids",
     "mean_image",
+    "calibration",
     "check_pair",
     "prior_and_aggregate_posterior",
     "count_metrics",
     "count_objects",
     "count_posterior",
     "decided_counts",
+    "drawn_boxes",
     "find_solids",
+    "gradient_noise",
     "graph",
     "infer_codes",
     "interpolate",
@@ -70,6 +77,7 @@ __all__ = [
     "refine_solids",
     "render_solids",
     "sample_yaws",
+    "sampled_solids",
     "sample",
     "search_solids",
     "site_table",
@@ -77,6 +85,7 @@ __all__ = [
     "steps",
     "traverse",
     "true_solids",
+    "weight_diagnostics",
     "infer_scenes",
     "generation_steps",
     "reconstruction_steps",

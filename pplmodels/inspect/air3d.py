@@ -1,6 +1,7 @@
 """Inspecting AIR3D: inferred solids, search without a guide, and accuracy."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any
@@ -18,6 +19,7 @@ from pplmodels.infer.elbos.stopping_chain import StoppingChain, trace_path
 from pplmodels.infer.handlers import ModeMessenger
 from pplmodels.infer.looking import looking, unchanged
 from pplmodels.infer.traces import steps as steps_of
+from pplmodels.inspect.air import count_objects
 from pplmodels.metrics.bounds import log_probs
 from pplmodels.nn.renderer import KINDS, PERIODS
 from pplmodels.sites import random_sites
@@ -54,8 +56,13 @@ def find_solids(guide, x: Tensor) -> Solids:
     with ModeMessenger():
         path = trace_path(guide, x)
     values = {name: site["value"] for name, site in random_sites(path)}
-    kind, yaw = (torch.stack(steps_of(values, name), -1) for name in ("z_kind", "z_yaw"))
-    return Solids(StoppingChain(path).probs.argmax(0), kind, torch.stack(steps_of(values, "z_place"), -2), yaw)
+    return replace(sampled_solids(values), count=StoppingChain(path).probs.argmax(0))
+
+
+def sampled_solids(latents: Mapping[str, Tensor]) -> Solids:
+    """The solids of a sample of the guide, from its values by site."""
+    kind, yaw = (torch.stack(steps_of(latents, name), -1) for name in ("z_kind", "z_yaw"))
+    return Solids(count_objects(latents), kind, torch.stack(steps_of(latents, "z_place"), -2), yaw)
 
 
 @torch.no_grad()
@@ -134,10 +141,18 @@ def solid_metrics(true: Solids, found: Solids) -> dict:
     """Accuracy of inferred solids.
 
     ``count_accuracy_argmax`` is computed from counts. For the other metrics, the solids of a scene are matched (as many
-    as the smaller count) such that the sum of distances is minimal: ``kind_accuracy``, ``kind_confusion`` (with a row
-    per true kind), ``place_error_percent``, the median distance in percent of the table's side, and
-    ``yaw_error_degrees``, the median error up to the kind's symmetry of all non-symmetric solids of correct kind, and
-    ``yaw_error_degrees/<kind>``. Metrics without data are omitted.
+    as the smaller count) such that the sum of distances is minimal:
+
+    - ``kind_recall``: the fraction of all true solids that are matched with a solid of their kind. A solid that was
+      missed counts as wrong.
+    - ``kind_accuracy``: the fraction of the matched solids that have the right kind.
+    - ``kind_confusion`` of the matched solids, with a row per true kind.
+    - ``place_error_percent``: the median distance of matched solids in percent of the table's side.
+    - ``yaw_error_degrees``: the median error, up to the kind's symmetry, of the rotations of all matched solids whose
+      kind is right and not a sphere, and ``yaw_error_degrees/<kind>``, that of one kind.
+    - ``place_error_percent_p90``, ``yaw_error_degrees_p90``: 90th percentiles instead of medians.
+
+    Metrics without data are omitted.
     """
     true, found = (_on_cpu(solids) for solids in (true, found))
     metrics: dict[str, Any] = {"count_accuracy_argmax": float((true.count == found.count).double().mean())}
@@ -148,22 +163,32 @@ def solid_metrics(true: Solids, found: Solids) -> dict:
             *linear_sum_assignment(distance[: true.count[scene], : found.count[scene]].numpy()), strict=True
         )
     ]
+    scenes, rows, columns = torch.tensor(pairs, dtype=torch.int64, device="cpu").view(-1, 3).T
+    kind, kind_found = true.kind[scenes, rows], found.kind[scenes, columns]
+    if true.count.any():
+        metrics["kind_recall"] = float((kind == kind_found).sum() / true.count.sum())
     if not pairs:
         return metrics
-    scenes, rows, columns = torch.tensor(pairs, device="cpu").T
-    kind, kind_found = true.kind[scenes, rows], found.kind[scenes, columns]
     number = len(KINDS)
     metrics["kind_accuracy"] = float((kind == kind_found).double().mean())
     confusion = torch.bincount(kind * number + kind_found, minlength=number**2).view(number, number)
     metrics["kind_confusion"] = confusion.tolist()
     off = (true.place[scenes, rows] - found.place[scenes, columns]).norm(dim=-1)
-    metrics["place_error_percent"] = float(off.median()) / 2 * 100
+    metrics |= _spread("place_error_percent", off / 2 * 100)
     error = yaw_errors(found.yaw[scenes, columns], true.yaw[scenes, rows], kind).rad2deg()
     turned = {
         name: error[(kind == index) & (kind_found == index)] for index, name in enumerate(KINDS) if PERIODS[index] > 0
     }
     turned = {"": torch.cat(list(turned.values())), **{f"/{name}": errors for name, errors in turned.items()}}
-    return metrics | {f"yaw_error_degrees{of}": float(errors.median()) for of, errors in turned.items() if len(errors)}
+    for of, errors in turned.items():
+        if len(errors):
+            metrics |= _spread("yaw_error_degrees", errors, of)
+    return metrics
+
+
+def _spread(name: str, errors: Tensor, of: str = "") -> dict[str, float]:
+    """The median and the 90th percentile of errors."""
+    return {f"{name}{of}": float(errors.median()), f"{name}_p90{of}": float(errors.quantile(0.9))}
 
 
 def _on_cpu(solids: Solids) -> Solids:

@@ -4,6 +4,7 @@ import itertools
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from functools import reduce
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def posterior(
     Arguments:
         num_samples: samples per image.
         sites: names of the variables to keep (default: all).
-        at_once: number of images times samples in one run of the pair.
+        max_batch: number of images times samples in one run of the pair.
 
     Returns:
         InferenceData if the installed ArviZ is older than version 1.0, otherwise an :class:`xarray.DataTree`.
@@ -54,7 +55,7 @@ def posterior(
     kept: dict[tuple[str, str], list[np.ndarray]] = {}  # by group and name
     for images in x.split(max_batch):
         rows: dict[tuple[str, str], list[np.ndarray]] = {}
-        for draws in _chunks(num_samples, max_batch // len(images)):
+        for draws in chunks(num_samples, max_batch // len(images)):
             log_p, log_q, values = log_probs(model, guide, images, draws)
             joint, shape = reduce(torch.add, log_p.values()), (draws, len(images))
             found = {("posterior", name): value for name, value in values.items() if _wanted(name, sites)}
@@ -71,8 +72,8 @@ def posterior(
     leading = ("chain", "draw", "image")
     observed = {name: _array(x) for name in groups["log_likelihood"]}
     named = {"posterior": (model, guide)}  # the other groups have one number per image
-    datasets = {group: _dataset(variables, leading, named.get(group, ())) for group, variables in groups.items()}
-    return _for_arviz({**datasets, "observed_data": _dataset(observed, ("image",), (model, guide))})
+    datasets = {group: labelled(variables, leading, named.get(group, ())) for group, variables in groups.items()}
+    return _for_arviz({**datasets, "observed_data": labelled(observed, ("image",), (model, guide))})
 
 
 @looking
@@ -85,7 +86,7 @@ def predictive(model, guide, x: Tensor, num_samples: int = 100, max_batch: int =
     kept: dict[str, list] = {}
     for images in x.split(max_batch):
         rows: dict[str, list] = {}
-        for draws in _chunks(num_samples, max_batch // len(images)):
+        for draws in chunks(num_samples, max_batch // len(images)):
             with plate("samples", draws, dim=-2):
                 guide_trace = poutine.trace(guide).get_trace(images)
                 trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(n=len(images))
@@ -95,9 +96,9 @@ def predictive(model, guide, x: Tensor, num_samples: int = 100, max_batch: int =
         for name, parts in rows.items():
             kept.setdefault(name, []).append(np.concatenate(parts))
     drawn = {name: np.concatenate(parts, 1)[None] for name, parts in kept.items()}
-    datasets = {"posterior_predictive": _dataset(drawn, ("chain", "draw", "image"), (model,))}
+    datasets = {"posterior_predictive": labelled(drawn, ("chain", "draw", "image"), (model,))}
     observed = {name: _array(x) for name in drawn}
-    return _for_arviz({**datasets, "observed_data": _dataset(observed, ("image",), (model,))})
+    return _for_arviz({**datasets, "observed_data": labelled(observed, ("image",), (model,))})
 
 
 @looking
@@ -107,7 +108,7 @@ def prior(model, num_samples: int = 100, max_batch: int = MAX_BATCH):
     Dimensions are ``(chain, draw, ...)``. Arguments and result are as for :func:`posterior`.
     """
     rows: dict[str, list] = {}
-    for draws in _chunks(num_samples, max_batch):
+    for draws in chunks(num_samples, max_batch):
         trace = poutine.trace(model).get_trace(n=draws)
         scored = poutine.trace(model).get_trace(trace.nodes["_RETURN"]["value"])
         for name, site in random_sites(trace):
@@ -117,10 +118,10 @@ def prior(model, num_samples: int = 100, max_batch: int = MAX_BATCH):
         "prior": {name: value for name, value in drawn.items() if not scored.nodes[name]["is_observed"]},
         "prior_predictive": {name: value for name, value in drawn.items() if scored.nodes[name]["is_observed"]},
     }
-    return _for_arviz({name: _dataset(part, ("chain", "draw"), (model,)) for name, part in groups.items()})
+    return _for_arviz({name: labelled(part, ("chain", "draw"), (model,)) for name, part in groups.items()})
 
 
-def _chunks(number: int, most: int) -> Iterator[int]:
+def chunks(number: int, most: int) -> Iterator[int]:
     """Split ``number`` into parts of at most ``most`` and at least 1."""
     most = max(1, most)
     return (min(most, number - start) for start in range(0, number, most))
@@ -134,7 +135,7 @@ def _wanted(site: str, sites: Collection[str] | None) -> bool:
     return sites is None or site in sites or base_site_name(site) in sites
 
 
-def _dataset(
+def labelled(
     sites: Mapping[str, np.ndarray], leading: tuple[str, ...], modules: tuple[PyroModule, ...]
 ) -> xarray.Dataset:
     """A dataset of arrays whose first dimensions are ``leading``. The steps of a site are stacked."""
@@ -169,9 +170,15 @@ def _dims(name: str, number: int, modules: tuple[PyroModule, ...]) -> tuple[str,
     return tuple(f"{name}_dim_{index}" for index in range(number))
 
 
-def _for_arviz(groups: dict[str, xarray.Dataset]):
+def import_arviz() -> ModuleType:
+    """ArviZ, which is imported when it is first used because that takes seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # version 0.23 warns about 1.0
-        import arviz  # importing takes seconds, and only these functions need it
+        import arviz
+    return arviz
+
+
+def _for_arviz(groups: dict[str, xarray.Dataset]):
+    arviz = import_arviz()
     tree = xarray.DataTree.from_dict({name: dataset for name, dataset in groups.items() if dataset})
     return arviz.from_datatree(tree) if hasattr(arviz, "from_datatree") else tree

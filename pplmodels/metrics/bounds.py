@@ -136,6 +136,14 @@ def elbo_terms(
     return terms, None if statistic is None else distributed.all_gather(torch.cat(statistics))
 
 
+def log_weights(terms: LogProbs, images: int) -> Tensor:
+    """log p(x, z_k) - log q(z_k | x) of each sample and image, float64 ``(K, B)``, from :func:`log_probs`."""
+    log_p, log_q, _ = terms
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")  # a pair may have no latents
+    log_weight = sum(map(Tensor.double, log_p.values()), zero) - sum(map(Tensor.double, log_q.values()), zero)
+    return log_weight.view(-1, images)
+
+
 class IWBound(NamedTuple):
     """An importance-weighted bound, ``bound (N)``, in nats per image.
 
@@ -165,10 +173,7 @@ def importance_weighted(
         total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
         squares, drawn = total.clone(), 0
         while drawn < num_samples:
-            log_p, log_q, _ = log_prob_fn(x)
-            zero = total.new_zeros(())  # a pair may have no latents
-            log_weight = sum(map(Tensor.double, log_p.values()), zero) - sum(map(Tensor.double, log_q.values()), zero)
-            log_weight = log_weight.view(-1, len(x))[: num_samples - drawn]
+            log_weight = log_weights(log_prob_fn(x), len(x))[: num_samples - drawn]
             total = torch.logaddexp(total, log_weight.logsumexp(0))
             squares = torch.logaddexp(squares, (2 * log_weight).logsumexp(0))
             drawn += len(log_weight)

@@ -150,6 +150,10 @@ class Evaluated:
         size = self.options.batch_size
         return self.system.further(model, guide, self.data, size, asked.paths, asked.gradient_samples)
 
+    def weighted_metrics(self, images: Images, bound: IWBound) -> dict[str, Any]:
+        """Further metrics of the importance-weighted bound (:meth:`System.weighted_metrics`)."""
+        return {} if self.system is None else self.system.weighted_metrics(images, bound)
+
     def plot(self, model: Any, guide: Any, run: Run) -> None:
         """Write the plots into the folder of the run."""
         if self.system is None:
@@ -199,6 +203,7 @@ def measure(
         arrays |= {"iw_bound": bound.bound, "effective_sample_size": bound.ess}
         metrics |= {"iw_samples": options.iw_samples, "iw_images": len(images)}
         metrics |= {name: float(array.mean()) for name, array in arrays.items() if array.dim() == 1}
+        metrics |= evaluated.weighted_metrics(images, bound)
         metrics["peak_bytes"] = peak_bytes(images.pixels.device)
         metrics["iw_bound_standard_error"] = float(bound.bound.std() / len(images) ** 0.5)
         if "bits_per_dim" in metrics:

@@ -14,7 +14,7 @@ from pplmodels.data import Images
 from pplmodels.errors import InputError
 from pplmodels.infer import SVI, Annealed, ScaledKL, adam
 from pplmodels.metrics import compiled_log_probs, log_probs
-from pplmodels.metrics.bounds import LogProbs
+from pplmodels.metrics.bounds import IWBound, LogProbs
 from pplmodels.module import PairModule
 from pplmodels.rng import seed_all
 from pplmodels.systems.command_line import create_run
@@ -158,6 +158,10 @@ class System(ABC, Generic[OptionsT, DataT]):
         ``batch_size`` images, if the variance of the gradient is asked for.
         """
         return {}, {}
+
+    def weighted_metrics(self, images: Images, bound: IWBound) -> dict[str, Any]:
+        """Further metrics of the importance-weighted bound of held-out ``images``, in an evaluation."""
+        return {}
 
     def train(self, options: OptionsT, run: Run | None = None, data: DataT | None = None) -> Run:
         """Train a pair, and save, measure and plot it; returns its run.

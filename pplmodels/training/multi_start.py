@@ -14,9 +14,9 @@ def best_of_seeds(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, boo
     """Train from each seed for a few steps, and copy the checkpoint and metrics of the best into ``run``.
 
     Returns the best seed. ``begin(start, seed, resume)`` takes the first steps in a run folder of its own; with
-    ``resume`` it continues from the checkpoint in that folder. The starts are compared by their last ``train_elbo``, so
-    no held-out image is used. A start counts as a success if its last evaluation has no ``warning``. The comparison is
-    written to starts.json.
+    ``resume`` it continues from the checkpoint in that folder. A start is a success if its last evaluation has no
+    ``warning``, e.g. of a collapse, after which a bound can still be high. The best is the success with the highest
+    last ``train_elbo``, or the start with the highest one if there is none. The comparison is written to starts.json.
     """
     report = run.folder / "starts.json"
     seeds = list(seeds)
@@ -36,7 +36,7 @@ def best_of_seeds(run: Run, seeds: Iterable[int], begin: Callable[[Run, int, boo
             raise InputError(f"the metrics of {start.folder}, the restart with seed {seed}, have no train_elbo.")
         starts.append({"seed": seed, "train_elbo": last["train_elbo"], "warning": last.get("warning")})
         say(f"seed {seed}: ELBO {last['train_elbo']:.1f}, {last.get('warning', 'no warning')}")
-    kept = max(starts, key=lambda start: start["train_elbo"])["seed"]
+    kept = max(starts, key=lambda start: (start["warning"] is None, start["train_elbo"]))["seed"]
     rate = sum(start["warning"] is None for start in starts) / len(starts)
     say(f"{rate:.0%} of {len(starts)} restarts have no warning; training continues with seed {kept}")
     run.take_over(run.folder / "starts" / str(kept))

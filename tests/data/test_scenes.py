@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pplmodels.boxes import INK, bounding_boxes
 from pplmodels.data import load_images, load_scenes, make_scenes, scene_set
 from pplmodels.data.images import Images
 from pplmodels.data.own_scenes import ink_extent
@@ -44,6 +45,53 @@ def test_each_object_is_there_whole_and_none_overlaps():
     assert (per_object - 1).abs().max() < 2 * 2.2 / 13 * 1.2
     for n in (2, 3):
         assert light[scenes.counts == n].mean() == pytest.approx(float(n * one), rel=0.03)
+
+
+def test_a_box_is_the_extent_of_an_objects_ink(objects):
+    scenes = make_scenes(objects, 400, **OPTIONS)
+    assert scenes.boxes.shape == (400, 2, 4) and scenes.boxes.dtype == torch.float32
+    assert torch.equal(scenes.boxes.isfinite().all(-1).sum(1), scenes.counts)
+    ink = scenes.pixels.amax(1) > INK
+    single = scenes.counts == 1
+    assert torch.equal(scenes.boxes[single, 0], bounding_boxes(ink[single]))
+    at = torch.arange(32) + 0.5
+    left, top, right, bottom = (edge[..., None] for edge in scenes.boxes.nan_to_num(0).unbind(-1))  # (N, 2, 1)
+    inside = ((at > left) & (at < right))[:, :, None, :] & ((at > top) & (at < bottom))[:, :, :, None]
+    assert not (ink & ~inside.any(1)).any()  # all ink is in a box
+    for edge in (inside.float().amax(-1), inside.float().amax(-2)):
+        assert edge[scenes.counts == 2].amax(-1).all()
+
+
+def test_each_of_several_objects_has_its_box():
+    """Bright squares that fill their image: the ink of a scene is exactly its boxes, which do not touch."""
+    square = Images(torch.full((1, 3, 8, 8), 255, dtype=torch.uint8))
+    scenes = make_scenes(square, 300, canvas=40, counts=(0, 3), object_size=8.0, seed=1)
+    assert scenes.boxes.shape == (300, 3, 4)
+    drawn = torch.zeros(300, 40, 40, dtype=torch.bool)
+    for scene, boxes in zip(drawn, scenes.boxes, strict=True):
+        for left, top, right, bottom in boxes[boxes.isfinite().all(-1)].long().tolist():
+            scene[top:bottom, left:right] = True
+    corners = (drawn != (scenes.pixels.amax(1) > INK)).flatten(1).sum(1)
+    assert (corners <= 4 * scenes.counts).all()  # blurred corners of a square may be too dark
+    assert drawn.flatten(1).sum(1)[scenes.counts == 3].min() > 3 * 40
+
+
+def test_the_boxes_of_scenes_that_are_begun_again_are_those_of_the_last_attempt():
+    """Six squares rarely fit at the first attempt."""
+    square = Images(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8))
+    scenes = make_scenes(square, 100, canvas=32, counts=(1, 6), object_size=9.0, seed=1)
+    assert torch.equal(scenes.boxes.isfinite().all(-1).sum(1), scenes.counts)
+    ink = scenes.pixels.amax(1) > 2 * INK + 1  # more than two blurred edges can have together outside of their boxes
+    for scene, boxes in zip(ink, scenes.boxes, strict=True):
+        for left, top, right, bottom in boxes[boxes.isfinite().all(-1)].long().tolist():
+            scene[top:bottom, left:right] = False
+    assert not ink.any()
+
+
+def test_an_object_too_dark_to_be_seen_has_no_box():
+    dark = Images(torch.full((1, 1, 8, 8), INK, dtype=torch.uint8))
+    scenes = make_scenes(dark, 5, canvas=32, counts=(1,), object_size=12.0)
+    assert scenes.boxes.isnan().all() and scenes.pixels.any()
 
 
 def test_only_the_given_counts_appear(objects):

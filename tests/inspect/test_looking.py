@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pairs import PAIRS
+from pyro.infer import TraceGraph_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -121,6 +122,20 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
     "posterior": (ALL, lambda model, guide, x: inspect.posterior(model, guide, x, 4, max_batch=8)),
     "predictive": (ALL, lambda model, guide, x: inspect.predictive(model, guide, x, 4, max_batch=8)),
     "prior": (ALL, lambda model, guide, x: inspect.prior(model, 4)),
+    "weight_diagnostics": (
+        ALL,
+        lambda model, guide, x: inspect.weight_diagnostics(model, guide, x, 25, max_batch=50),
+    ),
+    "calibration": (
+        ALL,
+        lambda model, guide, x: inspect.calibration(model, guide, num_datasets=10, num_samples=1, num_bins=2),
+    ),
+    "gradient_noise": (
+        ALL,
+        lambda model, guide, x: [
+            inspect.gradient_noise(model, guide, {"bound": TraceGraph_ELBO()}, x, 2, by=by) for by in ("module", "site")
+        ],
+    ),
     "infer_codes": ((VQ,), lambda model, guide, x: inspect.infer_codes(guide, x)),
     "interpolate": (CODED, lambda model, guide, x: inspect.interpolate(model, guide, x, x, 3)),
     "manifold": (CODED, lambda model, guide, x: inspect.manifold(model, guide, x, 3)),
@@ -132,6 +147,7 @@ LOOKS = {  # of each function the pairs that it can look at, and how it is calle
     "generation_steps": ((DRAWN,), lambda model, guide, x: inspect.generation_steps(model, 3)),
     "reconstruction_steps": ((DRAWN,), lambda model, guide, x: inspect.reconstruction_steps(model, guide, x)),
     "infer_scenes": ((AIR,), lambda model, guide, x: inspect.infer_scenes(model, guide, x)),
+    "drawn_boxes": ((AIR,), lambda model, guide, x: inspect.drawn_boxes(model, log_probs(model, guide, x)[2])),
     "sample_scenes": ((AIR,), lambda model, guide, x: inspect.sample_scenes(model, 3, 1)),
     "count_posterior": ((AIR, TABLE), lambda model, guide, x: inspect.count_posterior(guide, x)),
     "find_solids": ((TABLE,), lambda model, guide, x: inspect.find_solids(guide, x)),

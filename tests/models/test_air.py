@@ -19,11 +19,14 @@ from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO, adam
 from pplmodels.infer.traces import local_params
 from pplmodels.inspect import count_objects, count_posterior, decided_counts, sample_scenes
 from pplmodels.metrics import log_probs
-from pplmodels.systems.counting import scene_metrics
+from pplmodels.models.air import BACKGROUND_MODELS, COARSE
+from pplmodels.nn import write_window
+from pplmodels.systems.counting import _collapse, scene_metrics
 from pplmodels.testing import Pair
 
 AIR_SIZES = {"canvas": (1, 10, 10), "num_steps": 2, "what_dim": 3, "window": 5}
-AIR_WIDTHS = {"embed_dim": 8, "hidden_dim": 8, "predict_dim": 8, "encoder_dims": (8,)}
+SCENE = {"background_model": "scene", "background_dim": 3}
+AIR_WIDTHS = {"attention_channels": 6, "embed_dim": 8, "hidden_dim": 8, "predict_dim": 8, "encoder_dims": (8,)}
 PAIRS = {
     "air": Pair(
         model=lambda: AIR(**AIR_SIZES, hidden_dims=(8,)),
@@ -34,6 +37,18 @@ PAIRS = {
     "air, residual": Pair(
         model=lambda: AIR(**AIR_SIZES, hidden_dims=(8,)),
         guide=lambda model: DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS),
+        batch=lambda n: torch.rand(n, 1, 10, 10),
+        stops=True,
+    ),
+    "air, background per scene, occlusion": Pair(
+        model=lambda: AIR(**AIR_SIZES, **SCENE, hidden_dims=(8,), occlusion=True, learn_pixel_scale=True),
+        guide=lambda model: AIRGuide(**AIR_SIZES, **AIR_WIDTHS, **SCENE),
+        batch=lambda n: torch.rand(n, 1, 10, 10),
+        stops=True,
+    ),
+    "air, residual, common background": Pair(
+        model=lambda: AIR(**AIR_SIZES, hidden_dims=(8,), background_model="common"),
+        guide=lambda model: DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS, background_model="common"),
         batch=lambda n: torch.rand(n, 1, 10, 10),
         stops=True,
     ),
@@ -51,7 +66,7 @@ class FixedGuide(AIRGuide):
     """AIR's guide with its continuous sites at fixed values: only z_pres is random."""
 
     @pyro_method
-    def q_z_where(self, features):
+    def q_z_where(self, features, point):
         return dist.Delta(torch.tensor([-0.4, 0.2, -0.1]).expand((*features.shape[:-1], 3)), event_dim=1)
 
     @pyro_method
@@ -142,8 +157,8 @@ def test_a_count_costs_what_the_prior_says(float64):
         assert float(log_p) == pytest.approx(n * math.log(0.01) - math.log(1 + 0.01 + 0.0001), rel=1e-9)
 
 
-def exact_bound(model, guide, x):
-    """The bound as a sum over the three values of (z_pres_1, z_pres_2)."""
+def exact_bound(model, guide, x, **certain):
+    """The bound as a sum over the three values of (z_pres_1, z_pres_2). ``certain`` are values of further sites."""
     bound = 0.0
     for z_pres in COUNTS.values():
         values = presence(z_pres)
@@ -152,9 +167,31 @@ def exact_bound(model, guide, x):
             for site, value in values.items()
         )
         latents = {f"z_where_{t}": torch.tensor([[-0.4, 0.2, -0.1]]) for t in (1, 2)}
-        latents |= {f"z_what_{t}": torch.tensor([[0.5, -1.0, 0.3]]) for t in (1, 2)}
+        latents |= {f"z_what_{t}": torch.tensor([[0.5, -1.0, 0.3]]) for t in (1, 2)} | certain
         bound = bound + log_q.exp() * (log_prob(model, x, {**values, **latents}).sum() - log_q)
     return bound
+
+
+def test_summed_out_is_the_sum_with_a_background_and_occlusion(float64):
+    """The bound as a sum over counts, by conditioning on each, with a certain z_background."""
+
+    class CertainBackground(FixedGuide):
+        @pyro_method
+        def q_z_background(self, embedding):
+            return dist.Delta(torch.tensor([0.3, -0.2, 0.5]).expand((*embedding.shape[:-1], 3)), event_dim=1)
+
+    model = AIR(**AIR_SIZES, **SCENE, hidden_dims=(8,), occlusion=True, learn_pixel_scale=True)
+    guide = CertainBackground(**AIR_SIZES, **AIR_WIDTHS, **SCENE, presence_bias=0.3, log_k=0.0)
+    x = torch.rand(1, 1, 10, 10)
+    with local_params():
+        bound = exact_bound(model, guide, x, z_background=torch.tensor([[0.3, -0.2, 0.5]]))
+    learned = [*model.parameters(), *guide.parameters()]
+    exact = [-g for g in torch.autograd.grad(bound, learned, allow_unused=True, materialize_grads=True)]
+    svi = SVI(model, guide, torch.optim.SGD(learned, lr=0.0), SummedOut_ELBO())
+    assert float(-svi.step(x.expand(3, 1, 10, 10))) == pytest.approx(float(bound.detach()), rel=1e-10)
+    for p, wanted in zip(learned, exact, strict=True):
+        found = torch.zeros_like(p) if p.grad is None else p.grad / 3
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("baseline", [True, False], ids=["baseline", "no baseline"])
@@ -227,6 +264,95 @@ def test_the_residual_guide_sees_what_is_not_yet_drawn():
     assert drawn.abs().sum() > 0
 
 
+def one_scene(model, n_background=3):
+    """Latents of a scene whose two objects overlap: z_where (1, 2, 3), z_what (1, 2, D), z_background (1, G)."""
+    z_where = torch.tensor([[[-0.6, 0.1, 0.0], [-0.5, -0.1, 0.2]]])
+    return z_where, torch.randn(1, 2, model.what_dim), torch.randn(1, n_background)
+
+
+def test_later_objects_hide_what_is_below_them(float64):
+    """Pixel by pixel, from the images and masks of the windows."""
+    model = AIR(**AIR_SIZES, **SCENE, occlusion=True)
+    z_where, z_what, z_background = one_scene(model)
+    canvas = model.ground(z_background)
+    expected = [canvas]
+    for t in range(2):
+        image = model.decoder(z_what[:, t]).sigmoid().view(1, 2, 5, 5)
+        mask = write_window(image[:, 1:], z_where[:, t], 10, 10)
+        color = write_window(image[:, :1] * image[:, 1:], z_where[:, t], 10, 10)
+        canvas = (1 - mask) * canvas + color
+        expected.append(canvas)
+    assert (expected[2] - expected[1]).abs().max() > 1e-3
+    for n, z_pres in COUNTS.items():
+        found = model.render(torch.tensor([z_pres]), z_where, z_what, z_background)
+        torch.testing.assert_close(found, expected[n])
+
+
+def test_an_opaque_object_does_not_show_the_background(float64):
+    model = AIR(**AIR_SIZES, **SCENE, occlusion=True, decoder_bias=50.0)
+    z_where, z_what, _ = one_scene(model)
+    z_where[..., 0] = 1.0  # windows larger than the canvas
+    canvases = [model.render(torch.ones(1, 2), z_where, z_what, torch.randn(1, 3)) for _ in range(2)]
+    torch.testing.assert_close(*canvases)
+
+
+@pytest.mark.parametrize("occlusion", [False, True])
+@pytest.mark.parametrize("background_model", BACKGROUND_MODELS)
+def test_all_counts_at_once_are_each_count_alone(float64, background_model, occlusion):
+    model = AIR(**AIR_SIZES, background_model=background_model, background_dim=3, occlusion=occlusion)
+    z_where, z_what, z_background = one_scene(model)
+    z_background = z_background if background_model == "scene" else None
+    z_pres = torch.tensor(list(COUNTS.values()))[:, None]  # (3, 1, 2)
+    together = model.render(z_pres, z_where, z_what, z_background)
+    assert together.shape == (3, 1, 1, 10, 10)
+    for n, scene in enumerate(together):
+        torch.testing.assert_close(scene, model.render(z_pres[n], z_where, z_what, z_background))
+    torch.testing.assert_close(together[0], model.ground(z_background).expand(1, 1, 10, 10))
+
+
+def test_a_background_is_smooth_and_differs_between_scenes():
+    """Its grid of 4x4 points cannot represent an object: second differences vanish between the points."""
+    model = AIR(canvas=(3, 40, 40), background_model="scene")
+    ground = model.ground(torch.randn(5, 8)).logit()
+    assert (ground[0] - ground[1]).abs().max() > 1e-3
+    bends = ground.diff(n=2, dim=-1).abs() > 1e-4
+    assert 0 < bends.any(-2).flatten(0, 1).any(0).sum() <= 2 * (COARSE - 2)  # the columns at the inner points
+
+
+def test_the_common_background_is_learned_as_the_mean_of_empty_scenes():
+    model = AIR(**AIR_SIZES, background_model="common", log_k=-1e4)
+    x = torch.rand(1, 10, 10).clamp(0.1, 0.9)
+    optim = torch.optim.Adam([model.picture], lr=0.1)
+    for _ in range(300):
+        optim.zero_grad()
+        (model.render(torch.zeros(1, 2), *one_scene(model)[:2]) - x).square().sum().backward()
+        optim.step()
+    torch.testing.assert_close(model.ground(), x, atol=1e-2, rtol=0)
+
+
+def test_a_learned_pixel_deviation_is_the_deviation_of_the_pixels(float64):
+    """The optimum of the likelihood is the standard deviation around the canvas."""
+    model = AIR(**AIR_SIZES, learn_pixel_scale=True, log_k=-1e4)
+    x = 0.2 * torch.randn(200, 1, 10, 10)
+    optim = torch.optim.Adam([model.log_pixel_scale], lr=0.05)
+    for _ in range(300):
+        optim.zero_grad()
+        z_where, z_what, _ = one_scene(model)
+        (-model.p_x(torch.zeros(1, 2), z_where, z_what).log_prob(x).mean()).backward()
+        optim.step()
+    torch.testing.assert_close(model.pixel_scale, x.square().mean().sqrt(), rtol=1e-3, atol=0)
+
+
+def test_a_learned_pixel_deviation_starts_above_its_minimum():
+    with pytest.raises(ValueError, match=r"a learned pixel_scale starts above 0\.1, not from 0\.05"):
+        AIR(pixel_scale=0.05, learn_pixel_scale=True)
+
+
+def test_an_unknown_background_is_refused():
+    with pytest.raises(ValueError, match="background_model is one of none, common, scene, not 'blue'"):
+        AIR(background_model="blue")
+
+
 def test_the_residual_guide_owns_none_of_the_models_parameters():
     model = AIR(**AIR_SIZES)
     guide = DAIRGuide(model, **AIR_SIZES, **AIR_WIDTHS)
@@ -251,7 +377,9 @@ def test_decided_counts_follow_the_likelier_choices():
     assert decided_counts(posterior).tolist() == [0, 1, 3, 1, 2]
 
 
-@pytest.mark.parametrize("bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "infers all 2"), (None, None, None)])
+@pytest.mark.parametrize(
+    "bias, found, words", [(-8.0, 0, "no object"), (8.0, 2, "infers 2 objects"), (None, None, None)]
+)
 def test_collapse_is_told_in_words(bias, found, words):
     model, guide = AIR(**AIR_SIZES), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, presence_bias=bias or 0.0)
     scenes = Images((torch.rand(64, 1, 10, 10) * 255).byte())
@@ -261,7 +389,7 @@ def test_collapse_is_told_in_words(bias, found, words):
     svi = SVI(model, guide, adam(model, guide, 1e-3), NVIL_ELBO())
     svi.step(scenes[:])
     health = gradient_health(svi, scenes, batch_size=16) | scene_metrics(
-        partial(log_probs, model, guide), guide, scenes
+        partial(log_probs, model, guide), model, guide, scenes
     )
     assert health["score_variance"] >= 0 and health["baseline_explained"] <= 1
     if words is None:
@@ -271,6 +399,21 @@ def test_collapse_is_told_in_words(bias, found, words):
         assert (decided_counts(count_posterior(guide, scenes[:])) == found).all()
         assert words in health["warning"] and "100%" in health["warning"]
         assert health["decided_counts"][found] == 1
+
+
+@pytest.mark.parametrize(
+    "true, decided, words",
+    [
+        (None, [0.01, 0.98, 0.01], "infers 1 object in 98%"),
+        ([0, 1, 2, 1], [0.01, 0.98, 0.01], "infers 1 object in 98%"),
+        ([1, 1, 1, 1], [0.01, 0.98, 0.01], None),
+        ([0, 1, 1, 1], [0.3, 0.01, 0.69], "infers all 2 objects in 99% of the scenes with any object"),
+        ([0, 1, 2, 2], [0.3, 0.3, 0.4], None),
+    ],
+)
+def test_a_count_of_nearly_all_scenes_is_a_collapse_unless_it_is_right(true, decided, words):
+    found = _collapse(torch.tensor(decided), None if true is None else torch.tensor(true))
+    assert found is None if words is None else words in found
 
 
 def test_baselines_learn_from_their_own_loss_only():

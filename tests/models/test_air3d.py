@@ -12,13 +12,24 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.nn import pyro_method
 
 from guides import AIR3DGuide
+from guides.systems.air3d import tabletop_metrics
 from pplmodels import AIR3D
 from pplmodels.data import make_tabletop_scenes
 from pplmodels.distributions import WrappedNormal
 from pplmodels.distributions.wrapped_normal import wrapped
 from pplmodels.errors import InputError
 from pplmodels.infer import NVIL_ELBO, SVI, SummedOut_ELBO
-from pplmodels.inspect import Solids, find_solids, render_solids, sample_yaws, solid_metrics, true_solids, yaw_errors
+from pplmodels.inspect import (
+    Solids,
+    find_solids,
+    render_solids,
+    sample_yaws,
+    sampled_solids,
+    solid_metrics,
+    true_solids,
+    yaw_errors,
+)
+from pplmodels.metrics import log_probs
 from pplmodels.nn.renderer import KINDS, PERIODS
 from pplmodels.testing import Pair
 
@@ -230,10 +241,59 @@ def test_metrics_match_solids_in_any_order(float64):
     assert found["kind_accuracy"] == 1
     assert found["place_error_percent"] == pytest.approx(2.5, rel=1e-5)  # 0.05 of a side of 2
     assert found["yaw_error_degrees"] == pytest.approx(3, rel=1e-4)
+    assert found["place_error_percent_p90"] == pytest.approx(2.5, rel=1e-5)
+    assert found["yaw_error_degrees_p90"] == pytest.approx(3, rel=1e-4)
     fewer = Solids((true.count - 1).clamp(min=0), true.kind, true.place, true.yaw)
     assert solid_metrics(true, fewer)["count_accuracy_argmax"] == float((true.count == 0).double().mean())
     none = Solids(true.count * 0, true.kind, true.place, true.yaw)
-    assert set(solid_metrics(true, none)) == {"count_accuracy_argmax"}
+    assert solid_metrics(true, none).keys() == {"count_accuracy_argmax", "kind_recall"}
+    assert solid_metrics(true, none)["kind_recall"] == 0
+    assert set(solid_metrics(none, true)) == {"count_accuracy_argmax"}
+
+
+def test_a_missed_solid_has_the_wrong_kind(float64):
+    """Of three true solids one is missed and one has another kind; the second scene has a superfluous solid."""
+    place = torch.tensor([[[-0.5, 0.0], [0.5, 0.0], [0.0, 0.5]], [[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]])
+    kind = torch.tensor([[1, 2, 3], [1, 0, 0]])
+    true = Solids(torch.tensor([3, 0]), kind, place, torch.zeros(2, 3))
+    found = Solids(torch.tensor([2, 1]), torch.tensor([[1, 0, 0], [1, 0, 0]]), place, torch.zeros(2, 3))
+    metrics = solid_metrics(true, found)
+    assert metrics["kind_recall"] == pytest.approx(1 / 3) and metrics["kind_accuracy"] == 1 / 2
+
+
+def test_medians_and_90th_percentiles_of_errors(float64):
+    """Eleven scenes of one cylinder, whose errors are 0, 1, ... 10 percent of the side and degrees."""
+    errors = torch.arange(11.0)[torch.randperm(11)]
+    kind = torch.full((11, 1), KINDS.index("cylinder"))
+    true = Solids(torch.ones(11).long(), kind, torch.zeros(11, 1, 2), torch.zeros(11, 1))
+    place = torch.stack([errors / 50, torch.zeros(11)], -1)[:, None]
+    metrics = solid_metrics(true, Solids(true.count, kind, place, errors.deg2rad()[:, None]))
+    for name in ("place_error_percent", "yaw_error_degrees"):
+        assert metrics[name] == pytest.approx(5) and metrics[f"{name}_p90"] == pytest.approx(9)
+    assert metrics["yaw_error_degrees_p90/cylinder"] == pytest.approx(9)
+
+
+def test_every_measure_of_solids_is_taken_at_the_mode_and_of_one_sample():
+    torch.manual_seed(0)
+    model, guide = AIR3D(image=(16, 16), num_steps=2), AIR3DGuide(image=(16, 16), num_steps=2, channels=2, hidden_dim=8)
+    tables = make_tabletop_scenes(80, counts=(0, 1, 2), size=(16, 16))
+    drawn = []
+
+    def recorded(x):
+        drawn.append(log_probs(model, guide, x))
+        return drawn[-1]
+
+    metrics = tabletop_metrics(recorded, guide, tables)
+    true, (sample,) = true_solids(tables), [sampled_solids(latents) for _, _, latents in drawn]
+    for prefix, solids in (("", find_solids(guide, tables[:])), ("sampled_", sample)):
+        expected = solid_metrics(true, solids)
+        assert expected["count_accuracy_argmax"] == metrics["count_accuracy_argmax" if not prefix else "count_accuracy"]
+        del expected["count_accuracy_argmax"]
+        assert {"kind_recall", "place_error_percent_p90"} <= expected.keys()
+        for name, value in expected.items():
+            assert metrics[f"{prefix}{name}"] == (pytest.approx(value) if isinstance(value, float) else value)
+    assert metrics["kind_recall"] != metrics["sampled_kind_recall"]
+    assert len(metrics["reliability/share"]) == 10
 
 
 def test_what_is_found_is_the_same_every_time_and_yaws_are_not():

@@ -108,7 +108,11 @@ def test_rank_0_writes_and_speaks_for_all(straight):
     assert errors.count("step     24") == 1 and "uncompiled" not in errors
     result = json.loads((run / "result.json").read_text())
     assert result["device"].endswith(", 2 ranks")
-    assert sum(map(sum, result["metrics"]["confusion"])) == 31  # no scene is measured twice or left out
+    confusion = result["metrics"]["confusion"]
+    assert sum(map(sum, confusion)) == 31  # no scene is measured twice or left out
+    right = [sum(row) * result["metrics"][f"all_parts_right/{n}"] for n, row in enumerate(confusion)]
+    assert sum(right) == pytest.approx(31 * result["metrics"]["all_parts_right"])
+    assert sum(result["metrics"]["reliability/share"]) == pytest.approx(1)
 
 
 @pytest.mark.slow

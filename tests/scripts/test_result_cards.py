@@ -24,15 +24,19 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
     assert card["seeds"] == [0, 1] and len(card["metrics"]["elbo"]) == len(card["curve"]) == 2
     page = tmp_path / "page.md"
     figure = "<!-- figure: air-small elbo -->0<!-- end -->"
-    page.write_text(f"before {figure}\n<!-- results: air-small | elbo -->\nstale rows\n<!-- end -->\nafter\n")
+    stale = "stale rows\n<!-- end -->\n"
+    tables = f"<!-- results: air-small | elbo -->\n{stale}<!-- medians: air-small | elbo -->\n{stale}"
+    page.write_text(f"before {figure}\n{tables}after\n")
     for _ in range(2):  # filling in a filled page changes nothing
         results.update_tables(page)
         text = page.read_text()
-        median = f"{sum(card['metrics']['elbo']) / 2:.4g}"
+        low, high = sorted(card["metrics"]["elbo"])
+        median = f"{(low + high) / 2:.4g} ({low:.4g} to {high:.4g})"
         assert text.startswith(f"before <!-- figure: air-small elbo -->{median}<!-- end -->\n")
         assert text.endswith("after\n") and "stale rows" not in text
         rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
-        assert [row[2].strip() for row in rows] == ["0", "1"]
+        assert [row[2].strip() for row in rows] == ["0", "1", "2"]  # two seeds, then the number of seeds
+        assert rows[2][3].strip() == median
         assert f"{card['metrics']['elbo'][1]:.4g}" in text
     results.picture(["air-small"], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -22,12 +22,14 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
     files = {"config.json", "metrics.jsonl", "result.json", "environment.jsonl", "tensorboard"}
     files |= {f"{role}.{ending}" for role in ("model", "guide") for ending in ("json", "safetensors")}
     files |= {"checkpoint.safetensors", "scenes.png", "samples.png", "curves.png"}
+    files |= {"worst-bound.png", "worst-iou.png"}
     assert {path.name for path in run.iterdir()} == files
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [4, 6]
     result = json.loads((run / "result.json").read_text())
     assert np.array(result["metrics"]["confusion"]).shape == (3, 4)
     assert np.sum(result["metrics"]["confusion"]) == 30
     assert {"kl/z_pres", "kl/z_where", "kl/z_what", "elbo", "count_accuracy"} <= set(result["metrics"])
+    assert {"all_parts_right", "count_accuracy/0", "expected_calibration_error"} <= set(result["metrics"])
     capsys.readouterr()
     script("evaluate")([str(run), "--iw-samples", "5", "--paths", "3", "--gradient-samples", "3"])
     again = json.loads(capsys.readouterr().out.rpartition("wrote")[0])
@@ -36,6 +38,7 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
         assert arrays["count_posterior"].shape == (30, 4)
         assert arrays["count_posterior"].sum(1) == pytest.approx(1, rel=1e-5)
         assert arrays["iw_bound"].mean() == pytest.approx(again["iw_bound"])
+    assert 1 <= again["effective_sample_size/with_objects"] <= 5
 
 
 @pytest.mark.filterwarnings("default")
