@@ -442,7 +442,8 @@ def most_objects(options: AIROptions, scenes: SceneSet) -> int:
     known = [int(part.counts.max()) for part in (scenes.train, scenes.test) if part.counts is not None]
     if not known:
         most = options.max_objects or scenes.most or MOST
-        say(f"{options.data} has no object counts; a maximum of {most} objects is assumed (--max-objects)")
+        how = "estimated from the scenes" if scenes.most and options.max_objects is None else "assumed"
+        say(f"{options.data} has no object counts; a maximum of {most} objects is {how} (--max-objects)")
         return most
     for flag, given in (("--max-objects", options.max_objects), ("--num-steps", options.num_steps)):
         if given is not None and given < max(known):

@@ -16,18 +16,20 @@ from pplmodels.data.images import Images
 from pplmodels.defaults import float32_on_cpu
 
 LOOKED_AT = 2000  # maximum number of scenes for an estimate
-VALUES = 2**25  # number of values beyond which fewer scenes are used, but not less than FEW
+VALUES = 2**23  # number of values beyond which fewer scenes are used, but not less than FEW
 FEW = 50
 NORMAL = 0.6745  # median absolute value of a standard normal variable
-WITHIN_SCENE = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])  # neighbors along (scene, row, column)
+WITHIN_SCENE = np.zeros((3, 3, 3), bool)  # the neighborhood of a pixel, along (scene, row, column)
+WITHIN_SCENE[1] = True
 STEADY = 5  # levels by which the backgrounds of scenes may differ and still be the same
 ABOVE_NOISE = 4.5  # a difference in units of the noise that one pixel of 100,000 exceeds by chance
+WEAKER = 0.7  # the lower of two thresholds, relative to the higher
 SMOOTHED = 0.45  # noise after a median filter over rows and columns, relative to before
 RUNNING = 5  # pixels at a side whose median is compared between scenes
 DEGREE = 2  # of the polynomial that is fitted to a scene's background
 FITTED = 30  # maximum number of rows and of columns used for the fit
 EDGE_ROUNDS, ROUNDS = 5, 12  # of reweighting: those of the outermost pixels only, and all
-TUNING = 3.0  # residual in units of the scale at which a pixel's weight is a quarter
+TUNING = 2.5  # residual in units of its scale, at which a pixel's weight is a quarter
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,9 @@ def foreground(levels: np.ndarray, ground: Ground) -> np.ndarray:
     """The pixels that differ from the background in any channel, bool ``(N, H, W)``.
 
     ``levels`` are 8-bit levels, int16 ``(N, C, H, W)``. The background is ``ground.picture``, or if it varies, a
-    smooth surface fitted to each scene. Strong noise is reduced by a median filter. The threshold has hysteresis:
-    differences exceed a tenth of full intensity and 3.15 standard deviations of the background, and are connected to
-    one that exceeds 4.5.
+    smooth surface fitted to each scene. The threshold has hysteresis: differences exceed a tenth of full intensity and
+    3.15 standard deviations of the background, and are connected to one that exceeds 4.5. Strong noise is reduced by a
+    median filter, which blurs noisy edges, so that objects then end where their difference falls to one half.
     """
     assert ground.picture is not None
     rest = levels - (255 * ground.picture.numpy()).round().astype(np.int16)
@@ -144,13 +146,25 @@ def foreground(levels: np.ndarray, ground: Ground) -> np.ndarray:
         # scenes may have a texture in common
         rest = min((rest, levels), key=lambda part: _scale(part[few] - smooth_background(part[few])).mean())
         rest = rest - smooth_background(rest)
-    least = ABOVE_NOISE * 255 * ground.noise
-    if least > INK:
+    noise = ABOVE_NOISE * 255 * ground.noise
+    noisy = noise > INK
+    if noisy:
         rest = _median_of_three(_median_of_three(rest, -1), -2)
-        least *= SMOOTHED
-    difference, high = np.abs(rest), np.maximum(least, ABOVE_NOISE * _scale(rest))
-    clear, likely = ((difference > np.maximum(INK, level)).any(1) for level in (high, 0.7 * high))
-    return ndimage.binary_propagation(clear, WITHIN_SCENE, mask=likely)
+        noise *= SMOOTHED
+    difference = np.abs(rest)
+    high = np.maximum(noise, ABOVE_NOISE * _scale(rest)) if ground.kind == "varying" else noise
+    clear, likely = ((difference > np.maximum(INK, level)).any(1) for level in (high, WEAKER * high))
+    differs = ndimage.binary_propagation(clear, WITHIN_SCENE, mask=likely)
+    return differs & _above_half(difference.max(1), differs) if noisy else differs
+
+
+def _above_half(difference: np.ndarray, differs: np.ndarray) -> np.ndarray:
+    """Where the difference is more than half of the median in its connected component, bool ``(N, H, W)``."""
+    labels, number = ndimage.label(differs, WITHIN_SCENE)
+    half = np.full(number + 1, np.inf)
+    if number:
+        half[1:] = ndimage.median(difference[differs], labels[differs], np.arange(1, number + 1)) / 2
+    return difference > half[labels]
 
 
 def _scale(rest: np.ndarray) -> np.ndarray:
@@ -165,7 +179,7 @@ def _median_of_three(values: np.ndarray, axis: int) -> np.ndarray:
     """The median of each value and its two neighbors, which keeps straight edges and corners."""
     width = [(0, 0)] * values.ndim
     width[axis] = (1, 1)
-    padded, size = np.pad(values, width, mode="edge"), values.shape[axis]
+    padded, size = np.pad(values, width, mode="reflect"), values.shape[axis]
     before, at, after = (np.take(padded, range(start, start + size), axis) for start in range(3))
     return np.maximum(np.minimum(before, at), np.minimum(np.maximum(before, at), after))
 
@@ -190,10 +204,10 @@ def smooth_background(levels: np.ndarray) -> np.ndarray:
     for step in range(ROUNDS):
         gram = (weights @ products).reshape(-1, *at.shape[1:] * 2) + 1e-3 * np.eye(at.shape[1], dtype=np.float32)
         coefficients = np.linalg.solve(gram[:, None], ((weights[:, None] * y) @ at)[..., None])[..., 0]  # (N, C, K)
-        r = np.abs(y - coefficients @ at.T).max(1)  # (N, P)
-        within = r[:, edge.ravel() > 0] if step < EDGE_ROUNDS else r
-        c = TUNING * np.maximum(1, np.median(within, 1, keepdims=True) / NORMAL)
-        weights = 1 / (1 + (r / c) ** 2) ** 2
+        r = np.abs(y - coefficients @ at.T)  # (N, C, P)
+        within = r[..., edge.ravel() > 0] if step < EDGE_ROUNDS else r
+        r /= np.maximum(1, np.median(within, -1, keepdims=True) / NORMAL)
+        weights = 1 / (1 + (r.max(1) / TUNING) ** 2) ** 2  # (N, P)
         if step < EDGE_ROUNDS - 1:
             weights = weights * edge.ravel()
     return np.tensordot(coefficients, basis, 1)

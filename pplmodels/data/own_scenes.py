@@ -132,31 +132,32 @@ def find_objects(scenes: Images, ground: Ground) -> FoundObjects | None:
     """
     if scenes.boxes is not None:
         real = scenes.boxes.isfinite().all(-1)
-        used = scenes.boxes[real]
-        sides, number = (used[:, 2:] - used[:, :2]).amax(1), real.sum(1)
-        return FoundObjects(sides, int(number.max())) if len(sides) >= ENOUGH else None
-    scenes = examined(scenes)
+        edges = scenes.boxes[real]
+        sides = (edges[:, 2:] - edges[:, :2]).amax(1)
+        return FoundObjects(sides, int(real.sum(1).max())) if len(sides) >= ENOUGH else None
+    scenes = examined(scenes).to("cpu")
+    counts = None if scenes.counts is None else scenes.counts.numpy()
     differs = foreground(eight_bits(scenes), ground)
-    single = None if scenes.counts is None else (scenes.counts == 1).numpy()
-    if single is not None and single.sum() >= ENOUGH:
-        labels = (differs & single[:, None, None]) * np.arange(1, len(differs) + 1, dtype=np.int32)[:, None, None]
+    if counts is not None and (counts == 1).sum() >= ENOUGH:
+        labels = np.where(differs & (counts == 1)[:, None, None], np.arange(1, len(differs) + 1)[:, None, None], 0)
         smallest = 0
     else:
         labels, _ = ndimage.label(differs, WITHIN_SCENE)
         smallest = SPECK
     boxes = [box for box in ndimage.find_objects(labels) if box is not None and _area(box) > smallest]
     scene = np.array([box[0].start for box in boxes], int)
-    longer = np.array([max(axis.stop - axis.start for axis in box[1:]) for box in boxes], float)
-    if scenes.counts is not None:
-        number = np.bincount(scene, minlength=len(scenes))
-        longer = longer[(number == scenes.counts.numpy())[scene]]
+    longer = np.array([max(axis.stop - axis.start for axis in box[1:]) for box in boxes], np.float32)
+    if counts is not None:
+        longer = longer[(np.bincount(scene, minlength=len(scenes)) == counts)[scene]]
     middle = float(np.median(longer)) if len(longer) >= ENOUGH else 0.0
     if not SPECK**0.5 < middle < WHOLE * min(scenes.shape[1:]):
         return None
-    if scenes.counts is not None:
-        return FoundObjects(torch.from_numpy(longer).float(), int(scenes.counts.max()))
-    number = np.bincount(scene[longer > middle / 2], minlength=len(scenes))  # smaller ones are fragments
-    return FoundObjects(torch.from_numpy(longer).float(), int(np.quantile(number, 0.99, method="nearest")))
+    if counts is None:  # components of less than half the median side are fragments
+        per_scene = np.bincount(scene[longer > middle / 2], minlength=len(scenes))
+        most = int(np.quantile(per_scene, 0.99, method="nearest"))
+    else:
+        most = int(counts.max())
+    return FoundObjects(torch.from_numpy(longer), most)
 
 
 def _area(box: tuple[slice, ...]) -> int:

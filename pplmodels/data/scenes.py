@@ -168,9 +168,9 @@ def scene_set(
     Held-out scenes are composed from held-out objects. ``canvas`` and ``object_size`` default to 50 and 28/1.3 pixels,
     or to 40 and 13 for the built-in digits. With ``ready_made``, the .npz file contains complete scenes
     (:func:`pplmodels.data.load_scenes`). Then ``object_size`` is the side of their objects' bounding boxes in pixels,
-    and ``object_spread`` its relative standard deviation; by default, both are estimated from the scenes.
-    ``background`` is the color under transparent pixels; composed scenes are on black. ``loading`` are further options
-    of :func:`pplmodels.data.load_images`.
+    and ``object_spread`` its relative standard deviation; by default, both are estimated from the scenes, which may
+    have any background (:class:`pplmodels.data.grounds.Ground`). ``background`` is the color under transparent pixels;
+    composed scenes are on black. ``loading`` are further options of :func:`pplmodels.data.load_images`.
     """
     if ready_made:
         train, test = _ready_made(Path(data), background, loading.get("white_level"))
@@ -183,6 +183,12 @@ def scene_set(
     extent = ink_extent(images.train)
     if not extent:
         raise InputError(f"the objects of {data} are black and would be invisible on the black canvas.")
+    around = ground_of(images.train)
+    if around.kind != "black":
+        say(
+            f"warning: the images of {data} are not black at their edges (level {around.level:.2f}), so that scenes "
+            "show whole rectangles: subtract their background, invert dark objects on white, or save transparent images"
+        )
     compose = partial(make_scenes, canvas=canvas, object_size=object_size, seed=seed)
     return SceneSet(
         compose(images.train, num_train, counts=counts),

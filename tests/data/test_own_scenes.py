@@ -128,8 +128,78 @@ def test_a_set_of_own_scenes_takes_their_size_says_so_and_can_be_told(tmp_path, 
     assert told.window_prior()[1][0] == 0.1
 
 
-def test_a_ground_that_is_not_black_is_said(tmp_path, capsys):
-    scene_set(saved(tmp_path, x_train=squares(ground=90)[0], **NOTHING_KNOWN), ready_made=True)
-    assert "all scenes have the same background (level 0.35, pixel noise 0.00)" in capsys.readouterr().err
-    scene_set(saved(tmp_path, **NOTHING_KNOWN), ready_made=True)
-    assert "the background" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "shade, sentence",
+    [
+        (0, "the background of the scenes is black (level 0.00, pixel noise 0.00): none is learned"),
+        (90, "all scenes have the same background (level 0.35, pixel noise 0.00): one background for all scenes"),
+        (None, "the background varies from scene to scene (level 0.20, pixel noise 0.00): a background per scene"),
+    ],
+    ids=["black", "gray", "varying"],
+)
+def test_the_background_is_said_and_kept(tmp_path, capsys, shade, sentence):
+    scenes = squares(ground=shade or 0)[0]
+    if shade is None:
+        scenes = np.maximum(scenes, np.arange(400)[:, None, None] % 100).astype(np.uint8)
+    found = scene_set(saved(tmp_path, x_train=scenes, **NOTHING_KNOWN), ready_made=True)
+    lines = capsys.readouterr().err.splitlines()
+    said = [line for line in lines if "(--background-model)" in line]
+    assert sentence in str(found.ground) and said == ([] if shade == 0 else [str(found.ground)])  # black is usual
+    assert found.most == 2
+    assert found.window == 18  # 1.2 * 12 pixels * (1 + 0.144) = 16.5, and even
+
+
+def single(value, shape=(40, 20, 20)):
+    return np.full(shape, value, np.uint8)
+
+
+def with_square(large):
+    """Scenes of a square of that side in a corner, or of more than a scene."""
+    scenes = single(0)
+    scenes[::2, :large, :large] = 200
+    return scenes
+
+
+@pytest.mark.parametrize(
+    "scenes",
+    [
+        single(0),
+        single(140),
+        np.broadcast_to(np.arange(20, dtype=np.uint8) * 9, (40, 20, 20)),
+        np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 20, 20), np.uint8) * 5,
+        with_square(20),
+        with_square(19),
+        single(0, (1, 20, 20)),
+        single(200, (1, 20, 20)),
+        single(7, (40, 1, 1)),
+        single(70, (40, 1, 1)),
+    ],
+    ids=[
+        "black",
+        "gray",
+        "all equal",
+        "empty",
+        "as large as scenes",
+        "larger than objects",
+        "one",
+        "one gray",
+        "black pixel",
+        "gray pixel",
+    ],
+)
+def test_scenes_without_measurable_objects_get_the_defaults_and_a_sentence(tmp_path, capsys, scenes):
+    path = saved(tmp_path, x_train=scenes, x_test=scenes, **NOTHING_KNOWN)
+    found = scene_set(path, ready_made=True)
+    assert "the object size cannot be estimated from the scenes" in capsys.readouterr().err
+    assert found.object_side == pytest.approx(0.4 * scenes.shape[1]) and found.most is None
+    assert 8 <= found.window <= 28 and found.window % 2 == 0
+
+
+def test_composed_scenes_have_a_black_background_and_objects_on_paper_are_said(tmp_path, capsys):
+    paper = np.full((30, 8, 8), 255, np.uint8)
+    paper[:, 2:6, 3:5] = 20
+    for name, images, warned in (("paper", paper, True), ("ink", 255 - paper, False)):
+        np.savez(tmp_path / f"{name}.npz", x_train=images, x_test=images)
+        scenes = scene_set(tmp_path / f"{name}.npz", num_train=4, num_test=4, counts=(0, 1))
+        assert ("not black at their edges (level 1.00)" in capsys.readouterr().err) == warned
+        assert scenes.ground.kind == "black" and scenes.most is None

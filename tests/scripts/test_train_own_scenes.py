@@ -82,6 +82,16 @@ def test_unknown_counts_are_assumed_aloud(script, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("default")
+def test_what_is_not_given_is_estimated_from_the_scenes(script, tmp_path, capsys):
+    data, run = squares(tmp_path / "scenes.npz", 4, counts=False), tmp_path / "run"
+    without_window = [word for word in OWN if word not in ("--window", "8")]
+    script("train_air")([*without_window, "--data", str(data), "--steps", "1", "--out", str(run)])
+    assert "a maximum of 4 objects is estimated from the scenes (--max-objects)" in capsys.readouterr().err
+    config = json.loads((run / "config.json").read_text())
+    assert (config["num_steps"], config["window"]) == (5, 8)
+
+
+@pytest.mark.filterwarnings("default")
 def test_restarts_are_as_brief_as_they_say(script, tmp_path, capsys):
     run = tmp_path / "run"
     script("train_air")([*SMALL, "--restarts", "2", "--steps", "6", "--eval-every", "6", "--out", str(run)])
