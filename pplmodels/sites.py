@@ -31,6 +31,7 @@ class Site(TypedDict):
     log_prob: NotRequired[Tensor]  # computed by Trace.compute_log_prob
     unscaled_log_prob: NotRequired[Tensor]
     log_prob_sum: NotRequired[Tensor]
+    unscaled_log_prob: NotRequired[Tensor]  # also unmasked, except by the distribution itself
     score_parts: NotRequired[ScoreParts]  # computed by Trace.compute_score_parts
 
 

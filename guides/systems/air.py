@@ -307,9 +307,7 @@ class AIRSystem(System[AIROptions, SceneSet]):
         if options.scenes and "steps" not in options.model_fields_set:
             options = options.with_steps(SCENE_STEPS * max(1.0, (most / 3) ** 0.5))
         num_steps = options.num_steps or max(most + 1, *(options.unseen_counts or ()), 0)
-        background = options.background_model
-        if background == "auto":
-            background = BY_GROUND[data.ground.kind]
+        background = BY_GROUND[data.ground.kind] if options.background_model == "auto" else options.background_model
         batch_size = options.batch_size
         if "batch_size" not in options.model_fields_set:
             values = num_steps * math.prod(data.train.shape)
@@ -318,9 +316,7 @@ class AIRSystem(System[AIROptions, SceneSet]):
             num_steps=num_steps,
             explore=options.explore or (1 - 0.7 ** (1 / max(1, most - 1)), 1e-4),
             batch_size=batch_size,
-            background_model=BY_GROUND[data.ground.kind]
-            if options.background_model == "auto"
-            else options.background_model,
+            background_model=background,
             window=options.window or (data.window if options.scenes else 28),
         )
 

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_map_only
 
 from pplmodels import distributed
 from pplmodels.defaults import default_device
-from pplmodels.infer.autograd import leaves
 from pplmodels.infer.compile.program import CompiledProgram
 from pplmodels.infer.compile.state import Snapshot, State
+from pplmodels.infer.elbos.autograd import leaves
 from pplmodels.infer.elbos.protocol import Objective, check_objective, loss_and_surrogate, why_uncompiled
 from pplmodels.infer.looking import unchanged
 from pplmodels.infer.observed import Fitting

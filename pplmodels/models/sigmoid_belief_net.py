@@ -69,7 +69,7 @@ class SigmoidBeliefNet(PairModule):
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Score the images ``x (B, C, H, W)`` or sample ``n`` images; returns x."""
         with data_plate(n if x is None else len(x)):
-            above: Tensor | None = None
+            drawn: list[Tensor] = []
             for layer in range(len(self.hidden_dims), 0, -1):
-                above = pyro.sample(f"z{layer}", self.p_z(layer, above))
-            return pyro.sample("x", self.p_x(above), obs=x)
+                drawn.append(pyro.sample(f"z{layer}", self.p_z(layer, drawn[-1] if drawn else None)))
+            return pyro.sample("x", self.p_x(drawn[-1]), obs=x)

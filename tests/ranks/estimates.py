@@ -15,7 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pairs import PAIRS
 
 from pplmodels import distributed
-from pplmodels.infer import SVI, FreeBits_ELBO, PerSite_ELBO, adam
+from pplmodels.infer import (
+    SVI,
+    FreeBits_ELBO,
+    ImportanceWeighted_ELBO,
+    PerSite_ELBO,
+    ReweightedWakeSleep_ELBO,
+    adam,
+)
 from pplmodels.metrics import log_probs
 
 IMAGES = 12
@@ -37,6 +44,9 @@ LOSSES = {
     "measure-valued": lambda: PerSite_ELBO(estimators={"z_pres": "mvd"}),
     "free bits": lambda: FreeBits_ELBO(2.0),
     "importance-weighted": lambda: importance_weighted,
+    "vimco": lambda: ImportanceWeighted_ELBO(3),
+    "gdreg in chunks": lambda: ImportanceWeighted_ELBO(3, "gdreg", chunk=2),
+    "wake-sleep": lambda: ReweightedWakeSleep_ELBO(3, insomnia=0.5),
 }
 CASES = {
     **{name: (name, "nvil") for name in PAIRS},
@@ -47,6 +57,9 @@ CASES = {
     "air in 3-d, stops summed out": ("air in 3-d", "summed out"),
     "ladder vae, free bits": ("ladder vae", "free bits"),
     "ladder vae, importance-weighted": ("ladder vae", "importance-weighted"),
+    "ladder vae, gdreg in chunks": ("ladder vae", "gdreg in chunks"),
+    "sigmoid belief net, vimco": ("sigmoid belief net", "vimco"),
+    "sigmoid belief net, wake-sleep": ("sigmoid belief net", "wake-sleep"),
 }
 
 
@@ -66,14 +79,12 @@ class SharedNoise(TorchDispatchMode):
         mine = distributed.shard(IMAGES)
         if func is torch.ops.aten.randint.low or func is torch.ops.aten.randint.default:
             return func(*args, **kwargs)  # a codebook's candidates, which are rank 0's
-        assert len(args[0]) == mine.stop - mine.start
+        axis = list(args[0].shape).index(mine.stop - mine.start)  # 0, or 1 after a dimension of particles
         whole = [
-            argument.repeat(distributed.world_size(), *[1] * (argument.dim() - 1))
-            if isinstance(argument, Tensor)
-            else argument
+            torch.cat([argument] * distributed.world_size(), axis) if isinstance(argument, Tensor) else argument
             for argument in args
         ]
-        drawn = func(*whole, **kwargs)[mine]
+        drawn = func(*whole, **kwargs).narrow(axis, mine.start, mine.stop - mine.start)
         return args[0].copy_(drawn) if func._schema.is_mutable else drawn
 
 

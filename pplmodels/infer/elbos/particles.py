@@ -20,7 +20,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from pplmodels.infer.autograd import Gradients
+from pplmodels.infer.elbos.autograd import Gradients
 from pplmodels.infer.elbos.replayed_noise import Recorded, Replayed
 from pplmodels.memo import is_memoising, memoise
 from pplmodels.rng import fork_rng
@@ -73,14 +73,19 @@ class Particles:
         self.plates = _image_plates([*self.model.values(), *self.guide.values()])
         self.latents = [name for name, site in self.guide.items() if is_latent(site)]
         self._check()
-        self._dims = sorted({*(frame.dim for frame in self.plates), *([dim] if number > 1 else [])})
+        self._sizes = {frame.dim: frame.size for frame in self.plates if frame.dim is not None}
+        self._dims = sorted({*self._sizes, dim} if number > 1 else self._sizes)
         self._scale = self._image_scale()
         self.scale = self._scale
         if isinstance(self._scale, Tensor) and self._scale.dim():
             self.scale = self.per_image(self._scale)[0]
         zero = next(iter(self.model.values()))["log_prob"].new_zeros(number, 1)
-        self.log_p = sum((self.term(site) for site in self._inside(self.model)), zero)
-        self.log_q = sum((self.term(site) for site in self._inside(self.guide)), zero)
+        of_model, of_guide = (
+            {name: self.term(site) for name, site in sites.items() if self.is_inside(site)}
+            for sites in (self.model, self.guide)
+        )
+        self._check_sizes(of_model | of_guide)
+        self.log_p, self.log_q = sum(of_model.values(), zero), sum(of_guide.values(), zero)
         self.outside = zero.sum()
         for sign, sites in ((1, self.model), (-1, self.guide)):
             for site in sites.values():
@@ -95,9 +100,6 @@ class Particles:
     def is_inside(self, site: Site) -> bool:
         """Whether a site belongs to an image."""
         return not self.plates or self.plates[-1] in site["cond_indep_stack"]
-
-    def _inside(self, sites: dict[str, Site]) -> Iterator[Site]:
-        return filter(self.is_inside, sites.values())
 
     def term(self, site: Site) -> Tensor:
         """A site's log-probability, divided by the scale of the image, ``(C, M)``."""
@@ -117,15 +119,11 @@ class Particles:
         summed = [d for d in range(-value.dim(), 0) if d not in self._dims]
         value = value.sum(summed) if summed else value
         value = value.float() if value.dtype.itemsize < 4 else value
-        return (
-            value.flatten(1)
-            if self.number > 1 and value.dim() > 1
-            else value.reshape(len(value) if self.number > 1 else 1, -1)
-        )
+        return value.reshape(len(value) if self.number > 1 else 1, -1)
 
     def spread(self, weights: Tensor, site: Site) -> Tensor:
         """Values ``(C, M)`` in a shape that broadcasts to the values of a site."""
-        sizes = {frame.dim: frame.size for frame in self.plates}
+        sizes = self._sizes
         if len(sizes) == 1:  # its size may be unknown to Pyro
             sizes = dict.fromkeys(sizes, weights.shape[1])
         shape = [sizes.get(d, 1) for d in range(min(sizes, default=0), 0)]
@@ -159,6 +157,16 @@ class Particles:
                         f'{name} of the model is outside of the plate "{self.plates[-1].name}" but depends on latents '
                         "inside, so its term belongs to no image: move it into the plate"
                     )
+
+    def _check_sizes(self, terms: dict[str, Tensor]) -> None:
+        sizes = {name: term.shape[1] for name, term in terms.items()}
+        largest = max(sizes.values(), default=1)
+        for name, size in sizes.items():
+            if size < largest:
+                raise ValueError(
+                    f'{name} has {size} values in the plate "{self.plates[-1].name}" of {largest} images, so it has no '
+                    "term per image: give the plate its size"
+                )
 
     def _image_scale(self) -> Tensor | float:
         """The scale of each image, broadcastable to batch shapes."""
@@ -330,11 +338,11 @@ class _Runs:
 
     def run(self, number: int) -> tuple[Particles, Cut]:
         dim = -1 - self.elbo.max_plate_nesting
-        pair = self.model, self.guide
+        model, guide = self.model, self.guide
         if number > 1:
-            pair = tuple(pyro.plate(PLATE, number, dim=dim)(program) for program in pair)
+            model, guide = (pyro.plate(PLATE, number, dim=dim)(program) for program in (model, guide))
         with (cut := self.elbo._cut()):
-            run = Particles(*self.elbo._get_trace(*pair, self.args, self.kwargs), number, dim)
+            run = Particles(*self.elbo._get_trace(model, guide, self.args, self.kwargs), number, dim)
         self.elbo._check(run)
         return run, cut
 

@@ -16,7 +16,7 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
-from pplmodels.infer.autograd import Gradients, partials
+from pplmodels.infer.elbos.autograd import Gradients, partials
 from pplmodels.infer.elbos.particles import Cut, Particles, Weights
 from pplmodels.sites import Site
 

@@ -38,7 +38,8 @@ class Replayed(TorchDispatchMode):
         """Run the operation, or copy the recorded result of a random one."""
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **(kwargs or {}))
-        recorded = next(self.results)
+        if (recorded := next(self.results, None)) is None:
+            raise RuntimeError("the pair draws other random numbers in a second run with the same arguments")
         if func._schema.is_mutable:
             return args[0].copy_(recorded)
         # A copy also keeps the compiled step from sharing operations of both runs, which would keep their results.

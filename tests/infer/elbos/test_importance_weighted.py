@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,8 @@ from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from pyro.nn import PyroModule
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from twins import Guide, Model, graphs, step_both, twins
 
 from guides import MLPGuide
@@ -450,6 +453,42 @@ def test_compiled_steps_are_the_uncompiled_ones_to_the_bit(name, gradient, chunk
     assert graphs(both) == 1 and len(set(losses)) == 3
 
 
+class Peak(TorchDispatchMode):
+    """The largest number of bytes that results of operations hold at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.now, self.largest = set(), 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            storage = leaf.untyped_storage() if isinstance(leaf, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.held:
+                self.held.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+                self.largest = max(self.largest, self.now)
+        return result
+
+    def _free(self, key, size):
+        self.held.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("gradient", [*GRADIENTS, "vimco"])
+def test_memory_is_that_of_a_chunk(gradient):
+    model, guide = MLPVAE(image=(1, 12, 12), z_dim=2, hidden_dims=(8,)), MLPGuide((1, 12, 12), 2, (8,))
+    x, peaks = torch.rand(16, 1, 12, 12).round(), {}
+    for number, chunk in ((4, None), (64, None), (64, 4)):
+        loss = ImportanceWeighted_ELBO(number, gradient, chunk=chunk, max_plate_nesting=1)
+        with Peak() as peak:
+            engine(model, guide, loss).gradients(x)
+        peaks[number, chunk] = peak.largest
+    noise = 64 * 16 * 2 * 4  # bytes of the random numbers of all particles
+    assert peaks[64, 4] < 2 * peaks[4, None] + 4 * noise < peaks[64, None] / 4
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_step_in_lower_precision_is_close_to_that_in_full_precision(gradient):
     model, guide, batch = COMPILED["vae"]
@@ -709,6 +748,15 @@ def test_pairs_without_weights_per_image_are_refused():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
         pyro.sample("total", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=torch.zeros(1))
 
+    def shared_model(loc, x):
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def shared_guide(loc, x):
+        with pyro.plate("data"):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
     def no_guide(loc, x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("w", dist.Normal(loc, 1.0), infer={"is_auxiliary": True})
@@ -718,6 +766,7 @@ def test_pairs_without_weights_per_image_are_refused():
     )
     refused(Program(loop_model), Program(loop_guide), 'the plate "data" is a loop')
     refused(Program(summing_model), Program(plain_guide), "total of the model is outside .* depends on latents inside")
+    refused(Program(shared_model), Program(shared_guide), "z has 1 values in the plate .* of 4 images")
     with pytest.warns(UserWarning):
         refused(Program(plain_model), Program(no_guide), "z is only a site of the model")
 
