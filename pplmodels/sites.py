@@ -29,7 +29,6 @@ class Site(TypedDict):
     mask: Tensor | bool | None
     cond_indep_stack: tuple[CondIndepStackFrame, ...]
     log_prob: NotRequired[Tensor]  # computed by Trace.compute_log_prob
-    unscaled_log_prob: NotRequired[Tensor]
     log_prob_sum: NotRequired[Tensor]
     unscaled_log_prob: NotRequired[Tensor]  # also unmasked, except by the distribution itself
     score_parts: NotRequired[ScoreParts]  # computed by Trace.compute_score_parts
