@@ -69,9 +69,10 @@ class SBNSystem(ImageSystem[SBNOptions]):
 
     def elbo(self, options: SBNOptions) -> ELBO:
         """VIMCO or reweighted wake-sleep."""
+        settings: dict[str, Any] = {"chunk": options.chunk, "max_plate_nesting": 1}
         if options.objective == "vimco":
-            return ImportanceWeighted_ELBO(options.particles, chunk=options.chunk)
-        return ReweightedWakeSleep_ELBO(options.particles, insomnia=options.insomnia, chunk=options.chunk)
+            return ImportanceWeighted_ELBO(options.particles, **settings)
+        return ReweightedWakeSleep_ELBO(options.particles, insomnia=options.insomnia, **settings)
 
 
 SYSTEM = SBNSystem()

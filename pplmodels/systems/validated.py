@@ -145,7 +145,9 @@ class ValidatedSystem(System[ScheduleT, ValidatedT], Generic[ScheduleT, Validate
         if isinstance(options, AnnealingOptions) and options.free_bits:
             return FreeBits_ELBO(options.free_bits)
         if isinstance(options, ParticleOptions) and (options.particles > 1 or options.gradient != "plain"):
-            return ImportanceWeighted_ELBO(options.particles, options.gradient, chunk=options.chunk)
+            return ImportanceWeighted_ELBO(
+                options.particles, options.gradient, chunk=options.chunk, max_plate_nesting=1
+            )
         return None
 
     def svi(self, options: ScheduleT, model: Any, guide: Any) -> SVI:
@@ -183,7 +185,7 @@ class ValidatedSystem(System[ScheduleT, ValidatedT], Generic[ScheduleT, Validate
         return options.patience
 
     def objective(self, options: ScheduleT) -> str:
-        """``objective_name``, "iw_bound" for several particles, and "annealed_..." of these if the KL is annealed."""
+        """``objective_name``, or "iw_bound" for several particles, with the prefix "annealed" if the KL is annealed."""
         name, annealed = self.objective_name, isinstance(options, AnnealingOptions) and options.warm_up
         if isinstance(options, ParticleOptions) and options.particles > 1:
             name = "iw_bound"
