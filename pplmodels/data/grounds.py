@@ -128,7 +128,10 @@ def _agree(rest: np.ndarray, noise: float) -> bool:
     """Whether scenes, minus their median, show nothing but noise at their sides."""
     windows = [sliding_window_view(side, min(RUNNING, side.shape[-1]), -1) for side in _sides(rest)]
     smooth = np.concatenate([np.median(window, -1) for window in windows], -1)
-    return np.median(np.abs(smooth)) / NORMAL <= max(STEADY, 0.85 * noise)  # without variation, 0.54 noise
+    if np.median(np.abs(smooth)) / NORMAL > max(STEADY, 0.85 * noise):  # without variation, 0.54 noise
+        return False
+    pixels = np.abs(np.concatenate(_sides(rest), -1))  # lines and dots disappear in medians of neighbors
+    return np.quantile(pixels, 0.7) / 1.036 <= max(STEADY, 1.6 * noise)  # without variation, the noise
 
 
 def foreground(levels: np.ndarray, ground: Ground) -> np.ndarray:

@@ -19,6 +19,7 @@ from pplmodels.errors import InputError
 
 ENOUGH = 20  # minimum number of objects for the estimate
 SPECK = 4  # smaller components, in pixels, are noise
+PART = 0.1  # smaller components, relative to the largest, are not parts of the only object of a scene
 WHOLE = 0.9  # components above this fraction of the canvas are not objects
 
 
@@ -127,7 +128,7 @@ def find_objects(scenes: Images, ground: Ground) -> FoundObjects | None:
 
     True boxes are used if the scenes have them. Otherwise boxes are computed from the pixels that differ from the
     background (:func:`pplmodels.data.grounds.foreground`). If enough scenes have a count of 1, there is one box around
-    all of these pixels of each such scene. Otherwise there is one per connected component; if counts are known, only
+    all large components of each such scene. Otherwise there is one per connected component; if counts are known, only
     scenes with as many components as objects are used.
     """
     if scenes.boxes is not None:
@@ -137,13 +138,13 @@ def find_objects(scenes: Images, ground: Ground) -> FoundObjects | None:
         return FoundObjects(sides, int(real.sum(1).max())) if len(sides) >= ENOUGH else None
     scenes = examined(scenes).to("cpu")
     counts = None if scenes.counts is None else scenes.counts.numpy()
-    differs = foreground(eight_bits(scenes), ground)
+    labels, _ = ndimage.label(foreground(eight_bits(scenes), ground), WITHIN_SCENE)
+    smallest = SPECK
     if counts is not None and (counts == 1).sum() >= ENOUGH:
-        labels = np.where(differs & (counts == 1)[:, None, None], np.arange(1, len(differs) + 1)[:, None, None], 0)
+        labels = np.where(
+            _main_parts(labels) & (counts == 1)[:, None, None], np.arange(1, len(labels) + 1)[:, None, None], 0
+        )
         smallest = 0
-    else:
-        labels, _ = ndimage.label(differs, WITHIN_SCENE)
-        smallest = SPECK
     boxes = [box for box in ndimage.find_objects(labels) if box is not None and _area(box) > smallest]
     scene = np.array([box[0].start for box in boxes], int)
     longer = np.array([max(axis.stop - axis.start for axis in box[1:]) for box in boxes], np.float32)
@@ -158,6 +159,14 @@ def find_objects(scenes: Images, ground: Ground) -> FoundObjects | None:
     else:
         most = int(counts.max())
     return FoundObjects(torch.from_numpy(longer), most)
+
+
+def _main_parts(labels: np.ndarray) -> np.ndarray:
+    """The pixels of components of at least a tenth of the area of the scene's largest, bool ``(N, H, W)``."""
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    area = areas[labels]
+    return (area > 0) & (area >= PART * area.max((1, 2), keepdims=True))
 
 
 def _area(box: tuple[slice, ...]) -> int:

@@ -122,6 +122,25 @@ def test_known_counts_select_scenes_without_touching_objects():
     assert found.most == counts.max() and set(found.sides.tolist()) <= set(sides.tolist())
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_noise_far_from_a_single_object_does_not_widen_its_box(name):
+    """The scenes with one object have a box around all its parts, but not around specks of noise."""
+    images, sides, counts = drawn(name, most=1, noise=0.08)
+    found = find_objects(Images(images.pixels, torch.from_numpy(counts)), ground_of(images))
+    assert float(found.sides.median()) == pytest.approx(np.median(sides), rel=0.1)
+    assert len(found.sides) >= 0.95 * len(sides)
+
+
+def test_a_grid_with_a_random_offset_is_not_common():
+    """Most pixels are black in each scene and in the median of all scenes."""
+    rng = np.random.default_rng(0)
+    at = np.arange(CANVAS)
+    lines = (at + rng.integers(0, 5, (200, 1))) % 5 == 0
+    grid = 100 * (lines[:, None] | lines[:, :, None])[:, None]
+    for scenes, kind in ((grid + 10, "varying"), (np.broadcast_to(grid[:1], grid.shape) + 60, "common")):
+        assert ground_of(Images(torch.from_numpy(scenes.astype(np.uint8)))).kind == kind
+
+
 def test_black_scenes_without_noise_have_the_threshold_of_a_tenth():
     images, _, _ = drawn("black")
     pixels = images.pixels.clone()
