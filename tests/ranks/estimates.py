@@ -66,14 +66,15 @@ class SharedNoise(TorchDispatchMode):
         mine = distributed.shard(IMAGES)
         if func is torch.ops.aten.randint.low or func is torch.ops.aten.randint.default:
             return func(*args, **kwargs)  # a codebook's candidates, which are rank 0's
-        assert len(args[0]) == mine.stop - mine.start
+        # the images come after particles and alternative values, which are other numbers
+        dim = list(args[0].shape).index(mine.stop - mine.start)
         whole = [
-            argument.repeat(distributed.world_size(), *[1] * (argument.dim() - 1))
+            argument.repeat(*[distributed.world_size() if d == dim else 1 for d in range(argument.dim())])
             if isinstance(argument, Tensor)
             else argument
             for argument in args
         ]
-        drawn = func(*whole, **kwargs)[mine]
+        drawn = func(*whole, **kwargs)[(slice(None),) * dim + (mine,)]
         return args[0].copy_(drawn) if func._schema.is_mutable else drawn
 
 
