@@ -79,7 +79,7 @@ class SharedNoise(TorchDispatchMode):
         mine = distributed.shard(IMAGES)
         if func is torch.ops.aten.randint.low or func is torch.ops.aten.randint.default:
             return func(*args, **kwargs)  # a codebook's candidates, which are rank 0's
-        axis = list(args[0].shape).index(mine.stop - mine.start)  # 0, or 1 after a dimension of particles
+        axis = list(args[0].shape).index(mine.stop - mine.start)  # after particles and alternative values
         whole = [
             torch.cat([argument] * distributed.world_size(), axis) if isinstance(argument, Tensor) else argument
             for argument in args
