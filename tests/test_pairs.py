@@ -21,7 +21,14 @@ from pplmodels.testing import CONTRACT
 # Checks that depend on how the kernels of the processor round.
 KERNELS = ("stock_svi_gives_the_same_loss_and_gradients", "compiled_and_uncompiled_steps", "compiled_bounds")
 # Graphs of these take seconds to trace, and differ from others in parts that every estimator has.
-LARGE = ("air, residual", "air, three channels, wide canvas", "air in 3-d")
+LARGE = (
+    "air, residual",
+    "air, residual, common background",
+    "air, three channels, wide canvas",
+    "air, background per scene, occlusion",
+    "air in 3-d",
+)
+SMALL = ("vae", "ladder vae")  # the pairs on which particles are compiled, which takes longest
 
 
 def marks(name, check):
@@ -29,8 +36,10 @@ def marks(name, check):
         yield pytest.mark.gpu
     if check.name.startswith(KERNELS):
         yield pytest.mark.kernels
-    if name in LARGE and check.name.startswith("compiled_and_uncompiled_steps") and not check.name.endswith("-nvil"):
-        yield pytest.mark.slow
+    if check.name.startswith("compiled_and_uncompiled_steps"):
+        large = name in LARGE and not check.name.endswith("-nvil")
+        if large or (name not in SMALL and check.name.endswith("-importance-weighted")):
+            yield pytest.mark.slow
 
 
 CASES = [
