@@ -28,7 +28,7 @@ LARGE = (
     "air, background per scene, occlusion",
     "air in 3-d",
 )
-SMALL = ("vae", "ladder vae")  # the pairs on which particles are compiled, which takes longest
+SMALL = ("vae, fully connected", "sigmoid belief net")  # the pairs on which particles are compiled, which takes longest
 
 
 def marks(name, check):
