@@ -202,14 +202,16 @@ class AIROptions(ImageFileOptions):
     count_steps: Annotated[
         tuple[NonnegativeInt, NonnegativeInt],
         Option(
-            "steps between which --count-ratio is annealed, geometrically (300 1500, or earlier in a short run)",
+            "steps between which --count-ratio is annealed, geometrically (300 1500; with --scenes, a tenth to half "
+            "of --schedule-steps)",
             "learning to count",
             ("BEGIN", "END"),
         ),
     ] = Field(
         default_factory=lambda given: (
-            min(300, given.get("schedule_steps", 1) // 10),
-            min(1500, given.get("schedule_steps", 1) // 2),
+            (given.get("schedule_steps", 1) // 10, given.get("schedule_steps", 1) // 2)
+            if given.get("scenes")
+            else (300, 1500)
         )
     )
     explore: Annotated[

@@ -11,7 +11,7 @@ from pplmodels.systems import all_systems
 
 SCRIPTS = {path.stem: path for path in (ROOT / "scripts").glob("*.py")}
 TRAINING = {name: path for name, path in SCRIPTS.items() if name.startswith("train_")}
-OTHERS = {"train_air", "train_air3d", "train_pixelcnn", "train_vqvae"}  # each has a test file of its own
+OTHERS = {"train_air", "train_air3d", "train_pixelcnn", "train_sbn", "train_vqvae"}  # each has a test file of its own
 
 
 @pytest.mark.filterwarnings("default")

@@ -40,7 +40,7 @@ def test_trained_drawn_saved_and_evaluated_again(script, tmp_path, capsys):
         assert arrays["count_posterior"].shape == (30, 4)
         assert arrays["count_posterior"].sum(1) == pytest.approx(1, rel=1e-5)
         assert arrays["iw_bound"].mean() == pytest.approx(again["iw_bound"])
-    assert 1 <= again["effective_sample_size/with_objects"] <= 5
+    assert 1 <= again["effective_sample_size/with_objects"] <= 5 * (1 + 1e-9)  # equal weights give 5 up to rounding
 
 
 @pytest.mark.filterwarnings("default")
