@@ -13,7 +13,7 @@ def test_trained_saved_and_evaluated_again(script, tmp_path, capsys, objective):
     run = tmp_path / "run"
     script("train_sbn")([*SMALL, "--objective", objective, "--out", str(run)])
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    assert {"elbo", "kl/z", "reconstruction"} <= set(metrics)
+    assert {"elbo", "kl/z1", "kl/z2", "reconstruction"} <= set(metrics)
     capsys.readouterr()
     script("evaluate")([str(run), "--iw-samples", "5"])
     again = json.loads(capsys.readouterr().out.rpartition("wrote")[0])
