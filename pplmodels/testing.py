@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from pplmodels.defaults import default_dtype
 from pplmodels.infer import SVI, PerSite_ELBO, adam
 from pplmodels.infer.compile.program import CompiledProgram
+from pplmodels.infer.looking import unchanged
 from pplmodels.infer.traces import pair_traces
 from pplmodels.inspect import check_pair
 from pplmodels.metrics import compiled_log_probs, elbo_terms, log_probs
@@ -99,7 +100,8 @@ class Estimator(NamedTuple):
         """A new ELBO for a guide."""
         if not self.summed:
             return self.elbo()
-        sites = random_sites(poutine.trace(guide).get_trace(x))
+        with torch.no_grad(), unchanged(guide):
+            sites = list(random_sites(poutine.trace(guide).get_trace(x)))
         names = [base_site_name(name) for name, site in sites if any(site["infer"].get(mark) for mark in self.summed)]
         return self.elbo(estimators=dict.fromkeys(names, "enum"))
 

@@ -119,6 +119,7 @@ class PerSite_ELBO(TraceGraph_ELBO):
         terms = self._terms(call, trace, model_trace, dims, chained, sampling.rows)
         if not derived:
             return Run(terms)
+        dims = max(dims, self._depth(terms.model))
         alternatives = Alternatives.of(trace, -dims - 1, sampling.rows)
         with torch.no_grad():
             other, _ = call.within(alternatives).guide_trace(SamplingAlternatives(sampling, alternatives))
@@ -148,7 +149,8 @@ class PerSite_ELBO(TraceGraph_ELBO):
         model_trace.compute_log_prob()
         terms = Terms(model_trace, trace, dims, chain, outcomes, rows)
         self._check_names(terms)
-        terms.check()
+        if not (plain and call.plain):
+            terms.check()
         if is_validation_enabled():
             sites: list[Any] = [*model_trace.nodes.values(), *trace.nodes.values()]
             for site in sites:
