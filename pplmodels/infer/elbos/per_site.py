@@ -216,8 +216,9 @@ class Run:
         if self.alternatives is not None and self.others is not None:
             for name, weights in self.alternatives.weights.items():
                 site: Any = self.others.guide.nodes[name]
-                cost = self.others.cost_in_plates(site)
-                total = total + (weights * cost[self.alternatives.of_site(name)]).sum()
+                cost = self.others.cost_in_plates(site)[self.alternatives.of_site(name)]
+                inner = [1] * (cost.dim() - weights.dim())  # dimensions between the alternatives and the site's plates
+                total = total + (weights.view(len(weights), *inner, *weights.shape[1:]) * cost).sum()
         return detach_provenance(total)
 
 

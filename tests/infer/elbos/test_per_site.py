@@ -289,7 +289,7 @@ def plates_bound(model, guide):
     ids=lambda e: "-".join(e.values()),
 )
 def test_nested_plates_with_scales_masks_and_subsamples(float64, estimators, size):
-    """Mean bound and gradient of 30 x 100 particles, within 4.5 standard errors of the sum over all values."""
+    """Mean bound and gradient of 30 x 100 samples, within 4.5 standard errors of the sum over all values."""
     pyro.set_rng_seed(3)
     x = torch.tensor([[0.3, 1.4, -0.2, 0.9], [2.0, -1.5, 0.1, 1.2], [0.7, 0.2, 1.9, -2.0]])
     model, guide = PlatesModel(x), PlatesGuide(size)
@@ -299,6 +299,21 @@ def test_nested_plates_with_scales_masks_and_subsamples(float64, estimators, siz
     loss = PerSite_ELBO(estimators=estimators, num_particles=100, max_plate_nesting=2)
     found = estimates(model, guide, loss, (), 30, 1, parameters)
     assert_mean(found, wanted)
+
+
+@pytest.mark.parametrize("estimators", [dict.fromkeys("abc", "enum"), {"a": "mvd", "b": "mvd", "c": "enum"}])
+def test_nested_plates_without_particles(float64, estimators):
+    """One sample: enumeration is exact, and the mean of 400 other gradients is within 4.5 standard errors."""
+    pyro.set_rng_seed(7)
+    x = torch.tensor([[0.3, 1.4, -0.2, 0.9], [2.0, -1.5, 0.1, 1.2], [0.7, 0.2, 1.9, -2.0]])
+    model, guide = PlatesModel(x), PlatesGuide(4)
+    parameters = [*model.parameters(), *guide.parameters()]
+    wanted = exactly(plates_bound(model, guide), parameters)
+    if set(estimators.values()) == {"enum"}:
+        found = estimates(model, guide, PerSite_ELBO(estimators=estimators), (), 1, 1, parameters)
+        torch.testing.assert_close(found[0], wanted, rtol=1e-10, atol=1e-10)
+    else:
+        assert_mean(estimates(model, guide, PerSite_ELBO(estimators=estimators), (), 400, 1, parameters), wanted)
 
 
 def refused(estimator, build, **settings):
