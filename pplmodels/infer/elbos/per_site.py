@@ -119,6 +119,7 @@ class PerSite_ELBO(TraceGraph_ELBO):
         terms = self._terms(call, trace, model_trace, dims, chained, sampling.rows)
         if not derived:
             return Run(terms)
+        dims = max(dims, self._depth(terms.model))
         alternatives = Alternatives.of(trace, -dims - 1, sampling.rows)
         with torch.no_grad():
             other, _ = call.within(alternatives).guide_trace(SamplingAlternatives(sampling, alternatives))
@@ -148,7 +149,8 @@ class PerSite_ELBO(TraceGraph_ELBO):
         model_trace.compute_log_prob()
         terms = Terms(model_trace, trace, dims, chain, outcomes, rows)
         self._check_names(terms)
-        terms.check()
+        if not (plain and call.plain):
+            terms.check()
         if is_validation_enabled():
             sites: list[Any] = [*model_trace.nodes.values(), *trace.nodes.values()]
             for site in sites:
@@ -214,8 +216,9 @@ class Run:
         if self.alternatives is not None and self.others is not None:
             for name, weights in self.alternatives.weights.items():
                 site: Any = self.others.guide.nodes[name]
-                cost = self.others.cost_in_plates(site)
-                total = total + (weights * cost[self.alternatives.of_site(name)]).sum()
+                cost = self.others.cost_in_plates(site)[self.alternatives.of_site(name)]
+                inner = [1] * (cost.dim() - weights.dim())  # dimensions between the alternatives and the site's plates
+                total = total + (weights.view(len(weights), *inner, *weights.shape[1:]) * cost).sum()
         return detach_provenance(total)
 
 

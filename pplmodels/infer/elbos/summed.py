@@ -113,16 +113,15 @@ class Terms:
         Such a term depends on the values of all images together, but the images' values are varied one by one.
         """
         for name, site in random_sites(self.model):
-            if self.chain is None:
-                break
-            if deeper := [frame.name for frame in plates_of(site) if -frame.dim > self.dims]:
+            if deeper := [frame for frame in plates_of(site) if -frame.dim > self.dims]:
                 raise ValueError(
-                    f"the plate {deeper[0]} of the model is further to the left than all plates of the guide: pass "
-                    f"max_plate_nesting={max(-frame.dim for frame in plates_of(site))} to PerSite_ELBO."
+                    f"the plate {deeper[0].name} of the model is further to the left than all plates of the guide, "
+                    "where summed-out sites have their values: give PerSite_ELBO the number of nested plates as "
+                    "max_plate_nesting."
                 )
-            if site["log_prob"].dim() > self.dims and not self.chain.plates <= plates_of(site):
-                first = next(iter(self.outcomes.values)) if self.outcomes else ""
-                raise _coupled(name, first, "enum", self.chain.plates - plates_of(site))
+            inside = self.chain is None or self.chain.plates <= plates_of(site)
+            if self.chain is not None and self.outcomes and site["log_prob"].dim() > self.dims and not inside:
+                raise _coupled(name, next(iter(self.outcomes.values)), "enum", self.chain.plates - plates_of(site))
 
     def check_rows(self) -> None:
         """:meth:`check` for the sites in rows, by comparing values."""

@@ -289,7 +289,7 @@ def plates_bound(model, guide):
     ids=lambda e: "-".join(e.values()),
 )
 def test_nested_plates_with_scales_masks_and_subsamples(float64, estimators, size):
-    """Mean bound and gradient of 30 x 100 particles, within 4.5 standard errors of the sum over all values."""
+    """Mean bound and gradient of 30 x 100 samples, within 4.5 standard errors of the sum over all values."""
     pyro.set_rng_seed(3)
     x = torch.tensor([[0.3, 1.4, -0.2, 0.9], [2.0, -1.5, 0.1, 1.2], [0.7, 0.2, 1.9, -2.0]])
     model, guide = PlatesModel(x), PlatesGuide(size)
@@ -299,6 +299,21 @@ def test_nested_plates_with_scales_masks_and_subsamples(float64, estimators, siz
     loss = PerSite_ELBO(estimators=estimators, num_particles=100, max_plate_nesting=2)
     found = estimates(model, guide, loss, (), 30, 1, parameters)
     assert_mean(found, wanted)
+
+
+@pytest.mark.parametrize("estimators", [dict.fromkeys("abc", "enum"), {"a": "mvd", "b": "mvd", "c": "enum"}])
+def test_nested_plates_without_particles(float64, estimators):
+    """One sample: enumeration is exact, and the mean of 400 other gradients is within 4.5 standard errors."""
+    pyro.set_rng_seed(7)
+    x = torch.tensor([[0.3, 1.4, -0.2, 0.9], [2.0, -1.5, 0.1, 1.2], [0.7, 0.2, 1.9, -2.0]])
+    model, guide = PlatesModel(x), PlatesGuide(4)
+    parameters = [*model.parameters(), *guide.parameters()]
+    wanted = exactly(plates_bound(model, guide), parameters)
+    if set(estimators.values()) == {"enum"}:
+        found = estimates(model, guide, PerSite_ELBO(estimators=estimators), (), 1, 1, parameters)
+        torch.testing.assert_close(found[0], wanted, rtol=1e-10, atol=1e-10)
+    else:
+        assert_mean(estimates(model, guide, PerSite_ELBO(estimators=estimators), (), 400, 1, parameters), wanted)
 
 
 def refused(estimator, build, **settings):
@@ -358,6 +373,40 @@ def test_a_term_of_all_entries_of_a_plate_is_refused(estimator, marks):
     loss = PerSite_ELBO(estimators={"z": estimator})
     with pytest.raises(ValueError, match=r"site x depends on z, .* outside of the plate data"):
         loss.loss_and_grads(sum_of_a_plate, guide)
+
+
+@pytest.mark.parametrize("marks", [{}, {"choice": True}], ids=["rows", "outcomes"])
+def test_a_plate_that_only_the_model_has(float64, marks):
+    """Two pixels per image in a plate of the model: enum asks for the number of plates, and mvd finds it."""
+    x = torch.tensor([[0.3, 1.2], [0.8, -0.4]])
+
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            with pyro.plate("pixels", 2):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    class Guide(PyroModule):
+        def __init__(self):
+            super().__init__("guide")
+            self.logit = torch.nn.Parameter(torch.tensor(0.3))
+
+        def forward(self):
+            with pyro.plate("data", 2):
+                pyro.sample("z", dist.Bernoulli(logits=self.logit), infer=marks)
+
+    guide = Guide()
+    values = torch.tensor([0.0, 1.0])
+    log_q = dist.Bernoulli(logits=guide.logit).log_prob(values)
+    log_x = dist.Normal(values, 1.0).log_prob(x[..., None]).sum((0, 1))
+    wanted = exactly((log_q.exp() * (2 * (dist.Bernoulli(0.4).log_prob(values) - log_q) + log_x)).sum(), [guide.logit])
+    with pytest.raises(ValueError, match="max_plate_nesting"):
+        PerSite_ELBO(estimators={"z": "enum"}).loss(model, guide)
+    enum = PerSite_ELBO(estimators={"z": "enum"}, max_plate_nesting=2)
+    found = estimates(model, guide, enum, (), 1, 1, [guide.logit])[0]
+    torch.testing.assert_close(found, wanted / torch.tensor([2.0, 1.0]), rtol=1e-10, atol=1e-10)
+    found = estimates(model, guide, PerSite_ELBO(estimators={"z": "mvd"}), (), 1, 1, [guide.logit])[0]
+    torch.testing.assert_close(found[1], wanted[1], rtol=1e-10, atol=1e-10)
 
 
 def test_the_guide_and_handlers_around_it_choose():
