@@ -56,7 +56,7 @@ def air_losses(model, guide, x: Tensor) -> tuple[Tensor, Tensor]:
     present = x.new_ones(len(x))
     state = (x.new_zeros(len(x), guide.hidden_dim),) * 2
     z = x.new_zeros(len(x), guide.z_dim)
-    marks = x.new_zeros(*maps.features.shape[:-1], 2)
+    marks = guide.attention.no_marks(maps)
     z_pres, z_where, z_what, own_costs, reparameterised, scores, baselines = ([] for _ in range(7))
     for prior_logit in model.presence_logits().unbind():
         state = guide.lstm(gates, z, state)

@@ -165,25 +165,25 @@ class AIRGuide(PairModule):
 
     @pyro_method
     def canvas_after(self, canvas: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor:
-        """The canvas with an object ``(present, z_where, z_what)``. Not called if the canvas is None."""
-        raise NotImplementedError
+        """The canvas with an object ``(present, z_where, z_what)``, if there is a canvas; here unchanged."""
+        return canvas
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Sample the latents of the scenes ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("AIRGuide infers objects from scenes: x is required")
-        image = self.image_features(x)
+        image, z_background = None, None
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)
-        marks = x.new_zeros(*image.maps.features.shape[:-1], 2)
         with data_plate(len(x)):
-            z_background = None
             if self.background_model == "scene":
+                image = self.image_features(x)
                 z_background = pyro.sample("z_background", self.q_z_background(image.embedding))
             canvas = self.canvas_before(z_background)
-            if canvas is not None and self.background_model != "none":
-                image = self.image_features(x - canvas)
+            if canvas is not None or image is None:
+                image = self.image_features(x if canvas is None else x - canvas)
+            marks = self.attention.no_marks(image.maps)
             for t in range(1, self.num_steps + 1):
                 state = self.lstm(image.gates, z, state)
                 proposal, raw = self.proposal(state[0]).split((2, 1), -1)

@@ -63,8 +63,8 @@ def write_card(name: str, runs: list[Path], note: str) -> Path:
 
 
 def published(command: str) -> str:
-    """A run's command with the data in the default folder, because their location does not affect the results."""
-    command = re.sub(r" --data-dir[ =]\S+", "", command)
+    """A run's command with the data in the default folder and without the run's, which do not affect the results."""
+    command = re.sub(r" --(data-dir|out)[ =]\S+", "", command)
     return re.sub(r"(?<= --data[ =])\S+", lambda data: _in_default_folder(data[0]), command)
 
 

@@ -1,29 +1,25 @@
 """AIR (Attend, Infer, Repeat), which finds, counts and draws the objects of scenes."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 from typing_extensions import Self
 
-from pplmodels import AIR, inspect, plotting
+from pplmodels import AIR, inspect
 from pplmodels.data import Images, SceneSet, scene_set
 from pplmodels.errors import InputError
 from pplmodels.infer import SVI, Annealed, PerSite_ELBO, adam, cosine, learning_rates, linear
 from pplmodels.messages import say
-from pplmodels.metrics import gradient_variance, scene_iou
+from pplmodels.metrics import gradient_variance
 from pplmodels.metrics.bounds import IWBound
 from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
 from pplmodels.systems.counting import scene_metrics, weighted_metrics
 from pplmodels.systems.options import BACKGROUND, LearningRate, by_data
-from pplmodels.systems.pictures import save_picture
 from pplmodels.training import Run, best_of_seeds
 from pplmodels.training.options import (
     FiniteFloat,
@@ -35,10 +31,12 @@ from pplmodels.training.options import (
 )
 
 from ..air import AIRGuide, DAIRGuide
+from .air_pictures import scene_pictures, worst_pictures
 
 GUIDES = {"air": AIRGuide, "dair": DAIRGuide}
 ESTIMATORS = {"reinforce": "reinforce", "summed-out": "enum", "rloo": "rloo", "mvd": "mvd"}  # of z_pres
 MOST = 2  # default for --max-objects
+WINDOW = 28  # default for --window if scenes are composed
 SCENE_STEPS = 2000  # default steps for scenes of up to 3 objects
 CANVAS_VALUES = 5_000_000  # values of the canvases of all objects in a batch, which bounds its memory and time
 SMALLEST_BATCH = 32
@@ -49,7 +47,7 @@ ADVICE = (
 )
 EVALUATED = 5000  # held-out scenes that are evaluated during training
 SHOWN = 12  # scenes in the plots
-SEARCHED, WORST = 1000, 10  # held-out scenes among which the worst are found, and the number of these in a plot
+SEARCHED = 1000  # held-out scenes among which the worst are found
 UNSEEN = ("elbo", "count_accuracy", "confusion", "all_parts_right")  # metrics of scenes with unseen counts
 
 ValueT = TypeVar("ValueT")
@@ -319,7 +317,7 @@ class AIRSystem(System[AIROptions, SceneSet]):
             explore=options.explore or (1 - 0.7 ** (1 / max(1, most - 1)), 1e-4),
             batch_size=batch_size,
             background_model=background,
-            window=options.window or (data.window if options.scenes else 28),
+            window=options.window or (data.window if options.scenes else WINDOW),
         )
 
     def classes(self, options: AIROptions) -> tuple[type, ...]:
@@ -462,57 +460,6 @@ def gradient_health(svi: SVI, scenes: Images, batch_size: int) -> dict:
     if guide.baseline.observations > 0:
         health["baseline_explained"] = float(guide.baseline.explained_variance())
     return health
-
-
-def scene_pictures(model, guide, scenes: Images, metrics: list[dict], folder: Path) -> None:
-    """Write scenes.png (windows and reconstructions), samples.png (from the prior, by count) and curves.png."""
-    save_picture(windows(scenes, inspect.infer_scenes(model, guide, scenes[:])), folder / "scenes.png")
-    numbers = range(1, model.num_steps + 1)
-    samples = [inspect.sample_scenes(model, len(scenes), n).clamp(0, 1).cpu().numpy() for n in numbers]
-    save_picture(plotting.image_rows(samples, [f"p(x | n={n})" for n in numbers]), folder / "samples.png")
-    groups = [
-        ["elbo", "train_elbo"],
-        ["count_accuracy", "all_parts_right"],
-        ["kl/z_pres", "kl/z_where", "kl/z_what"],
-    ]
-    save_picture(plotting.curves(metrics, groups), folder / "curves.png")
-
-
-def worst_pictures(model, guide, scenes: Images, folder: Path) -> None:
-    """Write worst-bound.png and, if the boxes are known, worst-iou.png: the scenes of the lowest ELBO and mean IoU.
-
-    The windows and the reconstructions are those of the posterior samples that the scenes were chosen by.
-    """
-    worst: dict[str, list[tuple[Tensor, Tensor, inspect.InferredScenes]]] = {}
-    for indices in torch.arange(len(scenes), device="cpu").split(scenes.at_once(SEARCHED)):
-        part = scenes.part(indices)
-        view = inspect.infer_scenes(model, guide, part[:])
-        scores = {"bound": view.elbo.cpu()}
-        if part.boxes is not None:
-            scores["iou"] = scene_iou(part.boxes, view.boxes, view.z_pres)
-        for name, score in scores.items():
-            lowest = score.argsort(stable=True)[:WORST]
-            worst.setdefault(name, []).append((score[lowest], indices[lowest], view.part(lowest)))
-    for name, found in worst.items():
-        of_batches, places, views = (list(column) for column in zip(*found, strict=True))
-        score = torch.cat(of_batches)
-        lowest = score.argsort(stable=True)[:WORST]
-        shown, view = scenes.part(torch.cat(places)[lowest]), inspect.InferredScenes.cat(views).part(lowest)
-        notes = [f"{value:.4g}" for value in score[lowest].tolist()]
-        save_picture(windows(shown, view, notes), folder / f"worst-{name}.png")
-
-
-def windows(scenes: Images, view: inspect.InferredScenes, notes: Sequence[str] | None = None) -> Figure:
-    """Scenes with their windows and true boxes, above the reconstructions."""
-    return plotting.scenes_with_windows(
-        view.scenes.cpu().numpy(),
-        view.reconstruction.clamp(0, 1).cpu().numpy(),
-        view.z_pres.cpu().numpy(),
-        view.z_where.cpu().numpy(),
-        None if scenes.counts is None else scenes.counts.cpu().numpy(),
-        None if scenes.boxes is None else scenes.boxes.cpu().numpy(),
-        notes,
-    )
 
 
 def gradient_variances(model: AIR, guide: AIRGuide, batch: Tensor, repeats: int) -> dict[str, float]:

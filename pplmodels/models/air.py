@@ -76,7 +76,7 @@ class AIR(PairModule):
         decoder_bias: initial bias of the logits of the object's intensities, or of its mask with occlusion.
         background_model: "none" is black. "common" is a learned picture, the same for all scenes. "scene" adds a smooth
             image, interpolated from a grid of 4x4 points, to the logits of that picture, with a latent per scene. It
-            has too few degrees of freedom to explain objects.
+            can represent slopes and large spots, but no edges.
         background_dim: G, the size of z_background.
         occlusion: whether objects are drawn over the canvas with a mask, so that a later object hides what is below it.
             Otherwise they are added to the canvas.
@@ -185,11 +185,16 @@ class AIR(PairModule):
 
     @pyro_method
     def ground(self, z_background: Tensor | None = None) -> Tensor:
-        """The canvas before the first object, ``(..., B, G) -> (..., B, C, H, W)``, or (C, H, W) without a latent."""
+        """The canvas before the first object, ``(..., B, G) -> (..., B, C, H, W)``, or (C, H, W) without a latent.
+
+        Raises ValueError if ``z_background`` is missing.
+        """
         if self.background_model == "none":
             return self.where_loc.new_zeros(self.canvas)
-        if z_background is None:
+        if self.background_model == "common":
             return self.picture.sigmoid()
+        if z_background is None:
+            raise ValueError('the background of each scene has a latent (background_model="scene"): give z_background')
         coarse = self.background_decoder(z_background).unflatten(-1, (self.canvas[0], COARSE, COARSE))
         smooth = interpolate(coarse.flatten(0, -4), self.canvas[1:], mode="bilinear", align_corners=True)
         return (self.picture + smooth.unflatten(0, coarse.shape[:-3])).sigmoid()
@@ -212,26 +217,18 @@ class AIR(PairModule):
         return torch.cat([color * mask, mask], -3)
 
     @pyro_method
-    def paint(self, canvas: Tensor, sprite: Tensor) -> Tensor:
-        """The change of ``canvas (..., C, H, W)`` by an object, an image ``sprite`` of :meth:`decode` written on it."""
-        if not self.occlusion:
-            return sprite
-        color, mask = sprite.split((self.canvas[0], 1), -3)
-        return color - mask * canvas
-
-    @pyro_method
     def object_changes(self, z_where: Tensor, z_what: Tensor, ground: Tensor) -> Tensor:
         """The change of the canvas by each object, ``(..., B, T, C, H, W)``, if all T objects are present.
 
         ``z_where (..., B, T, 3), z_what (..., B, T, D), ground (..., C, H, W)``. As z_pres is a unary code, the changes
         of the objects that are present do not depend on the others.
         """
-        sprites = write_window(self.decode(z_what), z_where, *self.canvas[1:])
+        objects = write_window(self.decode(z_what), z_where, *self.canvas[1:])
         if not self.occlusion:
-            return sprites
+            return objects
         changes, canvas = [], ground
-        for sprite in sprites.unbind(-4):
-            changes.append(self.paint(canvas, sprite))
+        for color, mask in zip(*(part.unbind(-4) for part in objects.split((self.canvas[0], 1), -3)), strict=True):
+            changes.append(color - mask * canvas)
             canvas = canvas + changes[-1]
         return torch.stack(changes, -4)
 

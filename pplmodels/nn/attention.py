@@ -97,6 +97,11 @@ class SpatialAttention(nn.Module):
         return Glance(weights @ maps.points, torch.cat([found, saliency.logsumexp(-1, keepdim=True)], -1))
 
     @staticmethod
+    def no_marks(maps: FeatureMaps) -> Tensor:
+        """The marks ``(..., P, 2)`` before the first window."""
+        return maps.features.new_zeros(*maps.features.shape[:-1], len(REACHES))
+
+    @staticmethod
     def marks(maps: FeatureMaps, where: Tensor) -> Tensor:
         """The marks ``(..., P, 2)`` of a window ``where (..., 3)`` = (log s, x, y)."""
         distances = _distances(maps.points, where[..., 1:]) * (-2 * where[..., :1]).exp()

@@ -357,6 +357,11 @@ def test_a_learned_pixel_deviation_starts_above_its_minimum():
         AIR(pixel_scale=0.05, learn_pixel_scale=True)
 
 
+def test_a_background_per_scene_needs_its_latent():
+    with pytest.raises(ValueError, match="give z_background"):
+        AIR(**AIR_SIZES, **SCENE).ground()
+
+
 def test_an_unknown_background_is_refused():
     with pytest.raises(ValueError, match="background_model is one of none, common, scene, not 'blue'"):
         AIR(background_model="blue")

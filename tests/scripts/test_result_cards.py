@@ -60,7 +60,8 @@ def test_a_card_holds_a_row_a_seed_and_the_table_shows_it(script, tmp_path, monk
         ("--data ../mine/images.npz --steps 5", "--data data/images.npz --steps 5"),
         ("--data=/home/me/photos/", "--data=data/photos"),
         ("--data images.npz --data-memory 2", "--data images.npz --data-memory 2"),
-        ("--data photos/ --out runs/a/b", "--data photos/ --out runs/a/b"),
+        ("--data photos/ --out runs/a/b --steps 5", "--data photos/ --steps 5"),
+        ("--out=/home/me/runs --steps 5", "--steps 5"),
     ],
 )
 def test_a_card_does_not_say_where_the_data_lay(typed, published, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 from guides import AIRGuide
 from guides.systems.air import SYSTEM as AIR_SYSTEM
-from guides.systems.air import worst_pictures
+from guides.systems.air_pictures import worst_pictures
 from pplmodels import AIR, inspect, plotting
 from pplmodels.data import Images, SceneSet
 from pplmodels.metrics import detection_metrics, elbo_terms, log_probs, object_boxes, scene_iou
