@@ -17,11 +17,13 @@ SUPPRESSION = 20.0  # nats by which the saliency of a window's center is reduced
 class FeatureMaps(NamedTuple):
     """The features of P places of an image, ``features (..., P, C)``, and their ``points (P, 2)``.
 
-    Points are (x, y) in canvas coordinates, which run from -1 to 1 across the image.
+    Points are (x, y) in canvas coordinates, which run from -1 to 1 across the image. ``squares (P)`` are their squared
+    distances from the center.
     """
 
     features: Tensor
     points: Tensor
+    squares: Tensor
 
 
 class Glance(NamedTuple):
@@ -82,17 +84,19 @@ class SpatialAttention(nn.Module):
             for places, pixels in ((height, x.shape[-2]), (width, x.shape[-1]))
         )
         points = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).flatten(0, 1)
-        return FeatureMaps(maps.flatten(-2).mT, points)
+        return FeatureMaps(maps.flatten(-2).mT, points, points.square().sum(-1))
 
     def forward(self, maps: FeatureMaps, marks: Tensor, proposal: Tensor, precision: Tensor) -> Glance:
         """Attend to one point, from ``marks (..., P, 2)``, ``proposal (..., 2)`` and ``precision (...)``."""
         features = (maps.features + self.marked(marks)).relu()
         saliency = self.saliency(features).squeeze(-1) - SUPPRESSION * marks[..., 0]
-        logits = saliency - precision[..., None] * _distances(maps.points, proposal)
+        # |p - m|^2 = |p|^2 - 2 p m + |m|^2, of which a softmax ignores the last term
+        logits = saliency + precision[..., None] * (2 * proposal @ maps.points.mT - maps.squares)
+        nearby = logits - maps.squares / (2 * self.radius**2)
         weights = (SHARPNESS * logits).softmax(-1)
         for _ in range(SHIFTS):
             center = (weights @ maps.points).detach()
-            weights = (logits - _distances(maps.points, center) / (2 * self.radius**2)).softmax(-1)
+            weights = (nearby + (center / self.radius**2) @ maps.points.mT).softmax(-1)
         found = (weights[..., None, :] @ features).squeeze(-2)
         return Glance(weights @ maps.points, torch.cat([found, saliency.logsumexp(-1, keepdim=True)], -1))
 
@@ -104,10 +108,7 @@ class SpatialAttention(nn.Module):
     @staticmethod
     def marks(maps: FeatureMaps, where: Tensor) -> Tensor:
         """The marks ``(..., P, 2)`` of a window ``where (..., 3)`` = (log s, x, y)."""
-        distances = _distances(maps.points, where[..., 1:]) * (-2 * where[..., :1]).exp()
+        center = where[..., 1:]
+        squares = maps.squares + center.square().sum(-1, keepdim=True)
+        distances = (squares - 2 * center @ maps.points.mT) * (-2 * where[..., :1]).exp()
         return torch.stack([(-distances / (2 * reach**2)).exp() for reach in REACHES], -1)
-
-
-def _distances(points: Tensor, center: Tensor) -> Tensor:
-    """The squared distances of ``points (P, 2)`` from ``center (..., 2)``, ``(..., P)``."""
-    return (points - center[..., None, :]).square().sum(-1)

@@ -15,13 +15,17 @@ def grid(height, width):
     return SpatialAttention(1, 6).maps(torch.zeros(1, 1, STRIDE * height, STRIDE * width)).points
 
 
+def with_points(features, points):
+    return FeatureMaps(features, points, points.square().sum(-1))
+
+
 def attend(saliency, points, marks=None, proposal=(0.0, 0.0), precision=0.0, radius=FAR):
     """Attend to places with a given saliency (P) of at least 0, which is their only feature."""
     attention = SpatialAttention(1, 6, radius)
     with torch.no_grad():
         attention.marked.weight.zero_()
         attention.saliency.weight.copy_(torch.eye(1, 6))
-    maps = FeatureMaps(torch.nn.functional.pad(saliency[None, :, None], (0, 5)), points)
+    maps = with_points(torch.nn.functional.pad(saliency[None, :, None], (0, 5)), points)
     marks = torch.zeros(1, len(points), 2) if marks is None else marks
     return attention(maps, marks, torch.tensor([proposal]), torch.tensor([precision]))
 
@@ -76,7 +80,7 @@ def test_only_the_last_softmax_has_a_gradient(float64):
 
 def test_marks_are_bumps_of_the_windows_size():
     points = torch.tensor([[0.1, -0.2], [0.1 + 0.3 * REACHES[0], -0.2], [0.1, 0.9]])
-    maps = FeatureMaps(torch.zeros(1, 3, 6), points)
+    maps = with_points(torch.zeros(1, 3, 6), points)
     found = SpatialAttention.marks(maps, torch.tensor([[math.log(0.3), 0.1, -0.2]]))
     expected = [[math.exp(-((d / 0.3 / reach) ** 2) / 2) for reach in REACHES] for d in (0.0, 0.3 * REACHES[0], 1.1)]
     torch.testing.assert_close(found, torch.tensor([expected]))
@@ -88,7 +92,7 @@ def test_the_second_glance_finds_the_object_next_to_the_first():
     distance = 2 * side / 1.2
     points = torch.tensor([[0.0, 0.0], [distance, 0.0], [-0.8, 0.8]])
     saliency = torch.tensor([9.0, 8.5, 0.0])
-    maps = FeatureMaps(torch.zeros(1, 3, 6), points)
+    maps = with_points(torch.zeros(1, 3, 6), points)
     marks = SpatialAttention.marks(maps, torch.tensor([[math.log(side), 0.0, 0.0]]))
     assert float(marks[0, 1, 0]) * SUPPRESSION < 0.01
     torch.testing.assert_close(attend(saliency, points, marks).point[0], points[1], atol=1e-2, rtol=0)
