@@ -41,6 +41,7 @@ SCENE_STEPS = 2000  # default steps for scenes of up to 3 objects
 CANVAS_VALUES = 5_000_000  # values of the canvases of all objects in a batch, which bounds its memory and time
 SMALLEST_BATCH = 32
 PIXEL_SCALE = 0.3
+BACKGROUND_DIM = 8  # at least
 BY_GROUND = {"black": "none", "common": "common", "varying": "scene"}
 ADVICE = (
     " If this lasts, try another --background-model, --object-size or --object-spread, more --steps, or --restarts 3."
@@ -139,7 +140,7 @@ class AIROptions(ImageFileOptions):
         Literal["auto", "none", "common", "scene"],
         Option(
             "none is black; common is a learned picture for all scenes; scene has a latent per scene in addition; auto "
-            "chooses by the borders of the scenes",
+            "chooses by the scenes",
             "model",
         ),
     ] = "auto"
@@ -333,6 +334,10 @@ class AIRSystem(System[AIROptions, SceneSet]):
             "window": resolved(options.window),
             "background_model": options.background_model,
         }
+        ground = data.ground
+        patterns = ground.patterns if options.background_model == "scene" else None
+        number = 0 if patterns is None else len(patterns)
+        sizes["background_dim"] = max(BACKGROUND_DIM, number)
         has_background = options.background_model != "none"
         where_loc, where_scale = data.window_prior()
         model = model_class(
@@ -342,9 +347,10 @@ class AIRSystem(System[AIROptions, SceneSet]):
             occlusion=has_background if options.occlusion == "auto" else options.occlusion == "yes",
             pixel_scale=options.pixel_scale or PIXEL_SCALE,
             learn_pixel_scale=has_background and options.pixel_scale is None,
+            background_patterns=number,
         )
-        if has_background and data.ground.picture is not None:
-            model.start_from(data.ground.picture)
+        if has_background and ground.picture is not None:
+            model.start_from(ground.picture, patterns)
         log_k = math.log(options.count_ratio[0])
         parts = {"model": model} if options.guide == "dair" else {}
         guide = guide_class(**parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k)

@@ -28,6 +28,8 @@ SMOOTHED = 0.45  # noise after a median filter over rows and columns, relative t
 RUNNING = 5  # pixels at a side whose median is compared between scenes
 DEGREE = 2  # of the polynomial that is fitted to a scene's background
 FITTED = 30  # maximum number of rows and of columns used for the fit
+DECOMPOSED = 500  # minimum number of scenes whose principal components are computed, if there are as many
+MOST_PATTERNS, GAP, SHARE = 16, 3.0, 0.2  # maximum number of patterns, ratio of variances, and explained variance
 EDGE_ROUNDS, ROUNDS = 5, 12  # of reweighting: those of the outermost pixels only, and all
 TUNING = 2.5  # residual in units of its scale, at which a pixel's weight is a quarter
 
@@ -48,22 +50,26 @@ class Ground:
         kind: see the table.
         level: median intensity of the outermost pixels, in [0, 1].
         noise: robust standard deviation of a pixel around a smooth background, in [0, 1].
-        picture: per-pixel median of the scenes, float ``(C, H, W)`` in [0, 1]; a single color if ``kind`` is "black".
-            None if no scenes were examined.
+        picture: per-pixel median of the scenes, float ``(C, H, W)`` in [0, 1]; a single color if ``kind`` is "black",
+            and the mean if there are ``patterns``. None if no scenes were examined.
+        patterns: float ``(P, C, H, W)``, if a few pictures with edges (such as the lines of a grid) explain how
+            backgrounds that vary differ from ``picture``: the principal components, one standard deviation each.
     """
 
     kind: Literal["black", "common", "varying"] = "black"
     level: float = 0.0
     noise: float = 0.0
     picture: Tensor | None = field(default=None, repr=False, compare=False)
+    patterns: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         """A description for the terminal."""
         found = f"level {self.level:.2f}, pixel noise {self.noise:.2f}"
+        how = "" if self.patterns is None else f", as a combination of {len(self.patterns)} pictures"
         return {
             "black": f"the background of the scenes is black ({found}): none is learned",
             "common": f"all scenes have the same background ({found}): one background for all scenes is learned",
-            "varying": f"the background varies from scene to scene ({found}): a background per scene is learned",
+            "varying": f"the background varies from scene to scene ({found}): a background per scene is learned{how}",
         }[self.kind] + " (--background-model)"
 
 
@@ -100,7 +106,34 @@ def ground_of(scenes: Images) -> Ground:
     rest = levels - picture.astype(np.int16)
     noise_of_rest = _noise(rest)
     kind: Literal["common", "varying"] = "common" if _agree(rest, noise_of_rest) else "varying"
-    return Ground(kind, level / 255, min(noise, noise_of_rest) / 255, _intensities(picture))
+    patterns = _patterns(levels) if kind == "varying" else None
+    if patterns is not None:
+        picture = levels.mean(0)
+    return Ground(kind, level / 255, min(noise, noise_of_rest) / 255, _intensities(picture), patterns)
+
+
+def _patterns(levels: np.ndarray) -> Tensor | None:
+    """:attr:`Ground.patterns` of scenes; None if no few pictures explain how they differ, or only smooth ones do.
+
+    The variance along the principal components then has a gap: objects at random places need many components. More than
+    half of the variance before the gap must remain after a smooth surface has been fitted to each component.
+    """
+    few = levels[:: max(1, len(levels) // DECOMPOSED)].astype(np.float32) / 255
+    rest = (few - few.mean(0)).reshape(len(few), -1)
+    values, components = np.linalg.svd(rest, full_matrices=False)[1:]
+    variance = values**2
+    most = min(MOST_PATTERNS, len(variance) - 1)
+    ratios = variance[:most] / np.maximum(variance[1 : most + 1], 1e-12)
+    if not len(ratios) or ratios.max() < GAP:
+        return None
+    number = int(ratios.argmax()) + 1
+    if variance[:number].sum() < SHARE * variance.sum():
+        return None
+    pictures = (values[:number, None] * components[:number] / len(few) ** 0.5).reshape(number, *levels.shape[1:])
+    basis = _basis(*levels.shape[2:]).reshape(-1, pictures[0, 0].size).T
+    surfaces = pictures.reshape(-1, len(basis)).T
+    rough = surfaces - basis @ np.linalg.lstsq(basis, surfaces, rcond=None)[0]
+    return torch.from_numpy(pictures) if 2 * (rough**2).sum() > (surfaces**2).sum() else None
 
 
 def _intensities(picture: np.ndarray) -> Tensor:

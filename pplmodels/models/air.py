@@ -78,6 +78,8 @@ class AIR(PairModule):
             image, interpolated from a grid of 4x4 points, to the logits of that picture, with a latent per scene. It
             can represent slopes and large spots, but no edges.
         background_dim: G, the size of z_background.
+        background_patterns: P <= G, the number of learned pictures that are added to these logits with the first P
+            entries of z_background as weights. They can represent the lines of a grid, for example.
         occlusion: whether objects are drawn over the canvas with a mask, so that a later object hides what is below it.
             Otherwise they are added to the canvas.
         learn_pixel_scale: whether pixel_scale is a parameter, which is always above 0.1. With a smaller deviation,
@@ -107,6 +109,7 @@ class AIR(PairModule):
         decoder_bias: float = -2.0,
         background_model: str = "none",
         background_dim: int = 8,
+        background_patterns: int = 0,
         occlusion: bool = False,
         learn_pixel_scale: bool = False,
     ):
@@ -119,6 +122,12 @@ class AIR(PairModule):
         self.window = window
         self.background_model = background_model
         self.background_dim = background_dim
+        if not 0 <= background_patterns <= background_dim * (background_model == "scene"):
+            raise ValueError(
+                f"background_patterns must be from 0 to background_dim ({background_dim}), and 0 unless "
+                f'background_model="scene", not {background_patterns}'
+            )
+        self.background_patterns = background_patterns
         self.occlusion = occlusion
         channels = self.canvas[0] + occlusion
         self.decoder = mlp(what_dim, hidden_dims, channels * window**2)
@@ -130,6 +139,8 @@ class AIR(PairModule):
             self.picture = nn.Parameter(torch.zeros(self.canvas))
         if background_model == "scene":
             self.background_decoder = mlp(background_dim, (64,), self.canvas[0] * COARSE**2)
+        if background_patterns:
+            self.patterns = nn.Parameter(torch.zeros(background_patterns, *self.canvas))
         if learn_pixel_scale:
             if pixel_scale <= SMALLEST_PIXEL_SCALE:
                 raise ValueError(f"a learned pixel_scale starts above {SMALLEST_PIXEL_SCALE}, not from {pixel_scale}")
@@ -197,12 +208,22 @@ class AIR(PairModule):
             raise ValueError('the background of each scene has a latent (background_model="scene"): give z_background')
         coarse = self.background_decoder(z_background).unflatten(-1, (self.canvas[0], COARSE, COARSE))
         smooth = interpolate(coarse.flatten(0, -4), self.canvas[1:], mode="bilinear", align_corners=True)
-        return (self.picture + smooth.unflatten(0, coarse.shape[:-3])).sigmoid()
+        logits = self.picture + smooth.unflatten(0, coarse.shape[:-3])
+        if self.background_patterns:
+            weights = z_background[..., : self.background_patterns]
+            logits = logits + (weights @ self.patterns.flatten(1)).unflatten(-1, self.canvas)
+        return logits.sigmoid()
 
     @torch.no_grad()
-    def start_from(self, picture: Tensor) -> None:
-        """Initialize the learned background with a ``picture (C, H, W)`` of intensities in [0, 1]."""
-        self.picture.copy_(picture.clamp(DARKEST, 1 - DARKEST).logit())
+    def start_from(self, picture: Tensor, patterns: Tensor | None = None) -> None:
+        """Initialize the learned background with a ``picture (C, H, W)`` of intensities in [0, 1].
+
+        ``patterns (P, C, H, W)`` are deviations from it in the same units, one standard deviation each.
+        """
+        picture = picture.clamp(DARKEST, 1 - DARKEST)
+        self.picture.copy_(picture.logit())
+        if patterns is not None:  # the derivative of the logit turns deviations of intensities into those of logits
+            self.patterns.copy_(patterns / (picture * (1 - picture)))
 
     @pyro_method
     def decode(self, z_what: Tensor) -> Tensor:

@@ -67,6 +67,15 @@ class TrainingOptions(OptionModel):
     compile: Annotated[
         Switch, Option("compile the training step: faster, with the same results", "training", scope="process")
     ] = True
+    fuse: Annotated[
+        Switch,
+        Option(
+            "in long trainings on a CPU, compile the step in the background: faster, with the same results up to "
+            "rounding",
+            "training",
+            scope="process",
+        ),
+    ] = True
     precision: Annotated[
         Literal["float32", "bfloat16"], Option("autocast dtype in training; evaluation is float32", "training")
     ] = "float32"

@@ -235,6 +235,7 @@ class System(ABC, Generic[OptionsT, DataT]):
             patience=self.patience(options),
             saved=(model, guide) if whole else (),
             draw=partial(self.plot, model, guide, data, run) if whole else None,
+            fuse=options.fuse,
         )
         return Trained(model, guide, bound, seconds)
 

@@ -1,5 +1,6 @@
 """The training loop with evaluations, checkpoints and early stopping."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -50,6 +51,7 @@ def fit(
     patience: int | None = None,
     saved: Sequence[PairModule] = (),
     draw: Callable[[], object] | None = None,
+    fuse: bool = False,
 ) -> float:
     """Take ``steps`` SVI steps on shuffled batches of ``images``; returns the seconds of training over all starts.
 
@@ -68,6 +70,9 @@ def fit(
     After each evaluation but the last, and before an early stop, the weights of the modules in ``saved`` are written to
     the run's folder and ``draw()`` plots them. Plots are limited to a small share of the time.
 
+    With ``fuse`` a compiled step is fused in the background (:meth:`pplmodels.infer.SVI.fuse`) if the training is so
+    long that this pays.
+
     With several ranks (:mod:`pplmodels.distributed`), each takes an equal shard of every batch. ``evaluate`` must
     return the same metrics on all ranks. All ranks start from the weights of rank 0 and draw different noise.
 
@@ -83,6 +88,7 @@ def fit(
     early_stopping = EarlyStopping(patience, run.folder, history)
     preview = Preview(run.folder, saved, draw)
     recent: list[tuple[Tensor, Tensor]] = []  # batches and losses since the last check, still on the device
+    fusing = _Fusing(svi) if fuse else None
     remaining = steps - state.step
     if remaining <= 0 or early_stopping.is_due:
         say(f"{run.folder} was already trained to the end, at step {state.step}")
@@ -96,6 +102,8 @@ def fit(
             # several ranks stop at the same step: they ask each other where they look anyway
             may_stop = checking or distributed.world_size() == 1
             stopping = may_stop and distributed.any_rank(stop_requested() is not None)
+            if fusing is not None:
+                fusing.after_step(steps - state.step)
             if checking or stopping:
                 _check_finite(state, [batch for batch, _ in recent])
                 progress.describe(state.step, [loss for _, loss in recent], latest)
@@ -173,6 +181,24 @@ def _orders(length: int, batch_size: int, seed: int, start: int, device: torch.d
         for indices in order.split(batch_size)[position:]:
             yield indices[distributed.shard(len(indices))]
         epoch, position = epoch + 1, 0
+
+
+class _Fusing:
+    """Begins to fuse the step when its duration is known, and prints what has become of it."""
+
+    def __init__(self, svi: SVI):
+        self.svi, self.told = svi, ""
+        self.taken, self.start = 0, 0.0
+
+    def after_step(self, remaining: int) -> None:
+        self.taken += 1
+        if self.taken == CHECK_EVERY:
+            self.start = time.perf_counter()
+        elif self.taken == 2 * CHECK_EVERY:
+            self.svi.fuse(remaining * (time.perf_counter() - self.start) / CHECK_EVERY)
+        if self.svi.fusion != self.told:
+            self.told = self.svi.fusion
+            say(self.told)
 
 
 def _evaluate(run: Run, state: TrainState, evaluate: Callable[[], dict], objective: str, since: int) -> dict:

@@ -1,5 +1,8 @@
 """Programs that are traced once into a flat graph of tensor operations and then replayed."""
 
+import math
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
@@ -15,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from pplmodels import distributed
 from pplmodels.infer.compile.call import Call
 from pplmodels.infer.compile.comparison import Outcome, difference
+from pplmodels.infer.compile.fused import Fusion, FusionError
 from pplmodels.infer.compile.state import Snapshot, State
 from pplmodels.infer.compile.traced import TracedGraph
 from pplmodels.infer.compile.tracing import CompileError, explained, line_that_draws, modules_that_run, refusal
@@ -22,6 +26,9 @@ from pplmodels.rng import get_rng_state
 from pplmodels.states import named, packed
 
 MANY = 16  # maximum number of graphs, and number of traces after which each new trace causes a warning
+FREQUENT = 32  # calls after which a graph may be fused
+TIMED = 5  # calls of a fused graph, and of the graph itself, that are compared in time
+PAYS = 4  # a graph is fused if its calls will take this multiple of the expected time of its compilation
 HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
 Result = TypeVar("Result")
 
@@ -48,12 +55,20 @@ class CompiledProgram(Generic[Result]):
     the program cannot be traced, the state before the call is restored and :class:`CompileError` is raised. With
     ``fallback``, there is one warning instead, and from then on the program itself is run.
 
+    :meth:`fuse` fuses the operations of the graphs in the background (:class:`pplmodels.infer.compile.fused.Fusion`).
+    Meanwhile they are replayed one by one. A fused graph is compared with the program in the same way, and it is used
+    if it agrees up to rounding and is faster.
+
     Arguments:
         program: the function to compile.
         roots: returns the objects that the program reads, by name. They may change between calls.
         fallback: run the program itself if it cannot be compiled.
         tolerance: allowed difference of graph and program relative to the largest entry, because sums are reordered;
             None for defaults for float32 and float64.
+        fused: fuse all graphs that are called at least 32 times. If this is not possible, there is a warning.
+
+    Attributes:
+        fusion: the state of the last fusion as a sentence; "" if there was none.
     """
 
     def __init__(
@@ -62,9 +77,12 @@ class CompiledProgram(Generic[Result]):
         roots: Callable[[], Mapping[str, object]],
         fallback: bool = False,
         tolerance: float | None = None,
+        fused: bool = False,
     ):
         self.program, self.roots = program, roots
-        self.fallback, self.tolerance = fallback, tolerance
+        self.fallback, self.tolerance, self.fused = fallback, tolerance, fused
+        self.fusion = ""
+        self._ends = math.inf if fused else 0.0  # the time at which the calls are expected to end; 0: never fuse
         self.graphs: dict[tuple, TracedGraph | None] = {}
         self.traces = 0
         self._found: list[nn.Module] = []  # called modules that cannot be reached from the roots
@@ -78,7 +96,7 @@ class CompiledProgram(Generic[Result]):
 
     def __reduce__(self):
         """Copied and unpickled programs have no graphs and are traced again."""
-        return type(self), (self.program, self.roots, self.fallback, self.tolerance)
+        return type(self), (self.program, self.roots, self.fallback, self.tolerance, self.fused)
 
     def __call__(self, *args, **kwargs) -> Result:
         """The program's detached result. On CUDA, it is overwritten by the next call."""
@@ -93,6 +111,10 @@ class CompiledProgram(Generic[Result]):
         if (graph := self.graphs[key]) is None:
             return self.program(*args, **kwargs)
         graph.calls += 1
+        if graph.fusion is not None and graph.fusion.is_ready():
+            self._use_fused(graph, graph.fusion, call)
+        elif graph.calls >= FREQUENT and self._ends and not graph.is_tried:
+            self._begin_fusion(graph, call)
         if graph.calls & (graph.calls - 1) == 0:
             return self._compared(graph, key, call)
         return self._replayed(graph, call)
@@ -102,6 +124,54 @@ class CompiledProgram(Generic[Result]):
         if rebound:
             call.state.rebind(rebound)
         return results
+
+    def fuse(self, seconds: float = math.inf) -> None:
+        """Fuse graphs in the background from now on, if that pays within the next ``seconds`` of calls.
+
+        A graph pays if its share of these seconds is several times the expected time of its compilation, or if it is
+        in the cache. If a graph cannot be fused, :attr:`fusion` says why, and it is replayed.
+        """
+        self._ends = time.monotonic() + seconds
+
+    def _begin_fusion(self, graph: TracedGraph, call: Call) -> None:
+        graph.is_tried = True
+        try:
+            fusion = Fusion(graph.module, graph.chosen(call.state.tensors, call.arguments.tensors))
+        except FusionError as error:
+            self._tell_unfused(error)
+            return
+        calls = sum(other.calls for other in self.graphs.values() if other is not None)
+        seconds = (self._ends - time.monotonic()) * graph.calls / calls
+        if fusion.is_ready() or seconds > PAYS * fusion.expected_seconds:
+            fusion.begin()
+            graph.fusion, self.fusion = fusion, "the step is being fused in the background"
+
+    def _use_fused(self, graph: TracedGraph, fusion: Fusion, call: Call) -> None:
+        """Let a graph run fused operations if they agree with the program and are faster."""
+        graph.fusion = None
+        try:
+            fused = fusion.load()
+            with call.left_as_it_was() as before:
+                tensors = graph.chosen(call.state.tensors, call.arguments.tensors)
+                ratio = _ratio(graph.run, fused, tensors)
+                call.state.restore_bindings()
+                before.restore()
+                graph.run = fused
+                self._compare(graph, call, before, (0, 1))
+        except FusionError as error:
+            self._tell_unfused(error)
+        except CompileError:
+            graph.run = graph.module.forward
+            self._tell_unfused(FusionError("its results differ from the program's by more than rounding"))
+        else:
+            if ratio <= 1:
+                graph.run = graph.module.forward
+            self.fusion = f"the fused step takes {1 / ratio:.2f} of the time of the replayed one"
+
+    def _tell_unfused(self, error: FusionError) -> None:
+        self.fusion = f"the step is replayed and not fused: {error}"
+        if self.fused:
+            warnings.warn(self.fusion, stacklevel=2)
 
     def _uncompiled(self, error: CompileError, args: tuple, kwargs: dict) -> Result:
         self._give_up(error)
@@ -206,6 +276,10 @@ class CompiledProgram(Generic[Result]):
             with call.left_as_it_was() as before:
                 self._compare(graph, call, before, (0, 1))
         except CompileError as error:
+            if graph.is_fused:  # it may be the fused operations
+                graph.run = graph.module.forward
+                self._tell_unfused(FusionError("its results came to differ from the program's by more than rounding"))
+                return self._compared(graph, key, call)
             if (since := graph.calls // 2) > 1:
                 error = CompileError(
                     f"{str(error).removesuffix('.')} (found at call {graph.calls}, last compared at call {since}; "
@@ -341,6 +415,18 @@ def _why_not_here() -> str:
     if torch.is_anomaly_enabled():
         return "it is called under torch's anomaly detection, which reads the values of tensors"
     return ""
+
+
+@torch.no_grad()
+def _ratio(replayed: Callable, fused: Callable, tensors: list[Tensor]) -> float:
+    """The speed of the fused operations relative to the replayed ones, on the same inputs, which may be changed."""
+    seconds: dict[Callable, list[float]] = {replayed: [], fused: []}
+    for _ in range(TIMED):
+        for run in seconds:
+            start = time.perf_counter()
+            run(*tensors)
+            seconds[run].append(time.perf_counter() - start)
+    return statistics.median(seconds[replayed]) / statistics.median(seconds[fused])
 
 
 def _detached(results: Result) -> Result:

@@ -1,6 +1,6 @@
 """Creating and running a traced graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pplmodels.infer.compile.call import Call
+from pplmodels.infer.compile.fused import Fusion
 from pplmodels.infer.compile.passes import simplified
 from pplmodels.infer.compile.state import Snapshot, State
 from pplmodels.infer.compile.tracing import explained, refusal, refusing
@@ -18,7 +19,14 @@ aten = torch.ops.aten
 
 
 class TracedGraph:
-    """A traced graph, which is called with the tensors of state and arguments."""
+    """A traced graph, which is called with the tensors of state and arguments.
+
+    Attributes:
+        calls: the number of calls, counted by the caller.
+        run: runs the graph: operation by operation or with fused operations.
+        fusion: the fusion that has begun, but whose result does not run yet.
+        is_tried: whether a fusion has begun or was found not to pay.
+    """
 
     def __init__(self, program: Callable, call: Call, walk: Callable[[], State]):
         tensors = [*call.state.tensors, *call.arguments.tensors]
@@ -46,7 +54,10 @@ class TracedGraph:
         self.cut = [i for i, t in enumerate(tensors) if t.grad_fn is not None and attached[i]]
         module, self.used = simplified(module, tensors)
         self.requires_grad = [tensors[index].requires_grad for index in self.rebound]
-        self.run = module.forward
+        self.module = module
+        self.run: Callable[..., Sequence] = module.forward
+        self.fusion: Fusion | None = None
+        self.is_tried = False
         self.captured: torch.cuda.CUDAGraph | None = None
 
     def check(self, call: Call) -> None:
@@ -67,6 +78,11 @@ class TracedGraph:
         """The tensors that the graph reads or writes."""
         tensors = [*state, *arguments]
         return [tensors[index] for index in self.used]
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether fused operations run."""
+        return self.run != self.module.forward
 
     @torch.no_grad()
     def capture(self, state: list[Tensor], arguments: list[Tensor]) -> None:
