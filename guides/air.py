@@ -119,6 +119,7 @@ class AIRGuide(PairModule):
         self.background_model = background_model
         if background_model == "scene":
             self.background = nn.Linear(embed_dim, 2 * background_dim)
+            self.project = nn.Linear(math.prod(canvas), background_dim, bias=False)
         self.baseline = NeuralBaseline(embed_dim, hidden_dim)
         self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
         self.register_buffer("presence_limit", torch.tensor(presence_limit, dtype=torch.get_default_dtype()))
@@ -128,10 +129,29 @@ class AIRGuide(PairModule):
             self.where.weight.mul_(0.1)  # all windows start at where_loc
 
     @pyro_method
-    def q_z_background(self, embedding: Tensor) -> TorchDistributionMixin:
-        """q(z_background | x), event shape (G), from the image's ``embedding (..., B, embed_dim)``."""
+    def q_z_background(self, x: Tensor, embedding: Tensor) -> TorchDistributionMixin:
+        """q(z_background | x), event shape (G), from the images ``x (..., B, C, H, W)`` and their embedding.
+
+        The mean is linear in the pixels, as for a linear model, plus a function of ``embedding (..., B, embed_dim)``.
+        """
         loc, raw = self.background(embedding).chunk(2, -1)
-        return dist.Normal(loc, softplus(raw)).to_event(1)
+        return dist.Normal(loc + self.project(x.flatten(-3)), softplus(raw)).to_event(1)
+
+    @torch.no_grad()
+    def start_from(self, picture: Tensor, patterns: Tensor, pixel_scale: float) -> None:
+        """Initialize q(z_background | x) with the exact posterior of scenes without objects.
+
+        ``picture (C, H, W)`` and orthogonal ``patterns (P, C, H, W)`` are those of :meth:`pplmodels.AIR.start_from`,
+        and ``pixel_scale`` is the standard deviation of pixels (probabilistic PCA, Tipping & Bishop 1999).
+        """
+        number, rows = len(patterns), patterns.flatten(1)
+        weights = rows / (rows.square().sum(1, keepdim=True) + pixel_scale**2)
+        scale = pixel_scale / (rows.square().sum(1) + pixel_scale**2).sqrt()
+        self.project.weight.zero_()[:number] = weights
+        self.background.weight.zero_()
+        loc, raw = self.background.bias.chunk(2)
+        loc.zero_()[:number] = -(weights @ picture.flatten())
+        raw[:number] = scale.expm1().log()
 
     @pyro_method
     def q_z_pres(self, features: Tensor, present: Tensor) -> TorchDistributionMixin:
@@ -179,7 +199,7 @@ class AIRGuide(PairModule):
         with data_plate(len(x)):
             if self.background_model == "scene":
                 image = self.image_features(x)
-                z_background = pyro.sample("z_background", self.q_z_background(image.embedding))
+                z_background = pyro.sample("z_background", self.q_z_background(x, image.embedding))
             canvas = self.canvas_before(z_background)
             if canvas is not None or image is None:
                 image = self.image_features(x if canvas is None else x - canvas)

@@ -17,6 +17,7 @@ from pplmodels.infer import SVI, Annealed, PerSite_ELBO, adam, cosine, learning_
 from pplmodels.messages import say
 from pplmodels.metrics import gradient_variance
 from pplmodels.metrics.bounds import IWBound
+from pplmodels.models.air import SMALLEST_PIXEL_SCALE
 from pplmodels.systems import ImageFileOptions, LogProbFunction, Pair, System, Trained
 from pplmodels.systems.counting import scene_metrics, weighted_metrics
 from pplmodels.systems.options import BACKGROUND, LearningRate, by_data
@@ -354,6 +355,8 @@ class AIRSystem(System[AIROptions, SceneSet]):
         log_k = math.log(options.count_ratio[0])
         parts = {"model": model} if options.guide == "dair" else {}
         guide = guide_class(**parts, **sizes, where_loc=where_loc, presence_bias=options.presence_bias, log_k=log_k)
+        if ground.picture is not None and patterns is not None:
+            guide.start_from(ground.picture, patterns, SMALLEST_PIXEL_SCALE)
         return model, guide
 
     def svi(self, options: AIROptions, model: Any, guide: Any) -> SVI:

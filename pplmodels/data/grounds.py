@@ -52,8 +52,8 @@ class Ground:
         noise: robust standard deviation of a pixel around a smooth background, in [0, 1].
         picture: per-pixel median of the scenes, float ``(C, H, W)`` in [0, 1]; a single color if ``kind`` is "black",
             and the mean if there are ``patterns``. None if no scenes were examined.
-        patterns: float ``(P, C, H, W)``, if a few pictures with edges (such as the lines of a grid) explain how
-            backgrounds that vary differ from ``picture``: the principal components, one standard deviation each.
+        patterns: orthogonal pictures, float ``(P, C, H, W)``, if ``kind`` is "varying" and a few explain how the
+            backgrounds differ from ``picture``: principal components, one standard deviation each.
     """
 
     kind: Literal["black", "common", "varying"] = "black"
@@ -113,10 +113,10 @@ def ground_of(scenes: Images) -> Ground:
 
 
 def _patterns(levels: np.ndarray) -> Tensor | None:
-    """:attr:`Ground.patterns` of scenes; None if no few pictures explain how they differ, or only smooth ones do.
+    """:attr:`Ground.patterns` of scenes; None if no few pictures explain how they differ.
 
-    The variance along the principal components then has a gap: objects at random places need many components. More than
-    half of the variance before the gap must remain after a smooth surface has been fitted to each component.
+    The variances along the principal components have a gap after the patterns: objects at random places need many
+    components with similar variances.
     """
     few = levels[:: max(1, len(levels) // DECOMPOSED)].astype(np.float32) / 255
     rest = (few - few.mean(0)).reshape(len(few), -1)
@@ -130,10 +130,7 @@ def _patterns(levels: np.ndarray) -> Tensor | None:
     if variance[:number].sum() < SHARE * variance.sum():
         return None
     pictures = (values[:number, None] * components[:number] / len(few) ** 0.5).reshape(number, *levels.shape[1:])
-    basis = _basis(*levels.shape[2:]).reshape(-1, pictures[0, 0].size).T
-    surfaces = pictures.reshape(-1, len(basis)).T
-    rough = surfaces - basis @ np.linalg.lstsq(basis, surfaces, rcond=None)[0]
-    return torch.from_numpy(pictures) if 2 * (rough**2).sum() > (surfaces**2).sum() else None
+    return torch.from_numpy(pictures)
 
 
 def _intensities(picture: np.ndarray) -> Tensor:

@@ -18,7 +18,6 @@ from pplmodels.nn import mlp, write_window
 
 BACKGROUND_MODELS = ("none", "common", "scene")
 SMALLEST_PIXEL_SCALE = 0.1
-DARKEST = 0.02  # smallest initial intensity of a background, so that its gradient does not vanish
 COARSE = 4  # side of the grid that is interpolated to a scene's background
 
 
@@ -74,12 +73,13 @@ class AIR(PairModule):
         pixel_scale: standard deviation of a pixel around the canvas; the initial value if it is learned.
         log_k: log of the prior's ratio p(n+1)/p(n), a buffer that is annealed in training.
         decoder_bias: initial bias of the logits of the object's intensities, or of its mask with occlusion.
-        background_model: "none" is black. "common" is a learned picture, the same for all scenes. "scene" adds a smooth
-            image, interpolated from a grid of 4x4 points, to the logits of that picture, with a latent per scene. It
-            can represent slopes and large spots, but no edges.
+        background_model: "none" is black. "common" is a learned picture, the same for all scenes. "scene" adds to this
+            picture a smooth image with a latent per scene, interpolated from a grid of 4x4 points. It can represent
+            slopes and large spots, but no edges.
         background_dim: G, the size of z_background.
-        background_patterns: P <= G, the number of learned pictures that are added to these logits with the first P
-            entries of z_background as weights. They can represent the lines of a grid, for example.
+        background_patterns: P <= G, the number of learned pictures that are also added, with the first P entries of
+            z_background as weights. They can represent the lines of a grid, for example. A few pictures that all scenes
+            share cannot represent objects at random places.
         occlusion: whether objects are drawn over the canvas with a mask, so that a later object hides what is below it.
             Otherwise they are added to the canvas.
         learn_pixel_scale: whether pixel_scale is a parameter, which is always above 0.1. With a smaller deviation,
@@ -198,32 +198,36 @@ class AIR(PairModule):
     def ground(self, z_background: Tensor | None = None) -> Tensor:
         """The canvas before the first object, ``(..., B, G) -> (..., B, C, H, W)``, or (C, H, W) without a latent.
 
+        As the mean of a normal distribution, it may exceed the range of intensities.
+
         Raises ValueError if ``z_background`` is missing.
         """
         if self.background_model == "none":
             return self.where_loc.new_zeros(self.canvas)
         if self.background_model == "common":
-            return self.picture.sigmoid()
+            return self.picture
         if z_background is None:
             raise ValueError('the background of each scene has a latent (background_model="scene"): give z_background')
         coarse = self.background_decoder(z_background).unflatten(-1, (self.canvas[0], COARSE, COARSE))
         smooth = interpolate(coarse.flatten(0, -4), self.canvas[1:], mode="bilinear", align_corners=True)
-        logits = self.picture + smooth.unflatten(0, coarse.shape[:-3])
+        ground = self.picture + smooth.unflatten(0, coarse.shape[:-3])
         if self.background_patterns:
             weights = z_background[..., : self.background_patterns]
-            logits = logits + (weights @ self.patterns.flatten(1)).unflatten(-1, self.canvas)
-        return logits.sigmoid()
+            ground = ground + (weights @ self.patterns.flatten(1)).unflatten(-1, self.canvas)
+        return ground
 
     @torch.no_grad()
     def start_from(self, picture: Tensor, patterns: Tensor | None = None) -> None:
         """Initialize the learned background with a ``picture (C, H, W)`` of intensities in [0, 1].
 
-        ``patterns (P, C, H, W)`` are deviations from it in the same units, one standard deviation each.
+        ``patterns (P, C, H, W)`` are deviations from it, one standard deviation each. Then there is no smooth image
+        initially.
         """
-        picture = picture.clamp(DARKEST, 1 - DARKEST)
-        self.picture.copy_(picture.logit())
-        if patterns is not None:  # the derivative of the logit turns deviations of intensities into those of logits
-            self.patterns.copy_(patterns / (picture * (1 - picture)))
+        self.picture.copy_(picture)
+        if patterns is not None:
+            self.patterns.copy_(patterns)
+            for parameter in self.background_decoder[-1].parameters():
+                parameter.zero_()
 
     @pyro_method
     def decode(self, z_what: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ def difference(
     before: list[Tensor],
     name: Callable[[int], str],
     tolerance: float | None,
+    amplified: float = 1.0,
 ) -> str:
     """The name of the first result, tensor or generator in which graph and program differ; "" if they agree.
 
@@ -33,14 +34,19 @@ def difference(
     Arguments:
         name: returns the name of a tensor from its index.
         tolerance: relative to the largest entry; None for 1e-9 in float64 and 1e-4 otherwise.
+        amplified: factor of this tolerance.
     """
+
+    def rounding(tensor: Tensor) -> float:
+        return amplified * (tolerance or (1e-9 if tensor.dtype == torch.float64 else 1e-4))
+
     floating = [r for r in program.results[1:] if isinstance(r, Tensor) and r.is_floating_point()]
     largest = max(map(_largest, floating), default=0.0)
     for number, (expected, got) in enumerate(zip(program.results, graph.results, strict=True)):
-        if not _close(got, expected, tolerance, largest if number else 0.0):
+        if not _close(got, expected, rounding, largest if number else 0.0):
             return f"result {number + 1}"
     for number, (expected, got) in enumerate(zip(program.tensors, graph.tensors, strict=True)):
-        if not _changed_alike(got, expected, before[number], tolerance):
+        if not _changed_alike(got, expected, before[number], rounding):
             return name(number)
     if not _same_random(program.generators, graph.generators):
         return "the number of random numbers drawn"
@@ -50,10 +56,6 @@ def difference(
 def _same_random(one: dict, other: dict) -> bool:
     same = zip([one["torch"], *one["cuda"]], [other["torch"], *other["cuda"]], strict=True)
     return all(torch.equal(a, b) for a, b in same)
-
-
-def _rounding(tensor: Tensor, tolerance: float | None) -> float:
-    return tolerance or (1e-9 if tensor.dtype == torch.float64 else 1e-4)
 
 
 def _largest(tensor: Tensor) -> float:
@@ -66,7 +68,7 @@ def _equal(got: Tensor, expected: Tensor) -> Tensor:
     return (got == expected) | (got.isnan() & expected.isnan())
 
 
-def _close(got, expected, tolerance: float | None, largest: float) -> bool:
+def _close(got, expected, rounding: Callable[[Tensor], float], largest: float) -> bool:
     """Whether values are equal up to the rounding of reordered sums, relative to the largest entry.
 
     Differences below a hundredth of the rounding error of ``largest`` are ignored.
@@ -77,16 +79,16 @@ def _close(got, expected, tolerance: float | None, largest: float) -> bool:
         return False
     if not expected.is_floating_point():
         return torch.equal(got, expected)
-    allowed = _rounding(expected, tolerance) * max(_largest(expected), largest / 100)
+    allowed = rounding(expected) * max(_largest(expected), largest / 100)
     return bool((_equal(got, expected) | ((got - expected).abs() <= allowed)).all())
 
 
-def _changed_alike(got: Tensor, expected: Tensor, before: Tensor, tolerance: float | None) -> bool:
+def _changed_alike(got: Tensor, expected: Tensor, before: Tensor, rounding: Callable[[Tensor], float]) -> bool:
     """Whether two tensors have changed equally since ``before``, up to rounding of the change and of the value."""
     if torch.equal(got, expected):
         return True
     if not expected.is_floating_point() or torch.equal(expected, before):
         return False
-    rounding = 4 * torch.finfo(expected.dtype).eps * expected.abs()
-    allowed = _rounding(expected, tolerance) * _largest(expected - before) + rounding
+    representable = 4 * torch.finfo(expected.dtype).eps * expected.abs()
+    allowed = rounding(expected) * _largest(expected - before) + representable
     return bool((_equal(got, expected) | ((got - expected).abs() <= allowed)).all())

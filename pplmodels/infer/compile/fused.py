@@ -6,6 +6,7 @@ import os
 import pickle
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+import torch._inductor
 from filelock import FileLock
 from torch import Tensor
 from torch._ops import OpOverload
@@ -30,7 +32,7 @@ from torch.fx.node import map_aggregate, map_arg
 from pplmodels import distributed
 
 SECONDS = 0.05  # of compilation per operation, on two cores
-KEPT = 64  # maximum number of fused graphs in the cache
+BEGUN = "the step is being fused in the background"
 FOLDER = "PPLMODELS_CACHE"  # environment variable with the folder of the cache
 
 
@@ -47,9 +49,9 @@ def cache_folder() -> Path:
 class Fusion:
     """The fusion of a graph, in a background process of low priority.
 
-    The result is kept in :func:`cache_folder`, under a key of everything that it depends on: the graph, the layouts of
-    its inputs, the number of threads, the versions of torch and Python, and the processor. Random operations are not
-    fused: they call torch's kernels.
+    The result, a few megabytes, is kept in :func:`cache_folder` under a key of everything that it depends on: the
+    graph, the layouts of its inputs, the number of threads, the versions of torch and Python, and the processor. Random
+    operations are not fused: they call torch's kernels.
 
     Arguments:
         module: a graph of tensor operations. It is copied.
@@ -121,7 +123,10 @@ class Fusion:
 
 def _end(process: subprocess.Popen, folder: Path) -> None:
     if process.poll() is None:
-        process.kill()
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)  # and its compilers
+        else:
+            process.kill()
         process.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -222,9 +227,6 @@ def run_job(folder: str) -> None:
         traceback.print_exc()
         lines = [line for line in str(error).splitlines() if line.strip()]
         sys.exit(f"{type(error).__name__}: {lines[0] if lines else ''}")
-    kept = sorted(cache_folder().glob("*.bin"), key=lambda file: file.stat().st_mtime)
-    for old in kept[:-KEPT]:
-        old.unlink(missing_ok=True)
 
 
 def _fuse(module: GraphModule, layouts: list, path: str) -> None:

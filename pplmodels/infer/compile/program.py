@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from pplmodels import distributed
 from pplmodels.infer.compile.call import Call
 from pplmodels.infer.compile.comparison import Outcome, difference
-from pplmodels.infer.compile.fused import Fusion, FusionError
+from pplmodels.infer.compile.fused import BEGUN, Fusion, FusionError
 from pplmodels.infer.compile.state import Snapshot, State
 from pplmodels.infer.compile.traced import TracedGraph
 from pplmodels.infer.compile.tracing import CompileError, explained, line_that_draws, modules_that_run, refusal
@@ -27,6 +27,9 @@ from pplmodels.states import named, packed
 
 MANY = 16  # maximum number of graphs, and number of traces after which each new trace causes a warning
 FREQUENT = 32  # calls after which a graph may be fused
+# Fused sums are rounded differently, and some programs amplify this (a softmax near a tie). Errors of other kinds, such
+# as random numbers in another order, change gradients by their own size.
+AMPLIFIED = 100.0  # factor of the tolerance for fused graphs
 TIMED = 5  # calls of a fused graph, and of the graph itself, that are compared in time
 PAYS = 4  # a graph is fused if its calls will take this multiple of the expected time of its compilation
 HOOKS = {name: hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_")}
@@ -144,7 +147,7 @@ class CompiledProgram(Generic[Result]):
         seconds = (self._ends - time.monotonic()) * graph.calls / calls
         if fusion.is_ready() or seconds > PAYS * fusion.expected_seconds:
             fusion.begin()
-            graph.fusion, self.fusion = fusion, "the step is being fused in the background"
+            graph.fusion, self.fusion = fusion, BEGUN
 
     def _use_fused(self, graph: TracedGraph, fusion: Fusion, call: Call) -> None:
         """Let a graph run fused operations if they agree with the program and are faster."""
@@ -157,7 +160,7 @@ class CompiledProgram(Generic[Result]):
                 call.state.restore_bindings()
                 before.restore()
                 graph.run = fused
-                self._compare(graph, call, before, (0, 1))
+                self._compare(graph, call, before, (0, 1, 2, 3))
         except FusionError as error:
             self._tell_unfused(error)
         except CompileError:
@@ -294,21 +297,22 @@ class CompiledProgram(Generic[Result]):
         graph: TracedGraph,
         call: Call,
         before: Snapshot,
-        seeds: tuple[int, int],
+        seeds: tuple[int, ...],
         expected: Outcome | None = None,
     ) -> None:
-        """Run graph and program from the same state; raises if they differ for both seeds.
+        """Run graph and program from the same state; raises if they differ for all seeds.
 
-        ``seeds`` are offsets to the current seed. A difference for only one seed may be caused by rounding that flips
+        ``seeds`` are offsets to the current seed. A difference for only some seeds may be caused by rounding that flips
         a discrete choice. ``expected`` is the program's outcome for the first seed, if known.
         """
+        amplified = AMPLIFIED if graph.is_fused else 1.0
         differences = []
         for seed in seeds:
             if expected is None:
                 expected = self._outcome(call, before, seed)
             got = self._outcome(call, before, seed, graph)
             tensors = [value for _, value in before.tensors]
-            found = difference(expected, got, tensors, call.tensor_name, self.tolerance)
+            found = difference(expected, got, tensors, call.tensor_name, self.tolerance, amplified)
             differences.append(max(distributed.all_gather_object(found)))  # all ranks must take the same decision
             if not differences[-1]:
                 return
