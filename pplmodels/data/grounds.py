@@ -124,9 +124,10 @@ def _patterns(levels: np.ndarray) -> Tensor | None:
     variance = values**2
     most = min(MOST_PATTERNS, len(variance) - 1)
     ratios = variance[:most] / np.maximum(variance[1 : most + 1], 1e-12)
-    if not len(ratios) or ratios.max() < GAP:
+    gaps = np.flatnonzero(ratios >= GAP)
+    if not len(gaps):
         return None
-    number = int(ratios.argmax()) + 1
+    number = int(gaps[-1]) + 1
     if variance[:number].sum() < SHARE * variance.sum():
         return None
     pictures = (values[:number, None] * components[:number] / len(few) ** 0.5).reshape(number, *levels.shape[1:])
