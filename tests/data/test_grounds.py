@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pplmodels.data.generated.grounds import make_grounds
 from pplmodels.data.grounds import eight_bits, foreground, ground_of, smooth_background
 from pplmodels.data.images import Images
 from pplmodels.data.own_scenes import find_objects
@@ -99,6 +100,31 @@ def test_kind_noise_sides_and_maximum_are_found_on_any_background(name, channels
     assert ground.noise == pytest.approx(noise, rel=0.2, abs=0.01 if photographs else 0.005)
     assert ground.picture.shape == images.shape
     agrees(images, sides, counts, more=1 if photographs else 0)  # photographs have features as large as objects
+
+
+@pytest.mark.parametrize("kind, patterns", [("grid", 8), ("graded", 9), ("constant", 0), ("noise", 0)])
+def test_backgrounds_that_combine_few_pictures_are_explained_by_them(kind, patterns):
+    """The lines of a grid have five offsets in each direction; a gradient has a level and two slopes per channel."""
+    rng = np.random.default_rng(0)
+    channels = 3 if kind == "graded" else 1
+    grounds = make_grounds(kind, 400, CANVAS, np.array([[0.2] * channels, [0.6] * channels]), rng).pixels
+    scenes = grounds.transpose(0, 3, 1, 2).copy()
+    if kind == "noise":
+        scenes += 0.1 * rng.normal(size=scenes.shape)
+    for n, (top, left) in enumerate(rng.integers(0, CANVAS - 8, (300, 2))):
+        scenes[n, :, top : top + 8, left : left + 8] = rng.uniform(0.5, 1, (channels, 1, 1))
+    ground = ground_of(Images(torch.from_numpy((255 * scenes.clip(0, 1)).round().astype(np.uint8))))
+    if not patterns:
+        assert ground.patterns is None
+        return
+    assert len(ground.patterns) == patterns and f"as a combination of {patterns} pictures" in str(ground)
+    rows = ground.patterns.flatten(1)
+    gram = rows @ rows.T
+    torch.testing.assert_close(gram, gram.diag().diag(), rtol=0, atol=1e-3 * float(gram.max()))
+    empty = (torch.from_numpy(scenes[300:]).float() - ground.picture).flatten(1)
+    left = empty - empty @ rows.T @ gram.inverse() @ rows
+    crossings = 0.16**2 / (0.16**2 + 2 * 0.8**2 * 0.16)  # where lines cross they do not add up: 0.11 of the variance
+    assert left.square().mean() < (1.1 * crossings if kind == "grid" else 0.01) * empty.square().mean()
 
 
 @pytest.mark.parametrize("name", ["black", "textured", "slopes"])

@@ -41,7 +41,9 @@ PAIRS = {
         stops=True,
     ),
     "air, background per scene, occlusion": Pair(
-        model=lambda: AIR(**AIR_SIZES, **SCENE, hidden_dims=(8,), occlusion=True, learn_pixel_scale=True),
+        model=lambda: AIR(
+            **AIR_SIZES, **SCENE, background_patterns=2, hidden_dims=(8,), occlusion=True, learn_pixel_scale=True
+        ),
         guide=lambda model: AIRGuide(**AIR_SIZES, **AIR_WIDTHS, **SCENE),
         batch=lambda n: torch.rand(n, 1, 10, 10),
         stops=True,
@@ -177,7 +179,7 @@ def test_summed_out_is_the_sum_with_a_background_and_occlusion(float64):
 
     class CertainBackground(FixedGuide):
         @pyro_method
-        def q_z_background(self, embedding):
+        def q_z_background(self, x, embedding):
             return dist.Delta(torch.tensor([0.3, -0.2, 0.5]).expand((*embedding.shape[:-1], 3)), event_dim=1)
 
     model = AIR(**AIR_SIZES, **SCENE, hidden_dims=(8,), occlusion=True, learn_pixel_scale=True)
@@ -322,10 +324,48 @@ def test_all_counts_at_once_are_each_count_alone(float64, background_model, occl
 def test_a_background_is_smooth_and_differs_between_scenes():
     """Its grid of 4x4 points cannot represent an object: second differences vanish between the points."""
     model = AIR(canvas=(3, 40, 40), background_model="scene")
-    ground = model.ground(torch.randn(5, 8)).logit()
+    ground = model.ground(torch.randn(5, 8))
     assert (ground[0] - ground[1]).abs().max() > 1e-3
     bends = ground.diff(n=2, dim=-1).abs() > 1e-4
     assert 0 < bends.any(-2).flatten(0, 1).any(0).sum() <= 2 * (COARSE - 2)  # the columns at the inner points
+
+
+def a_start(model, guide):
+    """Start both from a picture and two orthogonal patterns; returns them."""
+    picture = torch.rand(1, 10, 10)
+    rows = torch.linalg.qr(torch.randn(100, 2))[0].T * torch.tensor([[2.0], [0.5]])
+    patterns = rows.view(2, 1, 10, 10)
+    model.start_from(picture, patterns)
+    guide.start_from(picture, patterns, model.pixel_scale)
+    return picture, patterns
+
+
+def test_a_background_starts_as_the_combination_of_patterns(float64):
+    model = AIR(**AIR_SIZES, **SCENE, background_patterns=2)
+    picture, patterns = a_start(model, AIRGuide(**AIR_SIZES, **AIR_WIDTHS, **SCENE))
+    z_background = torch.randn(5, 3)
+    expected = picture + torch.einsum("bp,pchw->bchw", z_background[:, :2], patterns)
+    torch.testing.assert_close(model.ground(z_background), expected)
+
+
+def test_the_guide_of_the_background_starts_as_the_exact_posterior_without_objects(float64):
+    """Bayes' rule for a linear normal model, from its joint covariance."""
+    model, guide = AIR(**AIR_SIZES, **SCENE, background_patterns=2), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, **SCENE)
+    picture, patterns = a_start(model, guide)
+    x = torch.rand(7, 1, 10, 10)
+    rows = patterns.flatten(1)
+    of_pixels = rows.T @ rows + model.pixel_scale**2 * torch.eye(100)
+    gain = rows @ of_pixels.inverse()
+    found = guide.q_z_background(x, guide.embed(x.flatten(1))).base_dist
+    torch.testing.assert_close(found.loc[:, :2], (x - picture).flatten(1) @ gain.T)
+    covariance = torch.eye(2) - gain @ rows.T
+    torch.testing.assert_close(found.scale[0, :2].square().diag(), covariance)
+
+
+@pytest.mark.parametrize("background_model, patterns", [("scene", 4), ("scene", -1), ("common", 1)])
+def test_patterns_need_a_latent_each(background_model, patterns):
+    with pytest.raises(ValueError, match=f"background_patterns must be from 0 .* not {patterns}"):
+        AIR(**AIR_SIZES, background_model=background_model, background_dim=3, background_patterns=patterns)
 
 
 def test_the_common_background_is_learned_as_the_mean_of_empty_scenes():

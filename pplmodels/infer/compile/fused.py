@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -27,7 +28,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_aggregate
 
 from pplmodels import distributed
 
@@ -159,8 +160,8 @@ def _written(module: GraphModule) -> list[tuple]:
     (Pickled GraphModules run operations without tensors among their arguments, such as ``randn``, when they are read.)
     """
 
-    def named(value):
-        return map_arg(value, lambda node: _Name(node.name))
+    def named(value: Any) -> Any:
+        return map_aggregate(value, lambda part: _Name(part.name) if isinstance(part, Node) else part)
 
     def target(node: Node):
         return str(node.target) if isinstance(node.target, OpOverload) else node.target
@@ -172,7 +173,7 @@ def _read(nodes: list[tuple]) -> GraphModule:
     """The graph whose nodes :func:`_written` returned."""
     graph, known = Graph(), {}
 
-    def found(value):
+    def found(value: Any) -> Any:
         return map_aggregate(value, lambda part: known[part.name] if isinstance(part, _Name) else part)
 
     for op, name, target, args, kwargs in nodes:
@@ -232,7 +233,7 @@ def run_job(folder: str) -> None:
 def _fuse(module: GraphModule, layouts: list, path: str) -> None:
     import torch._inductor.compile_fx  # takes seconds; without it, some of torch's modules import in a circle
 
-    inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layouts]
+    inputs: list[Any] = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in layouts]
     # random operations call torch's kernels, whose numbers are those of the replayed graph
     with torch.no_grad(), torch._inductor.config.patch(fallback_random=True):
         fused = torch._inductor.standalone_compile(module, inputs, dynamic_shapes="from_example_inputs")
