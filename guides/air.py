@@ -36,8 +36,9 @@ class AIRGuide(PairModule):
         q(z | x) = q(z_background | x)
                    prod_{t=1..T} q(z_pres_t | f_t, z_pres_{t-1}) [q(z_where_t | f_t) q(z_what_t | glimpse_t)]^{z_pres_t}
 
-        h_t       = LSTM([embed(x), z_{t-1}], h_{t-1}),  z_t = z_pres_t [1, z_where_t, z_what_t]
-        f_t       = [h_t, attend(x, z_where_{<t}, h_t)]
+        y         = x - ground(z_background), or x if the background has no latent
+        h_t       = LSTM([embed(y), z_{t-1}], h_{t-1}),  z_t = z_pres_t [1, z_where_t, z_what_t]
+        f_t       = [h_t, attend(y, z_where_{<t}, h_t)]
         glimpse_t = read(x, z_where_t)
 
     ============  ============  ===========  ===========  ===================================
@@ -104,6 +105,7 @@ class AIRGuide(PairModule):
     ):
         super().__init__("air_guide")
         z_dim = 1 + 3 + what_dim
+        self.canvas = tuple(canvas)
         self.num_steps = num_steps
         self.window = window
         self.hidden_dim = hidden_dim
@@ -117,9 +119,13 @@ class AIRGuide(PairModule):
         self.where = nn.Linear(predict_dim, 6)
         self.encoder = mlp(canvas[0] * window**2, encoder_dims, 2 * what_dim)
         self.background_model = background_model
+        self.ground: nn.Linear | None = None
         if background_model == "scene":
             self.background = nn.Linear(embed_dim, 2 * background_dim)
             self.project = nn.Linear(math.prod(canvas), background_dim, bias=False)
+            self.ground = nn.Linear(background_dim, math.prod(canvas))
+            for parameter in self.ground.parameters():
+                nn.init.zeros_(parameter)
         self.baseline = NeuralBaseline(embed_dim, hidden_dim)
         self.register_buffer("log_k", torch.tensor(log_k, dtype=torch.get_default_dtype()))
         self.register_buffer("presence_limit", torch.tensor(presence_limit, dtype=torch.get_default_dtype()))
@@ -139,7 +145,7 @@ class AIRGuide(PairModule):
 
     @torch.no_grad()
     def start_from(self, picture: Tensor, patterns: Tensor, pixel_scale: float) -> None:
-        """Initialize q(z_background | x) with the exact posterior of scenes without objects.
+        """Initialize the canvas, and q(z_background | x) with the exact posterior of scenes without objects.
 
         ``picture (C, H, W)`` and orthogonal ``patterns (P, C, H, W)`` are those of :meth:`pplmodels.AIR.start_from`,
         and ``pixel_scale`` is the standard deviation of pixels (probabilistic PCA, Tipping & Bishop 1999).
@@ -152,6 +158,9 @@ class AIRGuide(PairModule):
         loc, raw = self.background.bias.chunk(2)
         loc.zero_()[:number] = -(weights @ picture.flatten())
         raw[:number] = scale.expm1().log()
+        if self.ground is not None:
+            self.ground.weight[:, :number] = rows.mT
+            self.ground.bias.copy_(picture.flatten())
 
     @pyro_method
     def q_z_pres(self, features: Tensor, present: Tensor) -> TorchDistributionMixin:
@@ -180,29 +189,34 @@ class AIRGuide(PairModule):
 
     @pyro_method
     def canvas_before(self, z_background: Tensor | None) -> Tensor | None:
-        """The canvas before the first step, if the guide uses it; here None."""
-        return None
+        """The canvas before the first step, which is subtracted from the image; None if it is black.
+
+        With a background per scene, it is a linear function of ``z_background (..., B, G)``. Objects on different
+        backgrounds are then equally salient.
+        """
+        if z_background is None or self.ground is None:
+            return None
+        return self.ground(z_background).unflatten(-1, self.canvas)
 
     @pyro_method
-    def canvas_after(self, canvas: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor:
-        """The canvas with an object ``(present, z_where, z_what)``, if there is a canvas; here unchanged."""
-        return canvas
+    def canvas_after(self, canvas: Tensor, present: Tensor, z_where: Tensor, z_what: Tensor) -> Tensor | None:
+        """The canvas after an object ``(present, z_where, z_what)``, if the object is subtracted, too; here None."""
+        return None
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Sample the latents of the scenes ``x (B, C, H, W)``. ``n`` is an argument of the model and unused here."""
         if x is None:
             raise ValueError("AIRGuide infers objects from scenes: x is required")
-        image, z_background = None, None
+        z_background = None
         present = x.new_ones(len(x))
         state = (x.new_zeros(len(x), self.hidden_dim),) * 2
         z = x.new_zeros(len(x), self.z_dim)
         with data_plate(len(x)):
             if self.background_model == "scene":
-                image = self.image_features(x)
-                z_background = pyro.sample("z_background", self.q_z_background(x, image.embedding))
+                embedding = self.embed(x.flatten(-3))
+                z_background = pyro.sample("z_background", self.q_z_background(x, embedding))
             canvas = self.canvas_before(z_background)
-            if canvas is not None or image is None:
-                image = self.image_features(x if canvas is None else x - canvas)
+            image = self.image_features(x if canvas is None else x - canvas)
             marks = self.attention.no_marks(image.maps)
             for t in range(1, self.num_steps + 1):
                 state = self.lstm(image.gates, z, state)
@@ -220,9 +234,9 @@ class AIRGuide(PairModule):
                 z = torch.cat([pres, pres * z_where, pres * z_what], -1)
                 if t < self.num_steps:
                     marks = marks + pres[..., None] * self.attention.marks(image.maps, z_where)
-                    if canvas is not None:
-                        canvas = self.canvas_after(canvas, present, z_where, z_what)
-                        image = self.image_features(x - canvas)
+                    after = None if canvas is None else self.canvas_after(canvas, present, z_where, z_what)
+                    if after is not None:
+                        canvas, image = after, self.image_features(x - after)
 
 
 class DAIRGuide(AIRGuide):
@@ -247,6 +261,7 @@ class DAIRGuide(AIRGuide):
     def __init__(self, model: AIR, **sizes):
         super().__init__(**sizes)
         self.__dict__["model"] = model  # not a submodule: the guide neither owns nor saves it
+        self.ground = None  # the model's is used
 
     @pyro_method
     def canvas_before(self, z_background: Tensor | None) -> Tensor:

@@ -160,26 +160,31 @@ def _written(module: GraphModule) -> list[tuple]:
     (Pickled GraphModules run operations without tensors among their arguments, such as ``randn``, when they are read.)
     """
 
-    def named(value: Any) -> Any:
-        return map_aggregate(value, lambda part: _Name(part.name) if isinstance(part, Node) else part)
+    def named(part: Any) -> Any:
+        return _Name(part.name) if isinstance(part, Node) else part
 
-    def target(node: Node):
+    def target(node: Node) -> Any:
         return str(node.target) if isinstance(node.target, OpOverload) else node.target
 
-    return [(node.op, node.name, target(node), named(node.args), named(node.kwargs)) for node in module.graph.nodes]
+    return [
+        (node.op, node.name, target(node), map_aggregate(node.args, named), map_aggregate(node.kwargs, named))
+        for node in module.graph.nodes
+    ]
 
 
 def _read(nodes: list[tuple]) -> GraphModule:
     """The graph whose nodes :func:`_written` returned."""
-    graph, known = Graph(), {}
+    graph = Graph()
+    known: dict[str, Node] = {}
 
-    def found(value: Any) -> Any:
-        return map_aggregate(value, lambda part: known[part.name] if isinstance(part, _Name) else part)
+    def found(part: Any) -> Any:
+        return known[part.name] if isinstance(part, _Name) else part
 
     for op, name, target, args, kwargs in nodes:
         if op == "call_function" and isinstance(target, str):
             target = attrgetter(target)(torch.ops)
-        known[name] = graph.create_node(op, target, found(args), found(kwargs), name)
+        args, kwargs = (map_aggregate(value, found) for value in (args, kwargs))
+        known[name] = graph.create_node(op, target, args, kwargs, name)
     return GraphModule({}, graph)
 
 
