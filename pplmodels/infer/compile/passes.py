@@ -17,7 +17,8 @@ FILLS = {  # they only use the shape of their argument, which is fixed in a grap
 LIFTS = (aten.lift_fresh.default, aten.lift_fresh_copy.default)
 # These write to the running mean and variance, their fourth and fifth arguments, which their schemas do not declare.
 BATCH_NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
-RESHAPES = (aten.expand.default, aten.view.default, aten._unsafe_view.default)
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+RESHAPES = (aten.expand.default, *VIEWS)
 
 
 def simplified(module: GraphModule, inputs: list[torch.Tensor]) -> tuple[GraphModule, list[int]]:
@@ -33,6 +34,7 @@ def simplified(module: GraphModule, inputs: list[torch.Tensor]) -> tuple[GraphMo
             graph.erase_node(node)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     written = _written_storage(graph, _same_memory(placeholders, inputs))
+    _allow_other_strides(graph, written)
     _fold_constants(module, written)
     _share_repeated(graph, written)
     for node in reversed(list(graph.nodes)):
@@ -45,6 +47,17 @@ def simplified(module: GraphModule, inputs: list[torch.Tensor]) -> tuple[GraphMo
     graph.lint()
     module.recompile()
     return module, used
+
+
+def _allow_other_strides(graph: Graph, written: set[Node]) -> None:
+    """Replace views by reshapes, unless something writes to their memory.
+
+    A replayed kernel may return other strides than the traced one, for which no view exists: convolutions in oneDNN,
+    which is disabled while the graph is traced, return the strides of their weights.
+    """
+    for node in graph.nodes:
+        if node.target in VIEWS and node not in written:
+            node.target = aten.reshape.default
 
 
 def _equal_argument(node: Node) -> Node | None:
