@@ -3,6 +3,7 @@
 import os
 import runpy
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,8 @@ with warnings.catch_warnings():
 
 torch.set_num_threads(1)  # the tests' tensors are small, and two processes share the cores
 os.environ["OMP_NUM_THREADS"] = "1"  # so for scripts and notebooks that the tests start
+# no fused steps of earlier runs, which round differently
+os.environ["PPLMODELS_CACHE"] = os.path.join(tempfile.gettempdir(), f"pplmodels-tests-{os.getpid()}")
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "tools")]  # none of them is installed

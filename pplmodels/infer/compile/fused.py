@@ -81,10 +81,16 @@ class Fusion:
         self._process: subprocess.Popen | None = None
 
     def begin(self) -> None:
-        """Start the background process, unless the fused graph is in the cache."""
+        """Start the background process, unless the fused graph is in the cache.
+
+        Raises :class:`FusionError` if the folder of the cache cannot be created.
+        """
         if self._path.exists():
             return
-        cache_folder().mkdir(parents=True, exist_ok=True)
+        try:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FusionError(f"the folder {cache_folder()} cannot be created ({error.strerror})") from error
         folder = Path(tempfile.mkdtemp(prefix="pplmodels-fusion-"))
         self._log = folder / "log"
         job = pickle.dumps((_written(self._module), self._layouts, str(self._path), torch.get_num_threads()))

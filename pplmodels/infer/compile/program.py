@@ -138,16 +138,15 @@ class CompiledProgram(Generic[Result]):
 
     def _begin_fusion(self, graph: TracedGraph, call: Call) -> None:
         graph.is_tried = True
-        try:
-            fusion = Fusion(graph.module, graph.chosen(call.state.tensors, call.arguments.tensors))
-        except FusionError as error:
-            self._tell_unfused(error)
-            return
         calls = sum(other.calls for other in self.graphs.values() if other is not None)
         seconds = (self._ends - time.monotonic()) * graph.calls / calls
-        if fusion.is_ready() or seconds > PAYS * fusion.expected_seconds:
-            fusion.begin()
-            graph.fusion, self.fusion = fusion, BEGUN
+        try:
+            fusion = Fusion(graph.module, graph.chosen(call.state.tensors, call.arguments.tensors))
+            if fusion.is_ready() or seconds > PAYS * fusion.expected_seconds:
+                fusion.begin()
+                graph.fusion, self.fusion = fusion, BEGUN
+        except FusionError as error:
+            self._tell_unfused(error)
 
     def _use_fused(self, graph: TracedGraph, fusion: Fusion, call: Call) -> None:
         """Let a graph run fused operations if they agree with the program and are faster."""

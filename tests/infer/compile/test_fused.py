@@ -119,39 +119,55 @@ def test_a_graph_in_the_cache_is_used_at_once(cache, monkeypatch, float64):
     assert graph_of(svi).is_fused
 
 
-def test_a_slower_or_a_different_graph_is_not_used(monkeypatch):
+@pytest.mark.parametrize(
+    "factor, ratio, fused_runs, sentence",
+    [
+        (1.0, 1.25, True, "the fused step takes 0.80 of the time of the replayed one"),
+        (1.0, 0.5, False, "the fused step takes 2.00 of the time of the replayed one"),
+        (1.05, 1.25, False, "its results differ from the program's by more than rounding"),
+    ],
+    ids=["faster", "slower", "different"],
+)
+def test_only_a_faster_graph_with_the_same_numbers_is_used(monkeypatch, factor, ratio, fused_runs, sentence):
+    """The graph itself, with its results multiplied by a factor, stands for the fused one."""
+
+    def load(self):
+        def run(*inputs):
+            return [None if r is None else factor * r for r in self._module(*inputs, *self._constants)]
+
+        return run
+
     monkeypatch.setattr(Fusion, "begin", lambda self: None)
     monkeypatch.setattr(Fusion, "is_ready", lambda self: True)
-    x = torch.randn(16, 4)
+    monkeypatch.setattr(Fusion, "load", load)
+    monkeypatch.setattr(program, "_ratio", lambda *_: ratio)
+    svi = new_svi("fused")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        until_settled(svi, torch.randn(16, 4))
+    assert graph_of(svi).is_fused == fused_runs
+    assert sentence in svi.fusion
 
-    def after(load, ratio):
-        monkeypatch.setattr(Fusion, "load", load)
-        monkeypatch.setattr(program, "_ratio", lambda *_: ratio)
-        svi = new_svi("fused")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            until_settled(svi, x)
-        return svi
 
-    def same(self):
-        return self._module_as_called
+def test_a_graph_that_comes_to_differ_is_replayed_again(monkeypatch):
+    """At a later comparison, here at call 64."""
+    x, factor = torch.randn(16, 4), [1.0]
 
-    def other(self):
-        return lambda *inputs: [None if r is None else 1.01 * r for r in self._module_as_called(*inputs)]
+    def load(self):
+        return lambda *inputs: [None if r is None else factor[0] * r for r in self._module(*inputs, *self._constants)]
 
-    lifted = fused._lifted
-    monkeypatch.setattr(
-        Fusion,
-        "_module_as_called",
-        property(lambda self: lambda *inputs: self._module(*inputs, *self._constants)),
-        raising=False,
-    )
-    assert lifted is fused._lifted
-    assert graph_of(after(same, 1.5)).is_fused
-    slow = after(same, 0.5)
-    assert not graph_of(slow).is_fused and "takes 2.00 of the time" in slow.fusion
-    wrong = after(other, 1.5)
-    assert not graph_of(wrong).is_fused and "differ from the program's by more than rounding" in wrong.fusion
+    monkeypatch.setattr(Fusion, "begin", lambda self: None)
+    monkeypatch.setattr(Fusion, "is_ready", lambda self: True)
+    monkeypatch.setattr(Fusion, "load", load)
+    monkeypatch.setattr(program, "_ratio", lambda *_: 2.0)
+    svi = new_svi("fused")
+    until_settled(svi, x)
+    assert graph_of(svi).is_fused
+    factor[0] = 1.1
+    with pytest.warns(UserWarning, match="came to differ from the program's by more than rounding"):
+        while graph_of(svi).calls < 64:
+            svi.step(x)
+    assert not graph_of(svi).is_fused
 
 
 def test_without_a_compiler_the_step_is_replayed_with_one_warning(tmp_path, monkeypatch):
@@ -167,6 +183,14 @@ def test_without_a_compiler_the_step_is_replayed_with_one_warning(tmp_path, monk
     for _ in range(steps):
         replayed.step(x)
     assert all(torch.equal(a, b) for a, b in zip(svi.parameters(), replayed.parameters(), strict=True))
+
+
+def test_without_a_folder_for_the_cache_the_step_is_replayed(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(fused.FOLDER, str(tmp_path / "file" / "cache"))
+    svi = new_svi("fused")
+    with pytest.warns(UserWarning, match=r"not fused: the folder .* cannot be created \(Not a directory\)"):
+        until_settled(svi, torch.randn(16, 4))
 
 
 def test_the_process_ends_with_its_owner(tmp_path, monkeypatch):
