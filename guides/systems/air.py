@@ -61,11 +61,11 @@ class AIROptions(ImageFileOptions):
     steps: Annotated[
         PositiveInt,
         Option(
-            "gradient steps (default: 6000; 3000 for the built-in digits; with --scenes, 2000 for up to 3 objects and "
+            "gradient steps (default: 6000; 2250 for the built-in digits; with --scenes, 2000 for up to 3 objects and "
             "more for more objects)",
             "training",
         ),
-    ] = by_data({"digits": 3000}, 6000)  # small canvases need fewer steps
+    ] = by_data({"digits": 2250}, 6000)  # small canvases need fewer steps
     batch_size: Annotated[
         PositiveInt, Option("images per step (default: 128, or fewer if scenes are large)", "training")
     ] = 128
