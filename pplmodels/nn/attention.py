@@ -63,7 +63,6 @@ class SpatialAttention(nn.Module):
     def __init__(self, image_channels: int, channels: int = 24, radius: float = 0.2):
         super().__init__()
         self.radius = radius
-        # channels last: its backward pass is faster on CPUs, and the features of a place are neighbors in memory
         self.net = BatchApply(
             nn.Sequential(
                 *(nn.Conv2d(image_channels, channels // 3, 5, 2, 2), nn.ReLU()),
@@ -71,7 +70,7 @@ class SpatialAttention(nn.Module):
                 nn.Conv2d(channels, channels, 3, 1, 2, dilation=2),  # sees 25x25 pixels
             ),
             3,
-        ).to(memory_format=torch.channels_last)
+        )
         self.marked = nn.Linear(len(REACHES), channels, bias=False)
         self.saliency = nn.Linear(channels, 1, bias=False)
 
