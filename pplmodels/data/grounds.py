@@ -120,8 +120,7 @@ def _patterns(levels: np.ndarray) -> Tensor | None:
     """
     few = levels[:: max(1, len(levels) // DECOMPOSED)].astype(np.float32) / 255
     rest = (few - few.mean(0)).reshape(len(few), -1)
-    values, components = np.linalg.svd(rest, full_matrices=False)[1:]
-    variance = values**2
+    variance, directions = (part[..., ::-1] for part in np.linalg.eigh(rest @ rest.T))  # from the largest on
     most = min(MOST_PATTERNS, len(variance) - 1)
     ratios = variance[:most] / np.maximum(variance[1 : most + 1], 1e-12)
     gaps = np.flatnonzero(ratios >= GAP)
@@ -130,8 +129,8 @@ def _patterns(levels: np.ndarray) -> Tensor | None:
     number = int(gaps[-1]) + 1
     if variance[:number].sum() < SHARE * variance.sum():
         return None
-    pictures = (values[:number, None] * components[:number] / len(few) ** 0.5).reshape(number, *levels.shape[1:])
-    return torch.from_numpy(pictures)
+    pictures = directions[:, :number].T @ rest / len(few) ** 0.5
+    return torch.from_numpy(pictures.reshape(number, *levels.shape[1:]))
 
 
 def _intensities(picture: np.ndarray) -> Tensor:

@@ -348,9 +348,12 @@ def test_a_background_starts_as_the_combination_of_patterns(float64):
     torch.testing.assert_close(model.ground(z_background), expected)
 
 
-def test_the_guide_of_the_background_starts_as_the_exact_posterior_without_objects(float64):
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_guide_of_the_background_starts_as_the_exact_posterior_without_objects(float64, residual):
     """Bayes' rule for a linear normal model, from its joint covariance."""
-    model, guide = AIR(**AIR_SIZES, **SCENE, background_patterns=2), AIRGuide(**AIR_SIZES, **AIR_WIDTHS, **SCENE)
+    model = AIR(**AIR_SIZES, **SCENE, background_patterns=2)
+    sizes = {**AIR_SIZES, **AIR_WIDTHS, **SCENE}
+    guide = DAIRGuide(model, **sizes) if residual else AIRGuide(**sizes)
     picture, patterns = a_start(model, guide)
     x = torch.rand(7, 1, 10, 10)
     rows = patterns.flatten(1)
@@ -360,6 +363,8 @@ def test_the_guide_of_the_background_starts_as_the_exact_posterior_without_objec
     torch.testing.assert_close(found.loc[:, :2], (x - picture).flatten(1) @ gain.T)
     covariance = torch.eye(2) - gain @ rows.T
     torch.testing.assert_close(found.scale[0, :2].square().diag(), covariance)
+    z_background = torch.cat([found.loc[:, :2], torch.zeros(7, 1)], 1)
+    torch.testing.assert_close(guide.canvas_before(z_background), model.ground(z_background))
 
 
 @pytest.mark.parametrize("background_model, patterns", [("scene", 4), ("scene", -1), ("common", 1)])

@@ -142,6 +142,11 @@ class CompiledProgram(Generic[Result]):
         seconds = (self._ends - time.monotonic()) * graph.calls / calls
         try:
             fusion = Fusion(graph.module, graph.chosen(call.state.tensors, call.arguments.tensors))
+        except FusionError as error:
+            if self.fused:  # otherwise nobody has asked for it
+                self._tell_unfused(error)
+            return
+        try:
             if fusion.is_ready() or seconds > PAYS * fusion.expected_seconds:
                 fusion.begin()
                 graph.fusion, self.fusion = fusion, BEGUN
@@ -160,15 +165,16 @@ class CompiledProgram(Generic[Result]):
                 before.restore()
                 graph.run = fused
                 self._compare(graph, call, before, (0, 1, 2, 3))
-        except FusionError as error:
-            self._tell_unfused(error)
-        except CompileError:
-            graph.run = graph.module.forward
-            self._tell_unfused(FusionError("its results differ from the program's by more than rounding"))
-        else:
             if ratio <= 1:
-                graph.run = graph.module.forward
-            self.fusion = f"the fused step takes {1 / ratio:.2f} of the time of the replayed one"
+                raise FusionError(f"it would take {1 / ratio:.2f} times as long")
+            self.fusion = f"the step is fused now and takes {1 / ratio:.2f} of the time of the replayed one"
+        except Exception as error:  # of any kind: the replay can always continue
+            graph.run = graph.module.forward
+            if isinstance(error, CompileError):
+                error = FusionError("its results differ from the program's by more than rounding")
+            elif not isinstance(error, FusionError):
+                error = FusionError(f"{type(error).__name__} while the fused graph runs")
+            self._tell_unfused(error)
 
     def _tell_unfused(self, error: FusionError) -> None:
         self.fusion = f"the step is replayed and not fused: {error}"

@@ -91,7 +91,7 @@ def test_a_fused_step_gives_the_numbers_of_the_replayed_one(cache, monkeypatch, 
     svis = new_svi("fused"), new_svi(True)
     for _ in range(until_settled(svis[0], x)):
         svis[1].step(x)
-    assert svis[0].fusion == "the fused step takes 0.50 of the time of the replayed one"
+    assert svis[0].fusion == "the step is fused now and takes 0.50 of the time of the replayed one"
     assert graph_of(svis[0]).is_fused
     svis[0].model.load_state_dict(svis[1].model.state_dict())
     svis[0].guide.load_state_dict(svis[1].guide.state_dict())
@@ -122,8 +122,8 @@ def test_a_graph_in_the_cache_is_used_at_once(cache, monkeypatch, float64):
 @pytest.mark.parametrize(
     "factor, ratio, fused_runs, sentence",
     [
-        (1.0, 1.25, True, "the fused step takes 0.80 of the time of the replayed one"),
-        (1.0, 0.5, False, "the fused step takes 2.00 of the time of the replayed one"),
+        (1.0, 1.25, True, "the step is fused now and takes 0.80 of the time of the replayed one"),
+        (1.0, 0.5, False, "the step is replayed and not fused: it would take 2.00 times as long"),
         (1.05, 1.25, False, "its results differ from the program's by more than rounding"),
     ],
     ids=["faster", "slower", "different"],
@@ -147,6 +147,20 @@ def test_only_a_faster_graph_with_the_same_numbers_is_used(monkeypatch, factor, 
         until_settled(svi, torch.randn(16, 4))
     assert graph_of(svi).is_fused == fused_runs
     assert sentence in svi.fusion
+
+
+def test_a_fused_graph_that_fails_is_not_used(monkeypatch):
+    monkeypatch.setattr(Fusion, "begin", lambda self: None)
+    monkeypatch.setattr(Fusion, "is_ready", lambda self: True)
+    monkeypatch.setattr(Fusion, "load", lambda self: lambda *inputs: [].pop())
+    x, svi, replayed = torch.randn(16, 4), new_svi("fused"), new_svi(True)
+    pyro.set_rng_seed(1)
+    with pytest.warns(UserWarning, match="not fused: IndexError while the fused graph runs"):
+        steps = until_settled(svi, x)
+    pyro.set_rng_seed(1)
+    for _ in range(steps):
+        replayed.step(x)
+    assert all(torch.equal(a, b) for a, b in zip(svi.parameters(), replayed.parameters(), strict=True))
 
 
 def test_a_graph_that_comes_to_differ_is_replayed_again(monkeypatch):
